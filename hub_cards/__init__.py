@@ -1,0 +1,1 @@
+"""Model cards and what is needed to publish a model."""

@@ -1,0 +1,1 @@
+"""Processors, chat templates and collators: from images and text to tensors."""

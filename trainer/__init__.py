@@ -1,0 +1,1 @@
+"""Trainers, training recipes and data sources."""

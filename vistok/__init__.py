@@ -1,0 +1,1 @@
+"""vistok: visual tokenizers for large language models."""
