@@ -1,0 +1,240 @@
+"""From annotation files (JSON, JSONL, CSV) to datasets of canonical examples, cached by content or streamed."""
+
+import csv
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets import Dataset, Features, IterableDataset
+from datasets.exceptions import DatasetGenerationError
+
+from ..processing.images import BadSampleError
+from . import data_examples
+from .data_examples import RAW_FEATURES, bad_example
+
+STREAM_SHARDS = 64
+"""Parts a stream is cut into, so that as many data loader workers and nodes can share it."""
+
+Convert = Callable[..., dict[str, Any]]
+"""Makes an example of `(record, row, source_name, **context)`, or raises a `BadSampleError`."""
+
+
+@dataclass(frozen=True)
+class Span:
+    """Consecutive records of an annotation file.
+
+    Args:
+        path (`str`): the file.
+        start (`int`): byte at which the first record starts; 0 unless it is a JSONL file.
+        first_row (`int`): row of the first record in the whole file.
+        rows (`int`, *optional*): number of rows; all that follow when missing.
+    """
+
+    path: str
+    start: int = 0
+    first_row: int = 0
+    rows: int | None = None
+
+
+def records_dataset(
+    source_name: str,
+    path: Path,
+    convert: Convert,
+    *,
+    streaming: bool = False,
+    columns: Features | None = None,
+    records_of: Callable[[Any], list[Any]] | None = None,
+    **context: Any,
+) -> Dataset | IterableDataset:
+    """Makes a dataset of the records of an annotation file.
+
+    A map-style dataset is converted once and cached by `datasets` under the content of the file. A JSONL file streams
+    without any conversion; the other kinds cannot be read from the middle, so their stream reads the cache.
+
+    Args:
+        source_name (`str`): name of the data source.
+        path (`Path`): a `.jsonl`, `.csv` or `.json` file (a list, or what `records_of` makes a list of).
+        convert: makes an example of a record; a function of a module, since data loader workers pickle it.
+        streaming (`bool`): return an `IterableDataset`.
+        columns (`Features`, *optional*): columns beyond those of an example.
+        records_of: makes the list of records of a parsed JSON document.
+        **context: keyword arguments for `convert`; their `repr` must say all about them.
+
+    Returns:
+        the dataset, with bad samples marked in the column `problem`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if its kind is unknown or it cannot be parsed.
+    """
+    path = existing_file(path, source_name)
+    features = Features({**RAW_FEATURES, **(columns or {})})
+    arguments: dict[str, Any] = {
+        "convert": convert,
+        "records_of": records_of,
+        "source_name": source_name,
+        "context": context,
+    }
+    arguments["columns"] = tuple(columns or ())
+    if streaming and path.suffix == ".jsonl":
+        arguments["spans"] = line_spans(path, STREAM_SHARDS)
+        if not arguments["spans"]:
+            raise ValueError(f"data source {source_name!r} is empty: {path} holds no records.")
+        return IterableDataset.from_generator(generate_examples, features=features, gen_kwargs=arguments)
+    arguments["spans"] = [Span(str(path))]
+    code = [inspect.getsourcefile(part) for part in (convert, generate_examples, data_examples)]
+    stamp = [str(path), source_name, repr(sorted(context.items())), *map(file_digest, [path, *code])]
+    fingerprint = hashlib.sha256("\n".join([*stamp, convert.__qualname__]).encode()).hexdigest()[:32]
+    try:
+        dataset = Dataset.from_generator(
+            generate_examples, features=features, gen_kwargs=arguments, fingerprint=fingerprint
+        )
+    except DatasetGenerationError as error:
+        # What went wrong is the cause; that it happened while filling a cache is of no use to the reader.
+        raise (error.__cause__ or error) from None
+    if streaming:
+        return dataset.to_iterable_dataset(num_shards=max(1, min(STREAM_SHARDS, len(dataset))))
+    return dataset
+
+
+def generate_examples(
+    spans: list[Span],
+    convert: Convert,
+    records_of: Callable[[Any], list[Any]] | None,
+    source_name: str,
+    columns: tuple[str, ...],
+    context: dict[str, Any],
+) -> Iterator[dict[str, Any]]:
+    """The generator behind both kinds of dataset; see [`records_dataset`] for the arguments.
+
+    Yields:
+        `dict`: an example per record, bad ones marked.
+    """
+    for span in spans:
+        for row, record in read_records(span, records_of):
+            try:
+                if isinstance(record, BadSampleError):
+                    raise record
+                yield convert(record, row, source_name, **context)
+            except BadSampleError as error:
+                located = BadSampleError(error.reason, error.file or span.path)
+                yield bad_example(source_name, row, located, columns)
+
+
+def read_records(
+    span: Span, records_of: Callable[[Any], list[Any]] | None = None
+) -> Iterator[tuple[int, Any | BadSampleError]]:
+    """Reads the records of a span with their rows, counted from 0.
+
+    Args:
+        span (`Span`): what to read.
+        records_of: makes the list of records of a parsed JSON document.
+
+    Yields:
+        `tuple[int, Any]`: row and record; a line that cannot be parsed is a `BadSampleError` in the record's place.
+
+    Raises:
+        ValueError: if the kind of file is unknown, or a JSON document is broken or no list.
+    """
+    suffix = Path(span.path).suffix
+    if suffix == ".jsonl":
+        yield from _read_lines(span)
+    elif suffix == ".csv":
+        with open(span.path, encoding="utf-8-sig", newline="") as stream:
+            for row, record in enumerate(csv.DictReader(stream)):
+                ragged = None in record or None in record.values()
+                yield row, BadSampleError("the line has not as many cells as the header") if ragged else record
+    elif suffix == ".json":
+        yield from enumerate(_read_document(span.path, records_of))
+    else:
+        raise ValueError(f"cannot read {span.path}: expected a .json, .jsonl or .csv file.")
+
+
+def _read_lines(span: Span) -> Iterator[tuple[int, Any | BadSampleError]]:
+    with open(span.path, "rb") as stream:
+        stream.seek(span.start)
+        for offset, line in enumerate(stream):
+            if span.rows is not None and offset >= span.rows:
+                return
+            if not line.strip():
+                continue
+            try:
+                yield span.first_row + offset, json.loads(line)
+            except ValueError as error:
+                yield span.first_row + offset, BadSampleError(f"the line is not valid JSON ({error})")
+
+
+def _read_document(path: str, records_of: Callable[[Any], list[Any]] | None) -> list[Any]:
+    try:
+        with open(path, encoding="utf-8") as stream:
+            document = json.load(stream)
+    except ValueError as error:
+        raise ValueError(f"{path} is not valid JSON ({error}); JSON lines belong in a .jsonl file.") from error
+    if records_of is not None:
+        return records_of(document)
+    if not isinstance(document, list):
+        raise ValueError(f"{path} must hold a JSON list of records, got a {type(document).__name__}.")
+    return document
+
+
+def line_spans(path: Path, num_spans: int) -> list[Span]:
+    """Cuts a JSONL file into spans of about equal size, at ends of lines.
+
+    Args:
+        path (`Path`): the file.
+        num_spans (`int`): at most so many spans.
+
+    Returns:
+        `list[Span]`: spans that together hold every line once, in order; empty for an empty file.
+    """
+    target = max(1, -(-path.stat().st_size // num_spans))
+    spans, start, first_row, end = [], 0, 0, 0
+    with open(path, "rb") as stream:
+        row = -1
+        for row, line in enumerate(stream):
+            end += len(line)
+            if end - start >= target:
+                spans.append(Span(str(path), start, first_row, row + 1 - first_row))
+                start, first_row = end, row + 1
+        if row + 1 > first_row:
+            spans.append(Span(str(path), start, first_row, row + 1 - first_row))
+    return spans
+
+
+def existing_file(path: Path | str, source_name: str) -> Path:
+    """Checks that an annotation file exists.
+
+    Args:
+        path: the file.
+        source_name (`str`): name of the data source, for the message.
+
+    Returns:
+        `Path`: its absolute path.
+
+    Raises:
+        FileNotFoundError: if it does not exist.
+    """
+    path = Path(path).expanduser().absolute()
+    if not path.is_file():
+        raise FileNotFoundError(f"data source {source_name!r}: there is no file {path}.")
+    return path
+
+
+def file_digest(path: Path | str | None) -> str:
+    """SHA-256 of a file's content.
+
+    Args:
+        path: the file.
+
+    Returns:
+        `str`: 64 hexadecimal digits.
+    """
+    digest = hashlib.sha256()
+    with open(str(path), "rb") as stream:
+        while block := stream.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
