@@ -1,0 +1,36 @@
+"""Files that ship with the package: training recipes and small trained adapters."""
+
+from pathlib import Path
+
+# The folder that holds `configuration/`: in an installed wheel and, through the symlinks, in a checkout it is `vistok/`;
+# in a checkout whose symlinks were not made it is the repository. `recipes/` and `checkpoints/` lie in it either way.
+_SHIPPED_IN = Path(__file__).absolute().parents[1]
+
+
+def shipped_path(name: str) -> Path:
+    """
+    Finds a file or folder that ships with vistok, whether it was installed or runs from a checkout.
+
+    Args:
+        name (`str`): path from the top of the repository, with forward slashes: `"checkpoints/gvt-demo"`,
+            `"recipes/gvt/demo.yaml"`.
+
+    Returns:
+        `Path`: where it lies on this machine.
+
+    Raises:
+        FileNotFoundError: if nothing ships under that name; the message lists what does.
+    """
+    top, _, _ = name.partition("/")
+    path = _SHIPPED_IN / name
+    if top in ("recipes", "checkpoints") and ".." not in path.parts and path.exists():
+        return path
+    found = sorted(
+        str(file.relative_to(_SHIPPED_IN).as_posix())
+        for pattern in ("recipes/**/*.yaml", "checkpoints/*/")
+        for file in _SHIPPED_IN.glob(pattern)
+    )
+    raise FileNotFoundError(f"vistok ships nothing named {name!r}. It ships: {', '.join(found) or 'nothing'}.")
+
+
+__all__ = ["shipped_path"]
