@@ -1,0 +1,84 @@
+"""What every test runs under: no network, a seed, caches of its own, and real weights where they have been fetched."""
+
+import ipaddress
+import os
+import random
+import shutil
+import socket
+import tempfile
+
+import pytest
+
+# Before torch and transformers are imported: tests neither read nor fill the user's caches of the Hub, and tiny models
+# are faster on one thread.
+_HUB_CACHE = tempfile.mkdtemp(prefix="vistok-tests-")
+os.environ.update(HF_HOME=_HUB_CACHE, HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+BASE_MODELS = ("dinov2-small", "smollm2-135m")
+
+
+def pytest_unconfigure():
+    shutil.rmtree(_HUB_CACHE, ignore_errors=True)
+
+
+def pytest_runtest_setup(item):
+    """Skips a test on real weights or data that were not fetched, or fails it where VISTOK_REQUIRE_WEIGHTS is set."""
+    missing = []
+    if marker := item.get_closest_marker("real_weights"):
+        missing += [name for name in marker.args or BASE_MODELS if not _has_base_model(name)]
+    if marker := item.get_closest_marker("real_data"):
+        missing += [name for name in marker.args if not _has_package(name)]
+    if missing:
+        reason = f"not in the cache: {', '.join(missing)}. Run `vistok fetch`."
+        if os.environ.get("VISTOK_REQUIRE_WEIGHTS", "0") not in ("", "0"):
+            pytest.fail(f"VISTOK_REQUIRE_WEIGHTS is set, but {reason}", pytrace=False)
+        pytest.skip(reason)
+
+
+def _has_base_model(name: str) -> bool:
+    from vistok.modeling.base_weights import resolve_checkpoint
+
+    try:
+        resolve_checkpoint(f"vistok:{name}")
+    except OSError:
+        return False
+    return True
+
+
+def _has_package(name: str) -> bool:
+    from vistok.modeling.base_weights import cache_dir
+
+    return any((cache_dir() / "packages").glob(f"{name}-*/"))
+
+
+@pytest.fixture(autouse=True)
+def seeded():
+    """Every test starts from the same random state, alone or after others."""
+    import numpy
+    import torch
+
+    random.seed(0)
+    numpy.random.seed(0)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def no_network(monkeypatch):
+    """A test that reaches beyond this machine fails at once, instead of where there is no network only."""
+    connect = socket.socket.connect
+
+    def connect_on_this_machine(self, address):
+        if self.family in (socket.AF_INET, socket.AF_INET6) and not _is_loopback(address[0]):
+            raise OSError(f"a test tried to reach {address[0]}: unit tests use no network")
+        return connect(self, address)
+
+    monkeypatch.setattr(socket.socket, "connect", connect_on_this_machine)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
