@@ -156,14 +156,14 @@ def _file_hash(path: str, mtime_ns: int, size: int) -> str:
 def _file_name(image: ImageSource) -> str | None:
     if isinstance(image, Mapping):
         image = image.get("path") or b""
-    return None if isinstance(image, (bytes, bytearray, Image.Image)) else os.fspath(image)
+    return os.fspath(image) if isinstance(image, (str, os.PathLike)) else None
 
 
 def _local_path(image: ImageSource) -> str | None:
     """The local file that holds the image, or None where the bytes are given or the path is a URL."""
     if isinstance(image, Mapping) and image.get("bytes") is not None:
         return None
-    file = _file_name(image) if isinstance(image, (str, os.PathLike, Mapping)) else None
+    file = _file_name(image)
     return None if file is None or "://" in file else file
 
 

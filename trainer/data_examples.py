@@ -161,8 +161,8 @@ def make_example(
         `dict`: the example.
 
     Raises:
-        BadSampleError: if images and placeholders differ in number, a role is unknown, the user does not speak first,
-            the assistant says nothing, or it shows an image.
+        BadSampleError: if images and placeholders differ in number, a role is unknown, a turn is empty, the user does
+            not speak first, or the assistant says nothing or shows an image.
     """
     check_messages(messages, len(images))
     return {
@@ -197,6 +197,8 @@ def check_messages(messages: Iterable[Mapping[str, Any]], num_images: int) -> No
         raise BadSampleError("an answer of the assistant holds an image placeholder; answers hold text only")
     if not answers or any(not "".join(part["text"] for part in answer).strip() for answer in answers):
         raise BadSampleError("an answer of the assistant is missing or empty")
+    if any(not message["content"] for message in messages):
+        raise BadSampleError("a turn of the conversation is empty")
     placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
     if placeholders != num_images:
         raise BadSampleError(f"{placeholders} image placeholders for {num_images} images")

@@ -21,7 +21,7 @@ from .data_records import records_dataset
 DataFormat = Callable[..., Dataset | IterableDataset]
 
 # Modules that register formats when imported; they are imported when a format is first looked up.
-FORMAT_MODULES = ("data_formats", "data_tables", "cutouts")
+FORMAT_MODULES = ("data_formats", "data_annotations", "data_shards", "cutouts")
 _FORMATS: dict[str, DataFormat] = {}
 
 
@@ -38,7 +38,8 @@ class DataSource:
         weight (`float`, *optional*): share in a mixture, relative to the other sources' weights.
         streaming (`bool`): read lazily, as an `IterableDataset`.
         max_samples (`int`, *optional*): use at most so many rows: the first ones, or a random choice if `seed` is set
-            and the source is not a stream.
+            and the format does not read lazily. (Of webdataset shards and of streamed Hub data, every data loader
+            worker takes its share from its own shards.)
         seed (`int`, *optional*): shuffle with this seed; `None` keeps the source's order.
         on_error (`str`): `"raise"` stops at a bad sample (a structural one when loading, an unreadable image when it
             is read); `"skip"` leaves it out and counts it.
@@ -126,8 +127,9 @@ def register_data_format(name: str) -> Callable[[DataFormat], DataFormat]:
     """Decorator that adds a format of data sources.
 
     The function takes the [`DataSource`] and, as keyword arguments, the options that a user may set in
-    `DataSource.options`. It returns a `Dataset` (or, if `source.streaming`, preferably an `IterableDataset`) with the
-    columns of `data_examples.FEATURES`, and possibly more; it does not care for `max_samples`, `seed` and `on_error`.
+    `DataSource.options`. It returns a `Dataset` or (if `source.streaming`) an `IterableDataset` with the
+    columns of `data_examples.FEATURES`, and possibly more; `max_samples`, `seed` and `on_error` are not its business.
+    Where it cannot read lazily, a `Dataset` will do for `source.streaming` too.
 
     Args:
         name (`str`): name of the format in recipes.
@@ -228,11 +230,10 @@ def easy_vqa(source: DataSource) -> Dataset | IterableDataset:
         package = Path(str(source.path)).expanduser()
     folder = package / "easy_vqa" / "data" / split
     return records_dataset(
-        str(source.name),
+        source,
         folder / "questions.json",
         easy_vqa_example,
-        streaming=source.streaming,
-        columns=Features({"answer_type": Value("string")}),
+        extra_features=Features({"answer_type": Value("string")}),
         images=str((folder / "images").absolute()),
         prompt=source.prompt,
         split=split,

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from datasets import Dataset, Features, IterableDataset
 from datasets.exceptions import DatasetGenerationError
@@ -15,6 +15,9 @@ from datasets.exceptions import DatasetGenerationError
 from ..processing.images import BadSampleError
 from . import data_examples
 from .data_examples import RAW_FEATURES, bad_example
+
+if TYPE_CHECKING:
+    from .data_formats import DataSource
 
 STREAM_SHARDS = 64
 """Parts a stream is cut into, so that as many data loader workers and nodes can share it."""
@@ -31,7 +34,7 @@ class Span:
         path (`str`): the file.
         start (`int`): byte at which the first record starts; 0 unless it is a JSONL file.
         first_row (`int`): row of the first record in the whole file.
-        rows (`int`, *optional*): number of rows; all that follow when missing.
+        rows (`int`, *optional*): number of rows of a JSONL file; all that follow when missing.
     """
 
     path: str
@@ -41,26 +44,24 @@ class Span:
 
 
 def records_dataset(
-    source_name: str,
+    source: "DataSource",
     path: Path,
     convert: Convert,
     *,
-    streaming: bool = False,
-    columns: Features | None = None,
+    extra_features: Features | None = None,
     records_of: Callable[[Any], list[Any]] | None = None,
     **context: Any,
 ) -> Dataset | IterableDataset:
     """Makes a dataset of the records of an annotation file.
 
-    A map-style dataset is converted once and cached by `datasets` under the content of the file. A JSONL file streams
-    without any conversion; the other kinds cannot be read from the middle, so their stream reads the cache.
+    The records are converted once and cached by `datasets` under the content of the file. Only a JSONL file streams
+    without any conversion; the other kinds cannot be read from the middle, so the loader streams their cache.
 
     Args:
-        source_name (`str`): name of the data source.
+        source (`DataSource`): the data source; its name, `streaming` and `max_samples` matter here.
         path (`Path`): a `.jsonl`, `.csv` or `.json` file (a list, or what `records_of` makes a list of).
         convert: makes an example of a record; a function of a module, since data loader workers pickle it.
-        streaming (`bool`): return an `IterableDataset`.
-        columns (`Features`, *optional*): columns beyond those of an example.
+        extra_features (`Features`, *optional*): columns beyond those of an example.
         records_of: makes the list of records of a parsed JSON document.
         **context: keyword arguments for `convert`; their `repr` must say all about them.
 
@@ -71,34 +72,33 @@ def records_dataset(
         FileNotFoundError: if there is no such file.
         ValueError: if its kind is unknown or it cannot be parsed.
     """
+    source_name = str(source.name)
     path = existing_file(path, source_name)
-    features = Features({**RAW_FEATURES, **(columns or {})})
+    features = Features({**RAW_FEATURES, **(extra_features or {})})
     arguments: dict[str, Any] = {
         "convert": convert,
         "records_of": records_of,
         "source_name": source_name,
         "context": context,
     }
-    arguments["columns"] = tuple(columns or ())
-    if streaming and path.suffix == ".jsonl":
+    arguments["columns"] = tuple(extra_features or ())
+    # A stream that is cut off would be cut off in every data loader worker: what is used of it is cached instead.
+    if source.streaming and path.suffix == ".jsonl" and source.max_samples is None:
         arguments["spans"] = line_spans(path, STREAM_SHARDS)
         if not arguments["spans"]:
             raise ValueError(f"data source {source_name!r} is empty: {path} holds no records.")
         return IterableDataset.from_generator(generate_examples, features=features, gen_kwargs=arguments)
-    arguments["spans"] = [Span(str(path))]
+    arguments["spans"] = [Span(str(path), rows=source.max_samples if source.streaming else None)]
     code = [inspect.getsourcefile(part) for part in (convert, generate_examples, data_examples)]
-    stamp = [str(path), source_name, repr(sorted(context.items())), *map(file_digest, [path, *code])]
-    fingerprint = hashlib.sha256("\n".join([*stamp, convert.__qualname__]).encode()).hexdigest()[:32]
+    stamp = [repr(arguments["spans"]), source_name, convert.__qualname__, repr(sorted(context.items()))]
+    fingerprint = hashlib.sha256("\n".join([*stamp, *map(file_digest, [path, *code])]).encode()).hexdigest()[:32]
     try:
-        dataset = Dataset.from_generator(
+        return Dataset.from_generator(
             generate_examples, features=features, gen_kwargs=arguments, fingerprint=fingerprint
         )
     except DatasetGenerationError as error:
         # What went wrong is the cause; that it happened while filling a cache is of no use to the reader.
         raise (error.__cause__ or error) from None
-    if streaming:
-        return dataset.to_iterable_dataset(num_shards=max(1, min(STREAM_SHARDS, len(dataset))))
-    return dataset
 
 
 def generate_examples(

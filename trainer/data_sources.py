@@ -126,13 +126,29 @@ def load_data_source(source: DataSource | Mapping[str, Any]) -> Dataset | Iterab
     missing = [column for column in FEATURES if column not in (dataset.column_names or FEATURES)]
     if missing:
         raise ValueError(f"data format {source.format!r} lacks the columns {missing} of a training example.")
+    report = SkippedSamples()
+    dataset = _limit(dataset, source)
     if isinstance(dataset, Dataset) and source.streaming:
         dataset = _as_stream(dataset)
-    report = SkippedSamples()
-    prepare = _prepare_stream if isinstance(dataset, IterableDataset) else _prepare_map_style
-    dataset = prepare(dataset, source, report)
+    if isinstance(dataset, IterableDataset):
+        dataset = _good_stream(dataset, source, report)
+    else:
+        dataset = _good_map_style(dataset, source, report)
+    if source.seed is not None:
+        buffer = {"buffer_size": source.shuffle_buffer} if isinstance(dataset, IterableDataset) else {}
+        dataset = dataset.shuffle(seed=source.seed, **buffer)
     dataset.skipped_samples = report
     return dataset
+
+
+def _limit(dataset: Dataset | IterableDataset, source: DataSource) -> Dataset | IterableDataset:
+    if source.max_samples is None:
+        return dataset
+    if isinstance(dataset, IterableDataset):
+        return dataset.take(source.max_samples)
+    if source.seed is not None:
+        dataset = dataset.shuffle(seed=source.seed)
+    return dataset.select(range(min(source.max_samples, len(dataset))))
 
 
 def _as_stream(dataset: Dataset) -> IterableDataset:
@@ -143,11 +159,7 @@ def _empty(source: DataSource, report: SkippedSamples) -> ValueError:
     return ValueError(f"data source {source.name!r} ({source.path or source.format}) is empty. {report.summary()}")
 
 
-def _prepare_map_style(dataset: Dataset, source: DataSource, report: SkippedSamples) -> Dataset:
-    if source.seed is not None:
-        dataset = dataset.shuffle(seed=source.seed)
-    if source.max_samples is not None:
-        dataset = dataset.select(range(min(source.max_samples, len(dataset))))
+def _good_map_style(dataset: Dataset, source: DataSource, report: SkippedSamples) -> Dataset:
     if source.on_error == "skip":
         dataset = dataset.select(_good_rows(dataset, source, report))
     elif PROBLEM in dataset.column_names:
@@ -187,16 +199,12 @@ def _find_problem(example: Mapping[str, Any]) -> str | None:
     return None
 
 
-def _prepare_stream(dataset: IterableDataset, source: DataSource, report: SkippedSamples) -> IterableDataset:
-    if source.max_samples is not None:
-        dataset = dataset.take(source.max_samples)
+def _good_stream(dataset: IterableDataset, source: DataSource, report: SkippedSamples) -> IterableDataset:
     dataset = dataset.filter(_GoodSamples(report if source.on_error == "skip" else None))
     if PROBLEM in (dataset.column_names or ()):
         dataset = dataset.remove_columns([PROBLEM])
     if next(iter(dataset.take(1)), None) is None:
         raise _empty(source, report)
-    if source.seed is not None:
-        dataset = dataset.shuffle(seed=source.seed, buffer_size=source.shuffle_buffer)
     return dataset
 
 
