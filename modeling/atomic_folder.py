@@ -1,0 +1,181 @@
+"""Folders of the cache that are either complete or absent, however many processes build them and wherever they die."""
+
+import errno
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+from transformers.utils import logging
+
+logger = logging.get_logger(__name__)
+
+SOURCE_FILE = "SOURCE.json"
+"""Written into every folder of the cache: which archive it came from. A folder without it is not complete."""
+
+_IDENTITY = ("sha256", "revision")
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+
+
+class FetchError(RuntimeError):
+    """Something could not be downloaded, checked, unpacked, converted or stored; the message says what to do."""
+
+
+def cache_dir() -> Path:
+    """The folder that keeps converted base weights and unpacked data packages.
+
+    Returns:
+        `Path`: the value of the environment variable `VISTOK_CACHE`; without it `vistok` under `XDG_CACHE_HOME`, or
+        `~/.cache/vistok`. It need not exist yet.
+    """
+    if chosen := os.environ.get("VISTOK_CACHE"):
+        return Path(chosen).expanduser().absolute()
+    user_cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return (Path(user_cache).expanduser() / "vistok").absolute()
+
+
+def is_complete(folder: Path, source: Mapping[str, Any]) -> bool:
+    """Tells whether a folder was built, completely, from the given source.
+
+    Args:
+        folder (`Path`): a folder of the cache.
+        source (`Mapping`): what `build_folder_once` was, or would be, given.
+
+    Returns:
+        `bool`: whether the folder's `SOURCE.json` records the same archive and the same revision of vistok's
+        conversion.
+    """
+    try:
+        recorded = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(recorded, dict) and all(recorded.get(key) == source[key] for key in _IDENTITY)
+
+
+def build_folder_once(
+    folder: Path,
+    source: Mapping[str, Any],
+    build: Callable[[Path, Path], None],
+    needed_bytes: int = 0,
+    force: bool = False,
+) -> Path:
+    """Builds a folder of the cache unless it is complete already: whole or not at all, and by one process at a time.
+
+    The content is written in a work folder beside it, flushed to disk and moved into place by a rename, so an
+    interruption at any point leaves the old state. Work folders of processes that were killed are removed by the
+    next build of the same folder.
+
+    Args:
+        folder (`Path`): where the result goes; its name is also the name of the lock.
+        source (`Mapping`): recorded as `SOURCE.json`; `"sha256"` and `"revision"` decide whether an existing folder
+            is up to date.
+        build (`Callable`): called with an empty folder to fill and a scratch folder that is removed afterwards.
+        needed_bytes (`int`, *optional*, defaults to 0): disk space, in bytes, that must be free before starting.
+        force (`bool`, *optional*, defaults to `False`): build again even if the folder is complete. The old one stays
+            in place until the new one is.
+
+    Returns:
+        `Path`: `folder`.
+
+    Raises:
+        FetchError: if the cache cannot be written or is too small.
+    """
+    if not force and is_complete(folder, source):
+        return folder
+    with _explained_disk_errors(), _exclusive(folder.name):
+        if not force and is_complete(folder, source):
+            return folder
+        _require_space(needed_bytes)
+        work = _fresh_work_folder(folder.name)
+        try:
+            content, scratch = work / "content", work / "scratch"
+            content.mkdir()
+            scratch.mkdir()
+            build(content, scratch)
+            (content / SOURCE_FILE).write_text(json.dumps(dict(source), indent=2) + "\n", encoding="utf-8")
+            _flush_to_disk(content)
+            _move_into_place(content, folder, aside=work / "replaced")
+        finally:
+            shutil.rmtree(work.parent, ignore_errors=True)
+    return folder
+
+
+@contextmanager
+def _exclusive(name: str) -> Iterator[None]:
+    locks = cache_dir() / "locks"
+    locks.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(locks / f"{name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        logger.warning(f"Another process is preparing {name}: waiting for it.")
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@contextmanager
+def _explained_disk_errors() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _DISK_ERRORS:
+            raise
+        raise FetchError(
+            f"Cannot write to the cache {cache_dir()}: {error}. Make it writable, free some space, or set the "
+            "environment variable VISTOK_CACHE to another folder; nothing half-made was left behind."
+        ) from error
+
+
+def _require_space(needed_bytes: int) -> None:
+    free = shutil.disk_usage(cache_dir()).free
+    if free < needed_bytes:
+        raise FetchError(
+            f"The cache {cache_dir()} has {free / 1e6:.0f} MB free and {needed_bytes / 1e6:.0f} MB are needed: free "
+            "some space, or set the environment variable VISTOK_CACHE to another folder."
+        )
+
+
+def _fresh_work_folder(name: str) -> Path:
+    parent = cache_dir() / "work" / name
+    # The lock is held: whatever lies here belonged to a process that was killed.
+    shutil.rmtree(parent, ignore_errors=True)
+    # Not tempfile.mkdtemp, whose 0700 would survive the rename and lock others out of a shared cache.
+    work = parent / uuid.uuid4().hex
+    work.mkdir(parents=True)
+    return work
+
+
+def _flush_to_disk(folder: Path) -> None:
+    """Makes names and contents durable before the rename: else a power cut could leave a complete-looking folder."""
+    ordinary_mode = (folder / SOURCE_FILE).stat().st_mode
+    for path in sorted(folder.rglob("*"), reverse=True):
+        if path.is_file():
+            path.chmod(ordinary_mode)  # safetensors writes files that only their owner may read
+        _fsync(path)
+    _fsync(folder)
+
+
+def _fsync(path: Path) -> None:
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move_into_place(content: Path, folder: Path, aside: Path) -> None:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists():
+        os.replace(folder, aside)
+    os.replace(content, folder)
+    _fsync(folder.parent)
