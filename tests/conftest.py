@@ -38,19 +38,16 @@ def pytest_runtest_setup(item):
 
 
 def _has_base_model(name: str) -> bool:
-    from vistok.modeling.base_weights import resolve_checkpoint
+    from vistok.modeling.base_weights import is_fetched
 
-    try:
-        resolve_checkpoint(f"vistok:{name}")
-    except OSError:
-        return False
-    return True
+    return is_fetched(name)
 
 
 def _has_package(name: str) -> bool:
-    from vistok.modeling.base_weights import cache_dir
+    from vistok.modeling.atomic_folder import is_complete
+    from vistok.modeling.registry_packages import DATA_PACKAGES, package_folder
 
-    return any((cache_dir() / "packages").glob(f"{name}-*/"))
+    return is_complete(package_folder(DATA_PACKAGES[name]), DATA_PACKAGES[name].source)
 
 
 @pytest.fixture(autouse=True)
