@@ -19,7 +19,7 @@ SOURCE_FILE = "SOURCE.json"
 """Written into every folder of the cache: which archive it came from. A folder without it is not complete."""
 
 _IDENTITY = ("sha256", "revision")
-_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.EFBIG}
+_DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
 class FetchError(RuntimeError):

@@ -1,9 +1,11 @@
 """Unpacking of wheels, npm tarballs and Debian packages: wanted members only, and never outside the target folder."""
 
+import lzma
 import shutil
 import subprocess
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path, PurePosixPath
@@ -19,6 +21,7 @@ logger = logging.get_logger(__name__)
 _AR_MAGIC = b"!<arch>\n"
 _AR_HEADER = 60
 _CHUNK = 1 << 20
+_UNREADABLE = (tarfile.TarError, zipfile.BadZipFile, lzma.LZMAError, zlib.error, EOFError, FileExistsError)
 
 
 def unpack(archive: Path, folder: Path, keep: Sequence[str], scratch: Path) -> int:
@@ -51,7 +54,7 @@ def unpack(archive: Path, folder: Path, keep: Sequence[str], scratch: Path) -> i
             with open(target, "xb") as file:
                 shutil.copyfileobj(content, file, _CHUNK)
             written += 1
-    except (tarfile.TarError, zipfile.BadZipFile, EOFError) as error:
+    except _UNREADABLE as error:
         raise FetchError(f"{archive} is not a readable archive: {error}. Delete it and fetch again.") from error
     missing = [pattern for pattern, count in matched.items() if not count]
     if missing:

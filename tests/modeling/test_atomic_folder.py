@@ -1,0 +1,188 @@
+"""Folders of the cache are complete or absent: after errors, kills, and with several processes at once."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from vistok.modeling import atomic_folder
+from vistok.modeling.atomic_folder import FetchError, build_folder_once, cache_dir, is_complete
+
+SOURCE = {"name": "tiny", "sha256": "0" * 64, "revision": 1}
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+def write_answer(content: Path, scratch: Path) -> None:
+    (content / "answer.txt").write_text("42")
+
+
+def start(script: str, cache: Path) -> subprocess.Popen:
+    # The module by itself, which needs no torch: importing vistok would take most of the test's time.
+    environment = os.environ | {"VISTOK_CACHE": str(cache), "PYTHONPATH": str(Path(atomic_folder.__file__).parent)}
+    return subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(script)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+
+
+def leftovers(cache: Path) -> list[Path]:
+    return [path for path in (cache / "work").rglob("*") if path.is_file()] if (cache / "work").exists() else []
+
+
+def test_cache_dir_prefers_its_own_variable_then_the_users_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
+    monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "own"))
+    assert cache_dir() == tmp_path / "own"
+    monkeypatch.setenv("VISTOK_CACHE", "")
+    assert cache_dir() == tmp_path / "xdg" / "vistok"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert cache_dir() == tmp_path / ".cache" / "vistok"
+
+
+def test_built_folder_records_its_source_and_is_built_once(cache):
+    calls = []
+
+    def build(content, scratch):
+        calls.append(content)
+        write_answer(content, scratch)
+
+    for _ in range(2):
+        folder = build_folder_once(cache / "models" / "tiny", SOURCE, build)
+    assert len(calls) == 1
+    assert (folder / "answer.txt").read_text() == "42"
+    assert json.loads((folder / "SOURCE.json").read_text()) == SOURCE
+    assert not leftovers(cache)
+
+
+def test_everyone_may_read_what_the_umask_lets_them_read(cache):
+    def build(content, scratch):
+        write_answer(content, scratch)
+        (content / "answer.txt").chmod(0o600)
+
+    folder = build_folder_once(cache / "models" / "tiny", SOURCE, build)
+    plain = cache / "plain"
+    plain.touch()
+    assert (folder / "answer.txt").stat().st_mode == plain.stat().st_mode
+    assert folder.stat().st_mode == cache.stat().st_mode
+
+
+@pytest.mark.parametrize("interruption", [RuntimeError("conversion failed"), KeyboardInterrupt()])
+def test_interrupted_build_leaves_nothing_and_a_retry_succeeds(cache, interruption):
+    def build(content, scratch):
+        (content / "half.bin").write_bytes(b"half")
+        (scratch / "half.zip").write_bytes(b"half")
+        raise interruption
+
+    folder = cache / "models" / "tiny"
+    with pytest.raises(type(interruption)):
+        build_folder_once(folder, SOURCE, build)
+    assert not folder.exists()
+    assert not leftovers(cache)
+    assert is_complete(build_folder_once(folder, SOURCE, write_answer), SOURCE)
+
+
+def test_killed_build_leaves_no_folder_and_the_next_build_clears_its_traces(cache):
+    process = start(
+        f"""
+        import time
+        from atomic_folder import build_folder_once, cache_dir
+
+        def build(content, scratch):
+            (content / "half.bin").write_bytes(b"half")
+            print("half-way", flush=True)
+            time.sleep(60)
+
+        build_folder_once(cache_dir() / "models" / "tiny", {SOURCE!r}, build)
+        """,
+        cache,
+    )
+    assert process.stdout.readline() == "half-way\n"
+    process.send_signal(signal.SIGKILL if hasattr(signal, "SIGKILL") else signal.SIGTERM)
+    process.wait()
+    folder = cache / "models" / "tiny"
+    assert not folder.exists() and leftovers(cache)
+
+    build_folder_once(folder, SOURCE, write_answer)
+    assert sorted(path.name for path in folder.iterdir()) == ["SOURCE.json", "answer.txt"]
+    assert not leftovers(cache)
+
+
+def test_processes_at_once_build_one_time(cache):
+    script = f"""
+        import time
+        from atomic_folder import build_folder_once, cache_dir
+
+        def build(content, scratch):
+            print("built", flush=True)
+            time.sleep(0.5)
+            (content / "answer.txt").write_text("42")
+
+        print((build_folder_once(cache_dir() / "models" / "tiny", {SOURCE!r}, build) / "answer.txt").read_text())
+        """
+    processes = [start(script, cache) for _ in range(3)]
+    said = [process.communicate(timeout=60)[0].split() for process in processes]
+    assert sorted(said) == [["42"], ["42"], ["built", "42"]]
+
+
+def test_force_replaces_a_complete_folder_only_by_a_complete_one(cache):
+    folder = cache / "models" / "tiny"
+    build_folder_once(folder, SOURCE, write_answer)
+
+    def fail(content, scratch):
+        raise RuntimeError("no")
+
+    with pytest.raises(RuntimeError):
+        build_folder_once(folder, SOURCE, fail, force=True)
+    assert (folder / "answer.txt").read_text() == "42"
+    build_folder_once(folder, SOURCE, lambda content, _: (content / "other.txt").touch(), force=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["SOURCE.json", "other.txt"]
+
+
+@pytest.mark.parametrize("change", [{"sha256": "1" * 64}, {"revision": 2}])
+def test_folder_from_another_archive_or_conversion_is_rebuilt(cache, change):
+    folder = build_folder_once(cache / "models" / "tiny", SOURCE, write_answer)
+    assert not is_complete(folder, SOURCE | change)
+    build_folder_once(folder, SOURCE | change, lambda content, _: (content / "new.txt").touch())
+    assert is_complete(folder, SOURCE | change) and not (folder / "answer.txt").exists()
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", "{}"])
+def test_folder_with_a_damaged_record_is_not_complete(cache, damage):
+    folder = build_folder_once(cache / "models" / "tiny", SOURCE, write_answer)
+    (folder / "SOURCE.json").write_text(damage)
+    assert not is_complete(folder, SOURCE)
+
+
+def test_too_little_space_is_said_before_anything_is_built(cache, monkeypatch):
+    usage = namedtuple("usage", "total used free")(10**9, 10**9, 5_000_000)
+    monkeypatch.setattr(atomic_folder.shutil, "disk_usage", lambda path: usage)
+    with pytest.raises(FetchError, match=r"5 MB free and 300 MB are needed.*VISTOK_CACHE"):
+        build_folder_once(cache / "models" / "tiny", SOURCE, pytest.fail, needed_bytes=300_000_000)
+
+
+def test_full_disk_names_the_cache_and_leaves_nothing(cache):
+    def build(content, scratch):
+        (content / "half.bin").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(FetchError, match=r"No space left on device.*VISTOK_CACHE"):
+        build_folder_once(cache / "models" / "tiny", SOURCE, build)
+    assert not (cache / "models").exists() and not leftovers(cache)
+
+
+def test_cache_that_cannot_be_written_is_said_with_the_remedy(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(FetchError, match="VISTOK_CACHE"):
+        build_folder_once(cache_dir() / "models" / "tiny", SOURCE, write_answer)
