@@ -1,1 +1,88 @@
-"""vistok: visual tokenizers for large language models."""
+"""vistok: visual tokenizers for large language models, native to Hugging Face Transformers.
+
+Importing the package registers its models with the Auto classes of transformers. Everything else is loaded when it is
+first asked for.
+"""
+
+import importlib
+from typing import TYPE_CHECKING
+
+__version__ = "0.1.0"
+
+# Public name → module that defines it.
+_PUBLIC = {
+    "CutoutLibrary": "trainer.cutouts",
+    "DataSource": "trainer.data_sources",
+    "GVTConfig": "configuration.configuration_gvt",
+    "GVTForConditionalGeneration": "modeling.modeling_gvt",
+    "GVTModel": "modeling.modeling_gvt",
+    "GVTProcessor": "processing.processing_gvt",
+    "PerceiverResampler": "modeling.perceiver_resampler",
+    "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
+    "VisionFeatures": "modeling.visual_tokenizer",
+    "VisualLanguageCollator": "processing.collator",
+    "VisualLanguageConfig": "trainer.visual_language_config",
+    "VisualLanguageTrainer": "trainer.visual_language_trainer",
+    "VisualTokenizer": "modeling.visual_tokenizer",
+    "VisualTokenizerOutput": "modeling.visual_tokenizer",
+    "fetch": "modeling.base_weights",
+    "load_data_source": "trainer.data_sources",
+    "load_image": "processing.images",
+    "mix_data_sources": "trainer.data_sources",
+    "save_trained_weights": "modeling.trained_weights",
+}
+
+__all__ = sorted(_PUBLIC)
+
+
+def __getattr__(name: str):
+    if name in _PUBLIC:
+        return getattr(importlib.import_module(f".{_PUBLIC[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_PUBLIC])
+
+
+def _register_auto_classes() -> None:
+    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+
+    from .configuration.configuration_gvt import GVTConfig
+    from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
+
+    AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
+    AutoConfig.register("gvt", GVTConfig)
+
+    from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
+    from .modeling.perceiver_resampler import PerceiverResampler
+    from .processing.processing_gvt import GVTProcessor
+
+    AutoModel.register(PerceiverResamplerConfig, PerceiverResampler)
+    AutoModel.register(GVTConfig, GVTModel)
+    AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
+    AutoProcessor.register(GVTConfig, GVTProcessor)
+
+
+_register_auto_classes()
+
+if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
+    from .configuration.configuration_gvt import GVTConfig as GVTConfig
+    from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
+    from .modeling.base_weights import fetch as fetch
+    from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
+    from .modeling.modeling_gvt import GVTModel as GVTModel
+    from .modeling.perceiver_resampler import PerceiverResampler as PerceiverResampler
+    from .modeling.trained_weights import save_trained_weights as save_trained_weights
+    from .modeling.visual_tokenizer import VisionFeatures as VisionFeatures
+    from .modeling.visual_tokenizer import VisualTokenizer as VisualTokenizer
+    from .modeling.visual_tokenizer import VisualTokenizerOutput as VisualTokenizerOutput
+    from .processing.collator import VisualLanguageCollator as VisualLanguageCollator
+    from .processing.images import load_image as load_image
+    from .processing.processing_gvt import GVTProcessor as GVTProcessor
+    from .trainer.cutouts import CutoutLibrary as CutoutLibrary
+    from .trainer.data_sources import DataSource as DataSource
+    from .trainer.data_sources import load_data_source as load_data_source
+    from .trainer.data_sources import mix_data_sources as mix_data_sources
+    from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
+    from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer

@@ -1,0 +1,94 @@
+"""Configuration of GVT."""
+
+from typing import Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+
+@strict
+class GVTConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`GVTModel`] and [`GVTForConditionalGeneration`]: a vision tower, a visual tokenizer (the Perceiver
+    resampler, by default) and a language model (Section 3.2 of "What Makes for Good Visual Tokenizer Supervision for
+    Large Language Models?").
+
+    Args:
+        vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14):
+            Configuration of the vision tower: any vision transformer of transformers.
+        text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama):
+            Configuration of the language model: any causal or encoder-decoder model of transformers.
+        resampler_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `PerceiverResamplerConfig()`):
+            Configuration of the visual tokenizer. Its `patch_hidden_size` follows the tower.
+        image_token_id (`int`, *optional*, defaults to 32000):
+            Id of the placeholder that visual tokens take the place of.
+        vision_feature_layer (`int`, *optional*, defaults to -1):
+            Index into the tower's `hidden_states` (the embeddings are 0, the last layer is -1).
+        vision_feature_select_strategy (`"full"` or `"default"`, *optional*, defaults to `"full"`):
+            `"full"` keeps [CLS] and register tokens beside the patches, `"default"` drops them.
+        base_models (`dict[str, str]`, *optional*):
+            Checkpoints (`{"vision": …, "text": …}`: names, folders or Hub ids) which complete a folder that holds only
+            the trained weights. `None` for a folder that holds all weights.
+        lora_config (`dict`, *optional*):
+            The `peft.LoraConfig`, as a dictionary, of the adapters among the trained weights of such a folder.
+
+    Example:
+
+    ```python
+    >>> from transformers import Dinov2Config, LlamaConfig
+    >>> from vistok import GVTConfig, GVTForConditionalGeneration
+
+    >>> config = GVTConfig(vision_config=Dinov2Config(), text_config=LlamaConfig())
+    >>> model = GVTForConditionalGeneration(config)
+    ```"""
+
+    model_type = "gvt"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(
+            config_class=AutoConfig,
+            model_type="clip_vision_model",
+            init_kwargs={
+                "hidden_size": 1024,
+                "intermediate_size": 4096,
+                "num_hidden_layers": 24,
+                "num_attention_heads": 16,
+                "patch_size": 14,
+                "image_size": 224,
+            },
+        ),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "resampler_config": SubConfigSpec(config_class=AutoConfig, model_type="perceiver_resampler_vistok"),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    text_config: dict | PreTrainedConfig | None = None
+    resampler_config: dict | PreTrainedConfig | None = None
+    image_token_id: int = 32000
+    vision_feature_layer: int = -1
+    vision_feature_select_strategy: Literal["full", "default"] = "full"
+    base_models: dict[str, str] | None = None
+    lora_config: dict | None = None
+    tie_word_embeddings: bool = False
+
+    def __post_init__(self, **kwargs):
+        # AutoConfig resolves the default tokenizer by its model type, which registering makes known.
+        if isinstance(self.resampler_config, dict):
+            self.resampler_config.setdefault("model_type", "perceiver_resampler_vistok")
+        super().__post_init__(**kwargs)
+        text_config = self.text_config
+        self.is_encoder_decoder = bool(text_config.is_encoder_decoder)
+        self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
+        if hasattr(self.resampler_config, "patch_hidden_size"):
+            self.resampler_config.patch_hidden_size = self.vision_config.hidden_size
+        if hasattr(self.vision_config, "mask_ratio"):
+            self.vision_config.mask_ratio = 0.0  # ViT-MAE drops patches even in evaluation
+        num_layers = getattr(self.vision_config, "num_hidden_layers", None)
+        if num_layers is not None and not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
+            raise ValueError(
+                f"vision_feature_layer is {self.vision_feature_layer}, but a tower of {num_layers} layers has hidden "
+                f"states 0 to {num_layers} (or -{num_layers + 1} to -1)."
+            )
+
+
+__all__ = ["GVTConfig"]

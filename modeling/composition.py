@@ -1,0 +1,341 @@
+"""Models composed of pretrained parts: put together from two checkpoints, or from these and what was trained on top."""
+
+import contextlib
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
+from transformers.utils import logging
+
+from .base_weights import resolve_checkpoint
+from .trained_weights import HUB_ARGUMENTS, CheckpointError, is_lora_weight, read_trained_weights
+from .vision_features import vision_tower_class
+
+logger = logging.get_logger(__name__)
+
+IMAGE_TOKEN = "<image>"
+
+
+def load_vision_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
+    """
+    Loads a vision tower; of a checkpoint with text and vision (CLIP, SigLIP, OWL-ViT) its vision part.
+
+    Args:
+        name_or_path (`str`): name of a base model of vistok, folder, or Hub id.
+        kwargs: passed to `from_pretrained`.
+    """
+    path = resolve_checkpoint(name_or_path)
+    config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
+    vision_config = getattr(config, "vision_config", config)
+    return vision_tower_class(vision_config).from_pretrained(path, config=vision_config, **kwargs)
+
+
+def load_language_model(name_or_path: str, **kwargs) -> PreTrainedModel:
+    """
+    Loads a causal or encoder-decoder language model with its head.
+
+    Args:
+        name_or_path (`str`): name of a base model of vistok, folder, or Hub id.
+        kwargs: passed to `from_pretrained`.
+    """
+    path = resolve_checkpoint(name_or_path)
+    config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
+    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
+    return auto_class.from_pretrained(path, **kwargs)
+
+
+def add_image_token(tokenizer) -> int:
+    """
+    Makes sure that the tokenizer knows the image placeholder as a special token, kept when it is saved.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): changed in place.
+
+    Returns:
+        `int`: id of the placeholder.
+    """
+    if getattr(tokenizer, "image_token", None) is None:
+        # What `from_pretrained(…, extra_special_tokens={"image_token": …})` does, for a tokenizer that exists already.
+        tokenizer._set_model_specific_special_tokens({"image_token": IMAGE_TOKEN})
+        tokenizer.add_special_tokens({"image_token": IMAGE_TOKEN})
+    return tokenizer.convert_tokens_to_ids(tokenizer.image_token)
+
+
+def grow_vocabulary(language_model: PreTrainedModel, image_token_id: int) -> None:
+    """
+    Gives the placeholder a row in the embeddings of a language model if it has none: the mean of the other rows, the
+    same on every machine. Rows come in multiples of eight, which matrix units want.
+
+    Args:
+        language_model (`PreTrainedModel`): changed in place.
+        image_token_id (`int`): id of the placeholder.
+    """
+    num_rows = language_model.get_input_embeddings().weight.shape[0]
+    if image_token_id < num_rows:
+        return
+    language_model.resize_token_embeddings(image_token_id + 1, pad_to_multiple_of=8, mean_resizing=False)
+    embeddings = [language_model.get_input_embeddings(), language_model.get_output_embeddings()]
+    for embedding in embeddings:
+        weight = embedding.weight.data
+        weight[num_rows:] = weight[:num_rows].float().mean(0).to(weight.dtype)
+
+
+class ComposedModelMixin:
+    """What every model of a vision tower, a visual tokenizer and a language model can do, whatever its tokenizer."""
+
+    @classmethod
+    def from_vision_text_pretrained(
+        cls,
+        vision: str,
+        text: str,
+        *,
+        dtype: torch.dtype | str | None = None,
+        attn_implementation: str | dict | None = None,
+        vision_kwargs: Mapping[str, Any] | None = None,
+        text_kwargs: Mapping[str, Any] | None = None,
+        **overrides,
+    ):
+        """
+        Composes a model from a vision and a language checkpoint; what lies between them is new and random.
+
+        Args:
+            vision (`str`): vision checkpoint: `"vistok:dinov2-small"`, a folder or a Hub id.
+            text (`str`): language checkpoint: `"vistok:smollm2-135m"`, a folder or a Hub id.
+            dtype (`torch.dtype` or `str`, *optional*): dtype of all weights; by default that of the language model.
+            attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`.
+            vision_kwargs, text_kwargs (`dict`, *optional*): for the `from_pretrained` of each checkpoint.
+            overrides: fields of the model's config, or of the visual tokenizer's (`num_latents=16`).
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: if an override is a field of neither config.
+        """
+        rng_state = torch.get_rng_state()
+        tower = load_vision_tower(vision, **(vision_kwargs or {}))
+        language_model = load_language_model(text, **{"dtype": dtype or "auto", **(text_kwargs or {})})
+        tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(text), **_hub_arguments(text_kwargs or {}))
+        image_token_id = add_image_token(tokenizer)
+        grow_vocabulary(language_model, image_token_id)
+        config = compose_config(cls.config_class, tower.config, language_model.config, overrides)
+        config.image_token_id = image_token_id
+        config.base_models = {"vision": str(vision), "text": str(text)}
+        kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        state_dict = cls._base_state_dict(config, tower, language_model)
+        generation_config = copy.deepcopy(language_model.generation_config)
+        if not config.is_encoder_decoder:
+            generation_config.suppress_tokens = [image_token_id]
+        if generation_config.pad_token_id is None:
+            pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+            generation_config.pad_token_id = pad_token_id
+        # The caller's seed alone decides on the new weights, whatever loading drew.
+        torch.set_rng_state(rng_state)
+        with _quiet_loading():
+            model = super().from_pretrained(
+                None, config=config, state_dict=state_dict, dtype=language_model.dtype, **kwargs
+            )
+        model.generation_config = generation_config
+        return model.eval()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        `PreTrainedModel.from_pretrained`, for folders with all weights and for folders with only the trained ones
+        (see [`save_trained_weights`]): these name their base models, which are loaded first.
+
+        Raises:
+            CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete.
+        """
+        name = pretrained_model_name_or_path
+        if name is None:
+            return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        if not isinstance(config, PreTrainedConfig):
+            config = load_own_config(cls.config_class, config or name, **_hub_arguments(kwargs))
+        trained = None
+        if config.base_models is not None:
+            trained = read_trained_weights(name, **_hub_arguments(kwargs))
+        if trained is not None:
+            return cls._from_trained_weights(name, trained, config, *model_args, **kwargs)
+        wants_info = kwargs.pop("output_loading_info", False)
+        try:
+            model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
+        except SafetensorError as error:
+            raise CheckpointError(
+                f"The weights of {name} are truncated or damaged ({error}): copy them anew."
+            ) from error
+        if info["missing_keys"]:
+            raise CheckpointError(
+                f"{name} lacks {len(info['missing_keys'])} of the weights of {cls.__name__}: "
+                f"{', '.join(sorted(info['missing_keys'])[:5])} …"
+            )
+        return (model, info) if wants_info else model
+
+    @classmethod
+    def _from_trained_weights(cls, name, trained, config, *model_args, **kwargs):
+        tower = load_vision_tower(config.base_models["vision"])
+        language_model = load_language_model(config.base_models["text"], dtype="auto")
+        grow_vocabulary(language_model, config.image_token_id)
+        expected = _expected_shapes(cls, config)
+        state_dict = cls._base_state_dict(config, tower, language_model, expected)
+        lora = {key: tensor for key, tensor in trained.items() if is_lora_weight(key)}
+        state_dict |= {key: tensor for key, tensor in trained.items() if key not in lora}
+        check_weights(name, state_dict, expected)
+        hub_arguments = _hub_arguments(kwargs)
+        kwargs = {key: value for key, value in kwargs.items() if key not in HUB_ARGUMENTS}
+        kwargs.setdefault("dtype", language_model.dtype)
+        if kwargs["dtype"] == "auto":
+            kwargs["dtype"] = language_model.dtype
+        result = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        with contextlib.suppress(OSError):  # optional
+            model.generation_config = GenerationConfig.from_pretrained(name, **hub_arguments)
+        model.name_or_path = str(name)
+        if lora:
+            add_lora(model, config.lora_config)
+            left_out = model.load_state_dict(lora, strict=False).unexpected_keys
+            if left_out:
+                raise CheckpointError(f"{name} holds adapters that its lora_config does not make: {left_out[:5]}.")
+        return result
+
+    @classmethod
+    def _base_state_dict(cls, config, tower, language_model, expected=None) -> dict[str, torch.Tensor]:
+        """Weights of the two base models under the names that the composed model has for them."""
+        state_dict = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+        if config.is_encoder_decoder:
+            decoder, head = language_model, {}
+        else:
+            decoder = getattr(language_model, language_model.base_model_prefix)
+            head = language_model.get_output_embeddings().state_dict()
+        state_dict |= {f"model.language_model.{name}": tensor for name, tensor in decoder.state_dict().items()}
+        state_dict |= {f"lm_head.{name}": tensor for name, tensor in head.items()}
+        expected = _expected_shapes(cls, config) if expected is None else expected
+        # A pooler or a text tower of the checkpoint may be no part of the composed model.
+        return {name: tensor for name, tensor in state_dict.items() if name in expected}
+
+
+def compose_config(config_class, vision_config, text_config, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+    """
+    The config of a composed model.
+
+    Args:
+        config_class (`type`): its class, e.g. [`GVTConfig`].
+        vision_config, text_config (`PreTrainedConfig`): of the two checkpoints.
+        overrides (`dict`): fields of the config, or of the visual tokenizer's.
+
+    Raises:
+        ValueError: if an override is a field of neither.
+    """
+    fields = config_class.__dataclass_fields__
+    (tokenizer_key,) = set(config_class.sub_configs_defaults) - {"vision_config", "text_config"}
+    given = overrides.get(tokenizer_key) or {}
+    given = given.to_dict() if isinstance(given, PreTrainedConfig) else dict(given)
+    given |= {name: value for name, value in overrides.items() if name not in fields}
+    config = config_class(
+        vision_config=vision_config.to_dict(),
+        text_config=text_config.to_dict(),
+        **{tokenizer_key: given},
+        **{name: value for name, value in overrides.items() if name in fields and name != tokenizer_key},
+    )
+    known = getattr(config, tokenizer_key).__dataclass_fields__
+    if unknown := [name for name in overrides if name not in fields and name not in known]:
+        raise ValueError(
+            f"{', '.join(unknown)} is no field of {config_class.__name__} nor of "
+            f"{type(getattr(config, tokenizer_key)).__name__}, whose own fields are: "
+            f"{', '.join(sorted(set(known) - set(PreTrainedConfig.__dataclass_fields__)))}."
+        )
+    return config
+
+
+def load_own_config(config_class, name_or_path: str, **hub_arguments) -> PreTrainedConfig:
+    """
+    Loads a config and makes sure that it is of the right kind.
+
+    Raises:
+        CheckpointError: if the folder holds another kind of model.
+    """
+    values, _ = config_class.get_config_dict(name_or_path, **hub_arguments)
+    found = values.get("model_type")
+    if found != config_class.model_type:
+        raise CheckpointError(
+            f"{name_or_path} holds a model of type {found}, not {config_class.model_type}: load it with AutoModel, or "
+            f"compose a new model with from_vision_text_pretrained."
+        )
+    return config_class.from_pretrained(name_or_path, **hub_arguments)
+
+
+def check_weights(name: str, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
+    """
+    Compares names and shapes of weights with those that a model has.
+
+    Raises:
+        CheckpointError: lists weights that are missing, unknown or of another shape.
+    """
+    problems = [f"{key} is missing" for key in expected if key not in state_dict]
+    problems += [f"{key} is unknown" for key in state_dict if key not in expected]
+    problems += [
+        f"{key} has shape {tuple(state_dict[key].shape)} instead of {tuple(shape)}"
+        for key, shape in expected.items()
+        if key in state_dict and state_dict[key].shape != shape
+    ]
+    if problems:
+        more = f" … and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise CheckpointError(f"The weights of {name} do not fit its config: {'; '.join(problems[:5])}{more}.")
+
+
+def add_lora(model: PreTrainedModel, lora_config: Mapping[str, Any]) -> None:
+    """
+    Adds LoRA adapters in place.
+
+    Args:
+        model (`PreTrainedModel`): changed in place.
+        lora_config (`dict`): fields of `peft.LoraConfig`.
+    """
+    from peft import LoraConfig
+
+    model.add_adapter(LoraConfig(**lora_config))
+
+
+def _expected_shapes(cls, config) -> dict[str, torch.Size]:
+    with torch.device("meta"):
+        skeleton = cls._from_config(copy.deepcopy(config))
+    return {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
+
+
+def _hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
+
+
+@contextlib.contextmanager
+def _quiet_loading() -> Iterator[None]:
+    """New weights are what composing is about: no warning that they are new."""
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+
+
+__all__ = [
+    "ComposedModelMixin",
+    "add_image_token",
+    "add_lora",
+    "check_weights",
+    "compose_config",
+    "grow_vocabulary",
+    "load_language_model",
+    "load_own_config",
+    "load_vision_tower",
+]

@@ -1,0 +1,468 @@
+"""GVT: vision tower → visual tokenizer → projector → language model."""
+
+import inspect
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils import torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.configuration_gvt import GVTConfig
+from .composition import ComposedModelMixin
+from .language_head import build_language_head, scale_logits
+from .vision_features import build_vision_tower, extract_vision_features
+from .visual_tokenizer import VisionFeatures
+
+
+@dataclass
+class GVTImageFeatures(BaseModelOutputWithPooling):
+    """
+    Output of `get_image_features`.
+
+    Args:
+        last_hidden_state (`torch.FloatTensor` of shape `(num_images, num_tokens, hidden_size)`):
+            Projected visual tokens; padding is zero.
+        pooler_output (`list[torch.FloatTensor]`):
+            For each image its projected visual tokens, `(num_tokens_i, hidden_size)`, without padding.
+        token_mask (`torch.BoolTensor` of shape `(num_images, num_tokens)`):
+            True at real tokens.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            Attention maps of the visual tokenizer, a layer each, `(num_images, num_heads, num_tokens, num_keys)`.
+        grid_size (`tuple[int, int]`, *optional*): height and width of the images in patches.
+        num_prefix_tokens (`int`, *optional*): how many of the keys precede the first patch.
+    """
+
+    token_mask: torch.BoolTensor | None = None
+    grid_size: tuple[int, int] | None = None
+    num_prefix_tokens: int | None = None
+
+
+@dataclass
+class GVTOutput(ModelOutput):
+    """
+    Output of [`GVTModel`] and [`GVTForConditionalGeneration`].
+
+    Args:
+        loss (`torch.FloatTensor` of shape `()`, *optional*, returned when `labels` are given):
+            Language modelling loss in nats per answer token.
+        logits (`torch.FloatTensor` of shape `(batch, sequence_length, vocab_size)`, *optional*):
+            Scores of the language model; absent with `skip_logits=True`.
+        last_hidden_state (`torch.FloatTensor` of shape `(batch, sequence_length, hidden_size)`, *optional*):
+            Last states of the language model, from [`GVTModel`].
+        past_key_values (`Cache`, *optional*): key-value cache of the language model.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*): all states of the language model.
+        attentions (`tuple[torch.FloatTensor]`, *optional*): attention maps of the language model.
+        image_hidden_states (`torch.FloatTensor` of shape `(num_images, num_tokens, hidden_size)`, *optional*):
+            Projected visual tokens.
+        image_attentions (`tuple[torch.FloatTensor]`, *optional*, returned with `output_attentions=True`):
+            Attention maps of the visual tokenizer, a layer each, `(num_images, num_heads, num_tokens, num_keys)`.
+        encoder_last_hidden_state (`torch.FloatTensor`, *optional*): of an encoder-decoder language model.
+    """
+
+    loss: torch.FloatTensor | None = None
+    logits: torch.FloatTensor | None = None
+    last_hidden_state: torch.FloatTensor | None = None
+    past_key_values: Cache | None = None
+    hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    image_hidden_states: torch.FloatTensor | None = None
+    image_attentions: tuple[torch.FloatTensor, ...] | None = None
+    encoder_last_hidden_state: torch.FloatTensor | None = None
+
+
+class GVTPreTrainedModel(ComposedModelMixin, PreTrainedModel):
+    config: GVTConfig
+    config_class = GVTConfig
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["PerceiverResamplerLayer"]
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    # The parts that a training recipe may freeze, train or adapt, by the name it uses for them.
+    trainable_parts = {
+        "vision": "model.vision_tower",
+        "resampler": ("model.resampler", "model.projector"),
+        "llm": ("model.language_model", "lm_head"),
+    }
+
+
+class GVTModel(GVTPreTrainedModel):
+    """
+    Vision tower, visual tokenizer, projector and language model, without a head (GVT, Figure 2).
+
+    Args:
+        config ([`GVTConfig`]): the visual tokenizer is built from `config.resampler_config` by its `model_type`.
+    """
+
+    def __init__(self, config: GVTConfig):
+        super().__init__(config)
+        self.vision_tower = build_vision_tower(config.vision_config)
+        self.resampler = AutoModel.from_config(config.resampler_config)
+        self.projector = nn.Linear(self.resampler.output_size, config.text_config.hidden_size)
+        if config.is_encoder_decoder:
+            # With its head: encoder-decoder models scale their states before the head, and generate by themselves.
+            self.language_model = AutoModelForSeq2SeqLM.from_config(config.text_config)
+        else:
+            self.language_model = AutoModel.from_config(config.text_config)
+        self._takes_position_ids = "position_ids" in inspect.signature(self.language_model.forward).parameters
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> GVTImageFeatures:
+        """
+        Encodes images into projected visual tokens.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, num_channels, height, width)`, *optional*):
+                Images, normalised as the tower expects.
+            vision_features (`torch.FloatTensor` of shape `(num_images, num_patches, vision_hidden_size)`, *optional*):
+                Features of a frozen tower computed earlier (see [`GVTModel.get_vision_features`]), in place of images.
+            output_attentions (`bool`, *optional*): whether to return the visual tokenizer's attention maps.
+
+        Returns:
+            [`GVTImageFeatures`].
+
+        Raises:
+            ValueError: unless exactly one of `pixel_values` and `vision_features` is given.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("get_image_features takes pixel_values or vision_features, and exactly one of them.")
+        if vision_features is None:
+            features = self.get_vision_features(pixel_values)
+        else:
+            features = VisionFeatures(patch_features=vision_features, grid_size=None)
+        inputs = {name: getattr(features, name) for name in self.resampler.required_inputs}
+        dtype = self.projector.weight.dtype
+        visual_tokens = self.resampler(
+            features.patch_features.to(dtype),
+            grid_size=features.grid_size,
+            num_prefix_tokens=features.num_prefix_tokens,
+            output_attentions=output_attentions,
+            **inputs,
+        )
+        tokens = self.projector(visual_tokens.tokens)
+        mask = visual_tokens.mask
+        return GVTImageFeatures(
+            last_hidden_state=tokens * mask.unsqueeze(-1),
+            pooler_output=[image_tokens[kept] for image_tokens, kept in zip(tokens, mask)],
+            token_mask=mask,
+            attentions=visual_tokens.attentions,
+            grid_size=features.grid_size,
+            num_prefix_tokens=features.num_prefix_tokens,
+        )
+
+    def get_vision_features(self, pixel_values: torch.FloatTensor) -> VisionFeatures:
+        """The features of the vision tower that the visual tokenizer reads. See [`VisionFeatures`]."""
+        return extract_vision_features(
+            self.vision_tower,
+            pixel_values,
+            feature_layer=self.config.vision_feature_layer,
+            select_strategy=self.config.vision_feature_select_strategy,
+            required_inputs=self.resampler.required_inputs,
+        )
+
+    def get_placeholder_mask(self, input_ids: torch.LongTensor, image_features: GVTImageFeatures) -> torch.BoolTensor:
+        """
+        Positions of image placeholders, `(batch, sequence_length)`.
+
+        Raises:
+            ValueError: if there are not as many of them as visual tokens; names both numbers.
+        """
+        placeholders = input_ids == self.config.image_token_id
+        num_images, tokens_per_image = image_features.token_mask.shape
+        torch_compilable_check(
+            placeholders.sum() == num_images * tokens_per_image,
+            lambda: (
+                f"The text has {int(placeholders.sum())} image placeholders, the {num_images} images have "
+                f"{num_images * tokens_per_image} visual tokens ({tokens_per_image} each): write "
+                f"{tokens_per_image} placeholders for each image, as the processor does."
+            ),
+        )
+        return placeholders
+
+    def embed_inputs(
+        self,
+        input_ids: torch.LongTensor | None,
+        inputs_embeds: torch.FloatTensor | None,
+        attention_mask: torch.Tensor | None,
+        image_features: GVTImageFeatures | None,
+    ) -> tuple[torch.FloatTensor, torch.Tensor | None]:
+        """
+        Text embeddings with visual tokens at the placeholders, and the attention mask without the placeholders that a
+        shorter image left unused.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if image_features is None:
+            return inputs_embeds, attention_mask
+        if input_ids is None:
+            image_embedding = self.get_input_embeddings()(
+                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
+            )
+            is_image = (inputs_embeds == image_embedding).all(-1)
+            input_ids = torch.where(is_image, self.config.image_token_id, -1)
+        placeholders = self.get_placeholder_mask(input_ids, image_features)
+        tokens = image_features.last_hidden_state.to(inputs_embeds.device, inputs_embeds.dtype)
+        inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
+        return inputs_embeds, self.mask_unused_placeholders(placeholders, attention_mask, image_features.token_mask)
+
+    def mask_unused_placeholders(self, placeholders, attention_mask, token_mask):
+        """The attention mask with zeros at placeholders that belong to a padding visual token."""
+        if not self.resampler.variable_num_tokens:
+            return attention_mask
+        if attention_mask is None:
+            attention_mask = torch.ones_like(placeholders, dtype=torch.long)
+        unused = torch.zeros_like(placeholders).masked_scatter(placeholders, ~token_mask.to(placeholders.device))
+        return attention_mask.masked_fill(unused, 0)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, GVTImageFeatures] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> GVTOutput:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*):
+                Text with `num_latents` placeholders for each image, as [`GVTProcessor`] writes it.
+            pixel_values (`torch.FloatTensor` of shape `(num_images, num_channels, height, width)`, *optional*):
+                Images of the whole batch, in the order of their placeholders.
+            vision_features (`torch.FloatTensor` of shape `(num_images, num_patches, vision_hidden_size)`, *optional*):
+                Cached features of the tower in place of `pixel_values`.
+            attention_mask (`torch.Tensor` of shape `(batch, sequence_length)`, *optional*):
+                0 at padding. Or `(batch, 1, sequence_length, sequence_length)`, boolean: who may attend to whom.
+            position_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*):
+                Counted over the attention mask by default, so that padding on either side changes nothing.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}`, in place of images.
+            output_attentions (`bool`, *optional*): of the language model and of the visual tokenizer.
+
+        Raises:
+            ValueError: if text or images are given twice or not at all, or the placeholders do not fit the images.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give input_ids or inputs_embeds, and exactly one of them.")
+        image_features = (mm_encoder_outputs or {}).get("image")
+        if image_features is not None and (pixel_values is not None or vision_features is not None):
+            raise ValueError("Images were given twice: as pixel_values or vision_features and as mm_encoder_outputs.")
+        if pixel_values is not None or vision_features is not None:
+            image_features = self.get_image_features(pixel_values, vision_features, output_attentions)
+        inputs_embeds, attention_mask = self.embed_inputs(input_ids, inputs_embeds, attention_mask, image_features)
+        if self.config.is_encoder_decoder:
+            kwargs = {**kwargs, "past_key_values": past_key_values}
+        else:
+            kwargs.update(self._decoder_arguments(inputs_embeds, attention_mask, position_ids, past_key_values))
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds,
+            attention_mask=self._additive_mask(attention_mask, inputs_embeds.dtype),
+            output_attentions=output_attentions,
+            return_dict=True,
+            **kwargs,
+        )
+        return GVTOutput(
+            loss=outputs.get("loss"),
+            logits=outputs.get("logits"),
+            last_hidden_state=outputs.get("last_hidden_state"),
+            past_key_values=outputs.get("past_key_values"),
+            hidden_states=outputs.get("hidden_states", outputs.get("decoder_hidden_states")),
+            attentions=outputs.get("attentions", outputs.get("decoder_attentions")),
+            image_hidden_states=None if image_features is None else image_features.last_hidden_state,
+            image_attentions=None if image_features is None else image_features.attentions,
+            encoder_last_hidden_state=outputs.get("encoder_last_hidden_state"),
+        )
+
+    def _decoder_arguments(self, inputs_embeds, attention_mask, position_ids, past_key_values) -> dict:
+        arguments = {"past_key_values": past_key_values}
+        if self._takes_position_ids:
+            if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+                positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+                position_ids = positions[:, -inputs_embeds.shape[1] :]
+            arguments["position_ids"] = position_ids
+        return arguments
+
+    @staticmethod
+    def _additive_mask(attention_mask, dtype):
+        # Language models take a mask of four dimensions as it is, and eager attention adds it to the scores.
+        if attention_mask is None or attention_mask.ndim != 4 or attention_mask.dtype != torch.bool:
+            return attention_mask
+        return torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, torch.finfo(dtype).min)
+
+
+class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
+    """
+    GVT with a language modelling head: answers in text to prompts with any number of images.
+
+    Args:
+        config ([`GVTConfig`]): see there.
+
+    Example:
+
+    ```python
+    >>> from vistok import GVTForConditionalGeneration, GVTProcessor
+
+    >>> model = GVTForConditionalGeneration.from_vision_text_pretrained("vistok:dinov2-small", "vistok:smollm2-135m")
+    >>> processor = GVTProcessor.from_vision_text_pretrained("vistok:dinov2-small", "vistok:smollm2-135m")
+    ```"""
+
+    def __init__(self, config: GVTConfig):
+        super().__init__(config)
+        self.model = GVTModel(config)
+        if not config.is_encoder_decoder:
+            self.lm_head = build_language_head(config.text_config)
+            if config.tie_word_embeddings:
+                embeddings = self.model.get_input_embeddings()
+                name = next(name for name, module in self.named_modules() if module is embeddings)
+                self._tied_weights_keys = {"lm_head.weight": f"{name}.weight"}
+        self.post_init()
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.model.language_model.get_output_embeddings() if self.config.is_encoder_decoder else self.lm_head
+
+    def set_output_embeddings(self, value: nn.Module):
+        if self.config.is_encoder_decoder:
+            self.model.language_model.set_output_embeddings(value)
+        else:
+            self.lm_head = value
+
+    def get_image_features(self, *args, **kwargs) -> GVTImageFeatures:
+        """See [`GVTModel.get_image_features`]."""
+        return self.model.get_image_features(*args, **kwargs)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.LongTensor | None = None,
+        pixel_values: torch.FloatTensor | None = None,
+        vision_features: torch.FloatTensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.LongTensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.FloatTensor | None = None,
+        mm_encoder_outputs: dict[str, GVTImageFeatures] | None = None,
+        labels: torch.LongTensor | None = None,
+        logits_to_keep: int | torch.Tensor = 0,
+        skip_logits: bool = False,
+        **kwargs,
+    ) -> GVTOutput:
+        """
+        Takes the arguments of [`GVTModel.forward`] and:
+
+        Args:
+            labels (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*):
+                Token ids, -100 where no loss is wanted. Of an encoder-decoder model: the target sequence.
+            logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
+                Number of last positions (0: all), or the positions, to compute logits for.
+            skip_logits (`bool`, *optional*, defaults to `False`):
+                With `labels`: run the head on supervised positions only and return no logits. The loss is the same.
+
+        Returns:
+            [`GVTOutput`].
+        """
+        inputs = {
+            "input_ids": input_ids,
+            "pixel_values": pixel_values,
+            "vision_features": vision_features,
+            "attention_mask": attention_mask,
+            "position_ids": position_ids,
+            "past_key_values": past_key_values,
+            "inputs_embeds": inputs_embeds,
+            "mm_encoder_outputs": mm_encoder_outputs,
+        }
+        if self.config.is_encoder_decoder:
+            kwargs.pop("num_items_in_batch", None)
+            return self.model(**inputs, labels=labels, **kwargs)
+        loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        outputs = self.model(**inputs, **kwargs)
+        hidden_states = outputs.last_hidden_state
+        text_config = self.config.text_config
+        if labels is not None and skip_logits:
+            predicts = torch.zeros_like(labels, dtype=torch.bool)
+            predicts[:, :-1] = labels[:, 1:] != -100
+            logits = scale_logits(self.lm_head(hidden_states[predicts]), text_config)
+            loss_arguments["shift_labels"] = labels[:, 1:][predicts[:, :-1]]
+        else:
+            logits = scale_logits(self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep)), text_config)
+        if labels is not None:
+            outputs.loss = self.loss_function(
+                logits=logits, labels=labels, vocab_size=text_config.vocab_size, **loss_arguments
+            )
+        outputs.logits = None if labels is not None and skip_logits else logits
+        outputs.last_hidden_state = None
+        return outputs
+
+    def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args, **kwargs):
+        model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
+            inputs_tensor, model_kwargs, *args, **kwargs
+        )
+        image_features = model_kwargs.get("mm_encoder_outputs", {}).get("image")
+        if image_features is not None and inputs_tensor.dtype == torch.long:
+            placeholders = self.model.get_placeholder_mask(inputs_tensor, image_features)
+            attention_mask = self.model.mask_unused_placeholders(
+                placeholders, model_kwargs.get("attention_mask"), image_features.token_mask
+            )
+            if attention_mask is not model_kwargs.get("attention_mask"):
+                # Positions were counted before anyone knew how many tokens an image has.
+                model_kwargs["attention_mask"] = attention_mask
+                model_kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        return model_kwargs
+
+    @torch.no_grad()
+    def generate(self, inputs=None, **kwargs):
+        """
+        `GenerationMixin.generate`. An encoder-decoder language model generates by itself, from merged embeddings.
+        """
+        if not self.config.is_encoder_decoder:
+            return super().generate(inputs, **kwargs)
+        input_ids = kwargs.pop("input_ids", inputs)
+        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "vision_features")}
+        image_features = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
+        if any(image is not None for image in images.values()):
+            image_features = self.get_image_features(**images)
+        inputs_embeds, attention_mask = self.model.embed_inputs(
+            input_ids, kwargs.pop("inputs_embeds", None), kwargs.pop("attention_mask", None), image_features
+        )
+        kwargs.setdefault("generation_config", self.generation_config)
+        return self.model.language_model.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
+
+
+__all__ = [
+    "GVTForConditionalGeneration",
+    "GVTImageFeatures",
+    "GVTModel",
+    "GVTOutput",
+    "GVTPreTrainedModel",
+]

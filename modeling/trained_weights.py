@@ -1,0 +1,126 @@
+"""Folders that hold only the weights that were trained, and name the base models which complete them."""
+
+import os
+import tempfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from transformers import PreTrainedModel
+from transformers.utils import cached_file, logging
+
+logger = logging.get_logger(__name__)
+
+TRAINED_WEIGHTS_NAME = "trained_weights.safetensors"
+HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is truncated, incomplete or of another kind of model."""
+
+
+def is_lora_weight(name: str) -> bool:
+    """Whether a weight, by its name, belongs to a LoRA adapter."""
+    return ".lora_" in name
+
+
+def trained_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
+    """
+    The weights that are being trained.
+
+    Args:
+        model (`PreTrainedModel`): frozen where it is not trained.
+
+    Returns:
+        `dict[str, torch.Tensor]`: parameters with `requires_grad`, by name.
+
+    Raises:
+        ValueError: if every parameter is frozen.
+    """
+    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    if not trained:
+        raise ValueError("Every parameter of the model is frozen: there are no trained weights to save.")
+    return trained
+
+
+def save_trained_weights(
+    model: PreTrainedModel,
+    folder: str | os.PathLike,
+    state_dict: dict[str, torch.Tensor] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """
+    Saves only what was trained: a few megabytes beside gigabytes of frozen base models, which the config names.
+    `from_pretrained` puts the whole together again.
+
+    Args:
+        model (`PreTrainedModel`): a composed model whose `config.base_models` says where the frozen weights come from.
+        folder (`str`): where `config.json`, `generation_config.json` and `trained_weights.safetensors` go.
+        state_dict (`dict[str, torch.Tensor]`, *optional*): weights to save; by default the trainable parameters.
+        dtype (`torch.dtype`, *optional*): saves in this dtype.
+
+    Raises:
+        ValueError: if the model does not know its base models.
+    """
+    if not getattr(model.config, "base_models", None):
+        raise ValueError(
+            "config.base_models is None, so a folder of trained weights could not be completed: compose the model with "
+            "from_vision_text_pretrained, or save everything with save_pretrained."
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    trained = trained_state_dict(model) if state_dict is None else state_dict
+    trained = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in trained.items()}
+    model.config.architectures = [type(model).__name__]
+    model.config.save_pretrained(folder)
+    if model.can_generate():
+        model.generation_config.save_pretrained(folder)
+    write_safetensors(trained, folder / TRAINED_WEIGHTS_NAME)
+
+
+def write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Writes a safetensors file whole or not at all."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, path)
+    finally:
+        Path(temporary).unlink(missing_ok=True)
+
+
+def read_trained_weights(name_or_path: str, **hub_arguments) -> dict[str, torch.Tensor] | None:
+    """
+    Reads the weights that [`save_trained_weights`] wrote.
+
+    Args:
+        name_or_path (`str`): folder or Hub id.
+        hub_arguments: `revision`, `token`, … as in `from_pretrained`.
+
+    Returns:
+        `dict[str, torch.Tensor]`, or `None` where there is no such file.
+
+    Raises:
+        CheckpointError: if the file is truncated or damaged.
+    """
+    path = cached_file(
+        name_or_path,
+        TRAINED_WEIGHTS_NAME,
+        _raise_exceptions_for_missing_entries=False,
+        **hub_arguments,
+    )
+    if path is None:
+        return None
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(
+            f"{path} ({os.path.getsize(path)} bytes) is truncated or no safetensors file ({error}): copy it anew."
+        ) from error
+
+
+__all__ = ["TRAINED_WEIGHTS_NAME", "CheckpointError", "read_trained_weights", "save_trained_weights"]

@@ -1,0 +1,134 @@
+"""Patch features of any vision transformer of transformers, in the form that visual tokenizers read."""
+
+import inspect
+
+import torch
+from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+
+from .visual_tokenizer import VisionFeatures
+
+
+def vision_tower_class(vision_config: PreTrainedConfig):
+    """
+    The class that a vision tower is built and loaded with: `AutoModel`, but for the towers it does not know.
+
+    Args:
+        vision_config (`PreTrainedConfig`): configuration of the tower.
+    """
+    if vision_config.model_type == "owlvit_vision_model":
+        from transformers import OwlViTVisionModel
+
+        return OwlViTVisionModel
+    return AutoModel
+
+
+def build_vision_tower(vision_config: PreTrainedConfig) -> PreTrainedModel:
+    """A vision tower with random weights, from its configuration."""
+    tower_class = vision_tower_class(vision_config)
+    build = tower_class.from_config if tower_class is AutoModel else tower_class._from_config
+    return build(vision_config)
+
+
+def extract_vision_features(
+    vision_tower: PreTrainedModel,
+    pixel_values: torch.Tensor,
+    feature_layer: int = -1,
+    select_strategy: str = "full",
+    required_inputs: tuple[str, ...] = (),
+) -> VisionFeatures:
+    """
+    Runs a vision tower and picks the features of one layer.
+
+    Args:
+        vision_tower (`PreTrainedModel`):
+            CLIP, SigLIP, DINOv2 (with or without registers), DINOv3, ViT, DeiT, ViT-MAE, OWL-ViT, or another model
+            that returns `hidden_states` of shape `(batch, num_prefix_tokens + num_patches, hidden_size)`.
+        pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
+            Images, normalised as the tower expects.
+        feature_layer (`int`): index into the tower's `hidden_states`.
+        select_strategy (`str`): `"full"` keeps [CLS] and registers, `"default"` drops them.
+        required_inputs (`tuple[str, ...]`): further fields of [`VisionFeatures`] to fill in.
+
+    Returns:
+        [`VisionFeatures`].
+
+    Raises:
+        ValueError: if the tower has fewer tokens than patches, or does not give what is required.
+    """
+    grid_size = patch_grid(vision_tower.config, pixel_values.shape[-2:])
+    wants_attentions = "cls_attentions" in required_inputs
+    if wants_attentions and vision_tower.config._attn_implementation != "eager":
+        raise ValueError(
+            f"The visual tokenizer reads the attention of [CLS], which {vision_tower.config._attn_implementation} "
+            'attention does not return: load the model with attn_implementation={"vision_config": "eager"}.'
+        )
+    outputs = vision_tower(
+        pixel_values.to(vision_tower.dtype),
+        output_hidden_states=True if "hidden_states" in required_inputs else [feature_layer],
+        output_attentions=wants_attentions,
+        return_dict=True,
+        **_tower_arguments(vision_tower, pixel_values, grid_size),
+    )
+    features = outputs.hidden_states[feature_layer]
+    num_patches = grid_size[0] * grid_size[1]
+    num_prefix_tokens = features.shape[1] - num_patches
+    if num_prefix_tokens < 0:
+        raise ValueError(
+            f"{type(vision_tower).__name__} returned {features.shape[1]} tokens for {num_patches} patches "
+            f"({grid_size[0]} × {grid_size[1]}): the tower must keep one token per patch."
+        )
+    if num_prefix_tokens == 0 and ("cls_features" in required_inputs or wants_attentions):
+        raise ValueError(f"The visual tokenizer reads [CLS], and {type(vision_tower).__name__} has none.")
+    cls_attentions = None
+    if wants_attentions:
+        # hidden_states counts the embeddings, attentions does not
+        layer = feature_layer if feature_layer < 0 else feature_layer - 1
+        cls_attentions = outputs.attentions[layer][:, :, 0, num_prefix_tokens:]
+    return VisionFeatures(
+        patch_features=features[:, num_prefix_tokens:] if select_strategy == "default" else features,
+        grid_size=grid_size,
+        num_prefix_tokens=0 if select_strategy == "default" else num_prefix_tokens,
+        cls_features=features[:, 0] if "cls_features" in required_inputs else None,
+        hidden_states=outputs.hidden_states if "hidden_states" in required_inputs else None,
+        cls_attentions=cls_attentions,
+    )
+
+
+def patch_grid(vision_config, image_size: tuple[int, int]) -> tuple[int, int]:
+    """
+    Height and width of an image in patches.
+
+    Args:
+        vision_config (`PreTrainedConfig`): configuration of the tower.
+        image_size (`tuple[int, int]`): height and width in pixels.
+
+    Raises:
+        ValueError: if the image is smaller than one patch.
+    """
+    patch_size = vision_config.patch_size
+    patch_height, patch_width = patch_size if isinstance(patch_size, (list, tuple)) else (patch_size, patch_size)
+    grid_size = (image_size[0] // patch_height, image_size[1] // patch_width)
+    if 0 in grid_size:
+        raise ValueError(
+            f"The image is {image_size[0]} × {image_size[1]} pixels, smaller than one patch of "
+            f"{patch_height} × {patch_width}."
+        )
+    return grid_size
+
+
+def _tower_arguments(vision_tower, pixel_values, grid_size) -> dict:
+    """Arguments that only some towers know."""
+    arguments = {}
+    known = inspect.signature(vision_tower.forward).parameters
+    if "noise" in known:
+        # ViT-MAE shuffles patches by this noise even when none is masked: a rising one keeps their order.
+        num_patches = grid_size[0] * grid_size[1]
+        arguments["noise"] = torch.arange(num_patches, device=pixel_values.device).expand(len(pixel_values), -1)
+    if "interpolate_pos_encoding" in known:
+        trained_size = vision_tower.config.image_size
+        height, width = trained_size if isinstance(trained_size, (list, tuple)) else (trained_size, trained_size)
+        arguments["interpolate_pos_encoding"] = tuple(pixel_values.shape[-2:]) != (height, width)
+    return arguments
+
+
+__all__ = ["build_vision_tower", "extract_vision_features", "patch_grid", "vision_tower_class"]

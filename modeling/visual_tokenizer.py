@@ -1,0 +1,116 @@
+"""The interface of visual tokenizers: what stands between a vision tower and a language model."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from transformers import PreTrainedModel
+from transformers.modeling_outputs import ModelOutput
+
+
+@dataclass
+class VisualTokenizerOutput(ModelOutput):
+    """
+    Output of a visual tokenizer. Here and below N is the number of patches and M the number of visual tokens, the
+    largest of the batch where it differs between images.
+
+    Args:
+        tokens (`torch.FloatTensor` of shape `(batch, num_tokens, output_size)`):
+            Visual tokens; padding is zero.
+        mask (`torch.BoolTensor` of shape `(batch, num_tokens)`):
+            True at real tokens. Padding, if any, is at the end.
+        assignment (`torch.LongTensor` of shape `(batch, num_patches)`, *optional*):
+            The token that each patch went to, -1 for dropped patches.
+        cluster_masks (`torch.FloatTensor` of shape `(batch, num_tokens, num_patches)`, *optional*):
+            Membership of patches in tokens; sums to 1 over tokens at every kept patch.
+        weights (`torch.FloatTensor` of shape `(batch, num_tokens, num_patches)`, *optional*):
+            `cluster_masks` normalised over patches. For a linear tokenizer `tokens = weights @ patch_features`.
+        scores (`torch.FloatTensor` of shape `(batch, num_patches)`, *optional*):
+            How strongly each patch asked to be a token.
+        attentions (`tuple[torch.FloatTensor]`, *optional*):
+            For each layer, attention of the tokens, `(batch, num_heads, num_tokens, num_keys)`; the first keys are the
+            patch features.
+        auxiliary_losses (`dict[str, torch.FloatTensor]`, *optional*):
+            Named scalars that training may add to its loss.
+    """
+
+    tokens: torch.FloatTensor | None = None
+    mask: torch.BoolTensor | None = None
+    assignment: torch.LongTensor | None = None
+    cluster_masks: torch.FloatTensor | None = None
+    weights: torch.FloatTensor | None = None
+    scores: torch.FloatTensor | None = None
+    attentions: tuple[torch.FloatTensor, ...] | None = None
+    auxiliary_losses: dict[str, torch.FloatTensor] | None = None
+
+
+@dataclass
+class VisionFeatures:
+    """
+    What a vision tower gives to a visual tokenizer.
+
+    Args:
+        patch_features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`):
+            Features of the chosen layer: patches in row-major order, behind the prefix tokens if those were kept.
+        grid_size (`tuple[int, int]`):
+            Height and width of the image, in patches.
+        num_prefix_tokens (`int`):
+            How many of the `patch_features` come before the first patch ([CLS], registers); 0 if they were dropped.
+        cls_features (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
+            Feature of [CLS], for tokenizers that require `"cls_features"`.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*):
+            All layers of the tower, for tokenizers that require `"hidden_states"`.
+        cls_attentions (`torch.FloatTensor` of shape `(batch, num_heads, num_patches)`, *optional*):
+            Attention of [CLS] to the patches in the chosen layer, for tokenizers that require `"cls_attentions"`.
+    """
+
+    patch_features: torch.Tensor
+    grid_size: tuple[int, int]
+    num_prefix_tokens: int = 0
+    cls_features: torch.Tensor | None = None
+    hidden_states: tuple[torch.Tensor, ...] | None = None
+    cls_attentions: torch.Tensor | None = None
+
+
+class VisualTokenizer(PreTrainedModel):
+    """
+    Base class of visual tokenizers. A tokenizer is a model of its own: it has a config, is registered with `AutoModel`,
+    and composite models build it from their config by its `model_type`, whichever it is.
+
+    Class attributes:
+        required_inputs (`tuple[str, ...]`): fields of [`VisionFeatures`] it needs beside `patch_features`, out of
+            `"cls_features"`, `"hidden_states"` and `"cls_attentions"`. The composite model asks the tower for them.
+        variable_num_tokens (`bool`): whether the number of tokens follows the image. If so the processor still writes
+            `max_num_tokens` placeholders, and the composite model takes the unused ones out of attention and positions.
+    """
+
+    required_inputs: ClassVar[tuple[str, ...]] = ()
+    variable_num_tokens: ClassVar[bool] = False
+    input_modalities = ("image",)
+    main_input_name = "patch_features"
+
+    @property
+    def output_size(self) -> int:
+        """Width of a visual token."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how wide its tokens are.")
+
+    @property
+    def max_num_tokens(self) -> int:
+        """The largest number of visual tokens of an image; the processor writes as many placeholders."""
+        raise NotImplementedError(f"{type(self).__name__} does not say how many tokens it makes.")
+
+    def forward(
+        self,
+        patch_features: torch.Tensor,
+        grid_size: tuple[int, int] | None = None,
+        num_prefix_tokens: int = 0,
+        cls_features: torch.Tensor | None = None,
+        hidden_states: tuple[torch.Tensor, ...] | None = None,
+        cls_attentions: torch.Tensor | None = None,
+        **kwargs,
+    ) -> VisualTokenizerOutput:
+        """Turns the fields of [`VisionFeatures`] into a [`VisualTokenizerOutput`]."""
+        raise NotImplementedError(f"{type(self).__name__} does not define forward.")
+
+
+__all__ = ["VisionFeatures", "VisualTokenizer", "VisualTokenizerOutput"]

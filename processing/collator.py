@@ -1,0 +1,248 @@
+"""From training examples to batches: chat formatting, labels on the answers only, and shared visual tokens."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.utils.chat_template_utils import render_jinja_template
+
+from .images import BadSampleError, image_key, load_example_images
+
+IGNORED = -100
+
+
+@dataclass
+class TokenizedConversation:
+    """
+    Token ids of one conversation.
+
+    Args:
+        input_ids (`list[int]`): with one placeholder per visual token.
+        supervised (`list[bool]`): True at tokens of an answer.
+    """
+
+    input_ids: list[int]
+    supervised: list[bool]
+
+
+def tokenize_conversation(processor, messages: Sequence[Mapping[str, Any]]) -> TokenizedConversation:
+    """
+    Formats messages by the processor's chat template and marks the tokens of the assistant's turns.
+
+    Args:
+        processor ([`GVTProcessor`] or alike): its chat template holds `{% generation %}` blocks.
+        messages (`list[dict]`): the `messages` of a training example.
+
+    Returns:
+        [`TokenizedConversation`].
+
+    Raises:
+        ValueError: if the chat template marks no answers.
+    """
+    texts, generations = render_jinja_template(
+        conversations=[list(messages)],
+        chat_template=processor.chat_template,
+        return_assistant_tokens_mask=True,
+        **processor.tokenizer.special_tokens_map,
+    )
+    num_images = texts[0].count(processor.image_token)
+    expanded, offsets = processor.get_text_with_replacements(
+        list(texts), [processor.replace_image_token({}, index) for index in range(num_images)]
+    )
+    encoded = processor.tokenizer(expanded, return_offsets_mapping=True)
+    encoded["text_replacement_offsets"] = offsets
+    # transformers' own bookkeeping: spans of answers, moved behind the placeholders that were expanded before them
+    mask = processor._adjust_assistant_masks_indices(encoded, generations)["assistant_masks"][0]
+    return TokenizedConversation(list(encoded["input_ids"][0]), [bool(value) for value in mask])
+
+
+def shared_prefix_length(conversations: Sequence[TokenizedConversation]) -> int:
+    """
+    Number of first tokens that conversations about the same images have in common and that can be computed once: at
+    least one token before the first answer stays with each conversation, because it predicts that answer.
+    """
+    limit = min(
+        (conversation.supervised.index(True) if any(conversation.supervised) else len(conversation.input_ids)) - 1
+        for conversation in conversations
+    )
+    first = conversations[0].input_ids
+    for position in range(limit):
+        if any(conversation.input_ids[position] != first[position] for conversation in conversations[1:]):
+            return position
+    return max(limit, 0)
+
+
+@dataclass
+class VisualLanguageCollator:
+    """
+    Makes batches of training examples. An example has `images` and `messages`, or, if several conversations are about
+    the same images, `conversations`: these then share one row, and its visual tokens are computed once. A mask keeps
+    them from seeing one another and positions restart behind the shared tokens, so that loss and gradients are those
+    of separate rows.
+
+    Args:
+        processor ([`GVTProcessor`] or alike): formats, tokenizes and prepares images.
+        image_transform (`Callable`, *optional*): augmentation, from one PIL image to another.
+        features (`Mapping[str, torch.Tensor]`, *optional*):
+            Cached features of a frozen tower by [`image_key`]; batches then hold `vision_features`, not `pixel_values`.
+        max_length (`int`, *optional*): cuts longer rows at the end.
+        is_encoder_decoder (`bool`, *optional*, defaults to `False`):
+            Labels are a sequence of their own, the last answer.
+    """
+
+    processor: Any
+    image_transform: Callable[[Image.Image], Image.Image] | None = None
+    features: Mapping[str, torch.Tensor] | None = None
+    max_length: int | None = None
+    is_encoder_decoder: bool = False
+
+    def __post_init__(self):
+        if self.features is not None and self.image_transform is not None:
+            raise ValueError("Cached features belong to fixed images: drop the image transform or the cache.")
+
+    def __call__(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            examples (`list[dict]`): training examples.
+
+        Returns:
+            `dict`: `input_ids`, `attention_mask` and `labels` of shape `(batch, sequence_length)`; `position_ids`, and
+            a mask of shape `(batch, 1, sequence_length, sequence_length)`, where conversations share a row; and
+            `pixel_values` or `vision_features` of all images, if there are any.
+
+        Raises:
+            BadSampleError: if an image is unreadable or counts do not agree; names file and row.
+        """
+        rows = [self._tokenize(example) for example in examples]
+        if self.is_encoder_decoder:
+            batch = self._encoder_decoder_batch(rows)
+        elif any(len(row) > 1 for row in rows):
+            batch = self._shared_batch(rows)
+        else:
+            batch = self._plain_batch(rows)
+        return batch | self._images(examples)
+
+    def _tokenize(self, example) -> list[TokenizedConversation]:
+        conversations = example.get("conversations") or [example["messages"]]
+        tokenized = [tokenize_conversation(self.processor, messages) for messages in conversations]
+        for conversation in tokenized:
+            self._check(conversation, example)
+        return tokenized
+
+    def _check(self, conversation: TokenizedConversation, example) -> None:
+        expected = len(example.get("images") or []) * self.processor.num_image_tokens
+        if self.max_length is not None:
+            conversation.input_ids = conversation.input_ids[: self.max_length]
+            conversation.supervised = conversation.supervised[: self.max_length]
+        found = conversation.input_ids.count(self.processor.image_token_id)
+        place = {"row": example.get("row"), "source": example.get("source")}
+        if found != expected:
+            raise BadSampleError(
+                f"{len(example.get('images') or [])} images need {expected} placeholder tokens, the text has {found}"
+                f" (max_length is {self.max_length}): write one <image> per image, or allow longer rows",
+                **place,
+            )
+        if not any(conversation.supervised):
+            raise BadSampleError(
+                f"no answer is left to learn from (max_length is {self.max_length}): give an assistant turn, or allow "
+                "longer rows",
+                **place,
+            )
+
+    def _plain_batch(self, rows) -> dict[str, torch.Tensor]:
+        conversations = [row[0] for row in rows]
+        return {
+            "input_ids": self._pad([row.input_ids for row in conversations], self._pad_token_id),
+            "attention_mask": self._pad([[1] * len(row.input_ids) for row in conversations], 0),
+            "labels": self._pad([_labels(row) for row in conversations], IGNORED),
+        }
+
+    def _shared_batch(self, rows) -> dict[str, torch.Tensor]:
+        packed = [pack_conversations(row) for row in rows]
+        length = max(len(row["input_ids"]) for row in packed)
+        mask = torch.eye(length, dtype=torch.bool).repeat(len(packed), 1, 1)  # padding attends to itself: no NaN
+        for index, row in enumerate(packed):
+            size = len(row["input_ids"])
+            mask[index, :size, :size] = row["mask"]
+        return {
+            "input_ids": self._pad([row["input_ids"] for row in packed], self._pad_token_id),
+            "attention_mask": mask.unsqueeze(1),
+            "position_ids": self._pad([row["position_ids"] for row in packed], 0),
+            "labels": self._pad([row["labels"] for row in packed], IGNORED),
+        }
+
+    def _encoder_decoder_batch(self, rows) -> dict[str, torch.Tensor]:
+        conversations = [conversation for row in rows for conversation in row]
+        if len(conversations) > len(rows):
+            raise ValueError("Encoder-decoder language models cannot share a row between conversations.")
+        prompts, answers = [], []
+        for conversation in conversations:
+            end = max(index for index, value in enumerate(conversation.supervised) if value) + 1
+            start = end
+            while start > 0 and conversation.supervised[start - 1]:
+                start -= 1
+            prompts.append(conversation.input_ids[:start])
+            answers.append(conversation.input_ids[start:end])
+        return {
+            "input_ids": self._pad(prompts, self._pad_token_id),
+            "attention_mask": self._pad([[1] * len(prompt) for prompt in prompts], 0),
+            "labels": self._pad(answers, IGNORED),
+        }
+
+    def _images(self, examples) -> dict[str, torch.Tensor]:
+        if self.features is not None:
+            cached = [self.features[image_key(image)] for example in examples for image in example.get("images") or []]
+            return {"vision_features": torch.stack(cached)} if cached else {}
+        images = [image for example in examples for image in load_example_images(example)]
+        if not images:
+            return {}
+        if self.image_transform is not None:
+            images = [self.image_transform(image) for image in images]
+        return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+
+    @property
+    def _pad_token_id(self) -> int:
+        tokenizer = self.processor.tokenizer
+        return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    @staticmethod
+    def _pad(rows: Sequence[list[int]], value: int) -> torch.Tensor:
+        length = max(len(row) for row in rows)
+        return torch.tensor([row + [value] * (length - len(row)) for row in rows])
+
+
+def pack_conversations(conversations: Sequence[TokenizedConversation]) -> dict[str, Any]:
+    """
+    Writes conversations about the same images into one row: the tokens they share, then each one's own.
+
+    Args:
+        conversations (`list[TokenizedConversation]`): at least one.
+
+    Returns:
+        `dict`: `input_ids`, `labels` and `position_ids`, lists of one length, and `mask`, boolean, `(length, length)`:
+        a token attends to the shared tokens and to those of its own conversation, never to later ones.
+    """
+    prefix = shared_prefix_length(conversations)
+    first = conversations[0]
+    input_ids, labels = first.input_ids[:prefix], [IGNORED] * prefix
+    position_ids, owner = list(range(prefix)), [-1] * prefix
+    for index, conversation in enumerate(conversations):
+        input_ids = input_ids + conversation.input_ids[prefix:]
+        labels = labels + _labels(conversation)[prefix:]
+        position_ids = position_ids + list(range(prefix, len(conversation.input_ids)))
+        owner = owner + [index] * (len(conversation.input_ids) - prefix)
+    owners = torch.tensor(owner)
+    causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
+    mask = causal & ((owners[None, :] == -1) | (owners[None, :] == owners[:, None]))
+    return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "mask": mask}
+
+
+def _labels(conversation: TokenizedConversation) -> list[int]:
+    return [
+        token if supervised else IGNORED for token, supervised in zip(conversation.input_ids, conversation.supervised)
+    ]
+
+
+__all__ = ["VisualLanguageCollator", "pack_conversations", "tokenize_conversation"]

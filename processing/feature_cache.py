@@ -1,0 +1,150 @@
+"""Features of a frozen vision tower, computed once per image and kept on disk."""
+
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.utils import logging
+
+from ..modeling.base_weights import cache_dir
+from .images import image_key, load_example_images
+
+logger = logging.get_logger(__name__)
+
+# numpy has no bfloat16: its bits are stored as 16-bit integers.
+_STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
+
+
+class FeatureCache(Mapping):
+    """
+    Tower features by image key, read from a memory-mapped file.
+
+    Args:
+        folder (`str`): made by [`FeatureCache.build`]; holds `features.npy` and `index.json`.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        self.folder = Path(folder)
+        index = json.loads((self.folder / "index.json").read_text())
+        self.dtype = getattr(torch, index["dtype"])
+        self._rows = {key: row for row, key in enumerate(index["keys"])}
+        self._features: np.ndarray | None = None
+
+    def __getstate__(self):
+        return {**self.__dict__, "_features": None}  # workers map the file themselves
+
+    def __getitem__(self, key: str) -> torch.Tensor:
+        """Features of one image, `(num_patches, hidden_size)`."""
+        if key not in self._rows:
+            raise KeyError(f"No features are cached for the image {key}: build the cache over all images in use.")
+        if self._features is None:
+            self._features = np.load(self.folder / "features.npy", mmap_mode="r")
+        stored = torch.from_numpy(np.array(self._features[self._rows[key]]))
+        return stored.view(self.dtype) if self.dtype == torch.bfloat16 else stored
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._rows)
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    @classmethod
+    def build(
+        cls,
+        model,
+        processor,
+        examples: Iterable[Mapping[str, Any]],
+        folder: str | os.PathLike | None = None,
+        batch_size: int = 32,
+        progress_bar: bool = True,
+    ) -> "FeatureCache":
+        """
+        Runs the tower once over every distinct image, or finds that this was done before.
+
+        Args:
+            model ([`GVTForConditionalGeneration`] or alike): its tower is frozen.
+            processor ([`GVTProcessor`] or alike): prepares the images.
+            examples (`Iterable[dict]`): training and evaluation examples.
+            folder (`str`, *optional*): where caches lie; by default vistok's cache folder. Each cache has a folder of
+                its own in it, named after the tower, the preparation of images and the images.
+            batch_size (`int`, *optional*, defaults to 32): images per step.
+            progress_bar (`bool`, *optional*, defaults to `True`): whether to show one.
+
+        Returns:
+            [`FeatureCache`].
+
+        Raises:
+            ValueError: if there are no images, or the visual tokenizer reads more than patch features.
+        """
+        core = model.model
+        if core.resampler.required_inputs:
+            raise ValueError(
+                f"{type(core.resampler).__name__} reads {', '.join(core.resampler.required_inputs)} beside the patch "
+                "features; only these are cached: train it with cache_features off."
+            )
+        images: dict[str, Mapping[str, Any]] = {}
+        for example in examples:
+            for position, image in enumerate(example.get("images") or []):
+                images.setdefault(image_key(image), {**example, "images": [example["images"][position]]})
+        if not images:
+            raise ValueError("The data has no images, so there are no features to cache: turn cache_features off.")
+        parent = Path(folder) if folder is not None else cache_dir() / "features"
+        target = parent / _fingerprint(model, processor, list(images))
+        if not (target / "index.json").exists():
+            parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=parent, prefix=".building-") as building:
+                _write(core, processor, images, Path(building), batch_size, progress_bar)
+                finished = Path(building) / "finished"
+                if not target.exists():
+                    os.replace(finished, target)
+        return cls(target)
+
+
+def _write(core, processor, images, building: Path, batch_size: int, progress_bar: bool) -> None:
+    finished = building / "finished"
+    finished.mkdir()
+    keys, stored = list(images), None
+    dtype = core.vision_tower.dtype
+    starts: Sequence[int] = range(0, len(keys), batch_size)
+    for start in logging.tqdm(starts, desc="Computing features of the frozen tower", disable=not progress_bar):
+        batch = [load_example_images(images[key])[0] for key in keys[start : start + batch_size]]
+        pixel_values = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+        with torch.inference_mode():
+            features = core.get_vision_features(pixel_values.to(core.vision_tower.device)).patch_features.cpu()
+        if stored is None:
+            shape = (len(keys), *features.shape[1:])
+            stored = np.lib.format.open_memmap(finished / "features.npy", "w+", dtype=_STORED[dtype], shape=shape)
+        array = features.view(torch.int16).numpy().view(np.uint16) if dtype == torch.bfloat16 else features.numpy()
+        stored[start : start + len(batch)] = array
+    assert stored is not None
+    stored.flush()
+    del stored
+    index = {"dtype": str(dtype).removeprefix("torch."), "keys": keys}
+    (finished / "index.json").write_text(json.dumps(index))
+
+
+def _fingerprint(model, processor, keys: list[str]) -> str:
+    """Changes with the tower's weights, the layer, the preparation of images and the images."""
+    core = model.model
+    digest = hashlib.sha256()
+    for parameter in core.vision_tower.parameters():
+        digest.update(repr((tuple(parameter.shape), parameter.detach().double().sum().item())).encode())
+    settings = [
+        core.vision_tower.config.model_type,
+        str(core.vision_tower.dtype),
+        core.config.vision_feature_layer,
+        core.config.vision_feature_select_strategy,
+        processor.image_processor.to_json_string(),
+        sorted(keys),
+    ]
+    digest.update(json.dumps(settings).encode())
+    return digest.hexdigest()[:24]
+
+
+__all__ = ["FeatureCache"]

@@ -1,0 +1,61 @@
+"""Arguments of the trainer of multimodal language models."""
+
+from dataclasses import dataclass, field
+
+from transformers import TrainingArguments
+
+
+@dataclass
+class VisualLanguageConfig(TrainingArguments):
+    r"""
+    Arguments of [`VisualLanguageTrainer`]: those of `TrainingArguments` and these.
+
+    Args:
+        trainable (`dict[str, str]`, *optional*):
+            For each part of the model `"frozen"`, `"full"` or `"lora"`. The default is GVT's: only the resampler and
+            its projection are trained (Section 3.2).
+        lora (`dict`, *optional*): fields of `peft.LoraConfig` for the parts that are adapted.
+        cache_features (`bool`, *optional*, defaults to `False`):
+            Computes the features of a frozen tower once per image and keeps them on disk.
+        feature_cache_dir (`str`, *optional*): where; by default vistok's cache folder.
+        augment (`bool`, *optional*, defaults to `False`):
+            Random resized crop and horizontal flip of training images (Section 4.1).
+        conversations_per_row (`int`, *optional*, defaults to 1):
+            Lets up to so many conversations about the same images share their visual tokens. The result is the same,
+            the cost per question is lower.
+        max_length (`int`, *optional*): cuts longer rows, in tokens.
+        save_trained_only (`bool`, *optional*, defaults to `True`):
+            Saves what was trained (`trained_weights.safetensors`), and names the base models; otherwise everything.
+        save_dtype (`str`, *optional*): dtype of the weights in the final folder, such as `"bfloat16"`.
+    """
+
+    trainable: dict | str = field(
+        default_factory=lambda: {"vision": "frozen", "resampler": "full", "llm": "frozen"},
+        metadata={"help": "For each part of the model: frozen, full or lora."},
+    )
+    lora: dict | str | None = field(default=None, metadata={"help": "Fields of peft.LoraConfig."})
+    cache_features: bool = field(default=False, metadata={"help": "Compute features of a frozen tower once."})
+    feature_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached features."})
+    augment: bool = field(default=False, metadata={"help": "Random resized crop and flip of training images."})
+    conversations_per_row: int = field(default=1, metadata={"help": "Conversations that share visual tokens."})
+    max_length: int | None = field(default=None, metadata={"help": "Cut longer rows, in tokens."})
+    save_trained_only: bool = field(default=True, metadata={"help": "Save only what was trained."})
+    save_dtype: str | None = field(default=None, metadata={"help": "dtype of the final weights."})
+    remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator reads all columns."})
+    label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Labels."})
+
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "trainable", "lora"]
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.remove_unused_columns:
+            raise ValueError("remove_unused_columns must stay False: the collator needs images and messages.")
+        if self.conversations_per_row < 1:
+            raise ValueError(f"conversations_per_row is {self.conversations_per_row}, expected at least 1.")
+        if self.cache_features and self.augment:
+            raise ValueError("cache_features needs fixed images and augment changes them: choose one of the two.")
+        if self.cache_features and self.trainable.get("vision", "frozen") != "frozen":
+            raise ValueError(f"cache_features needs a frozen tower, but vision is {self.trainable['vision']!r}.")
+
+
+__all__ = ["VisualLanguageConfig"]
