@@ -42,7 +42,8 @@ class DataSource:
             worker takes its share from its own shards.)
         seed (`int`, *optional*): shuffle with this seed; `None` keeps the source's order.
         on_error (`str`): `"raise"` stops at a bad sample (a structural one when loading, an unreadable image when it
-            is read); `"skip"` leaves it out and counts it.
+            is read); `"skip"` leaves it out and counts it, for which every image is read once beforehand (in a stream:
+            each time it comes up).
         prompt (`str`, *optional*): template around the question, e.g. `"Question: {question} Answer:"`. The default is
             the bare question: the processor's chat template wraps it.
         options (`dict`): options of the format.
@@ -73,12 +74,19 @@ class DataSource:
             place = "" if self.path is None or isinstance(self.path, list) else f":{Path(self.path).name}"
             self.name = f"{self.format}{place}"
         known("on_error", self.on_error, ("raise", "skip"))
-        for attribute in ("weight", "max_samples", "shuffle_buffer", "num_proc"):
-            value = getattr(self, attribute)
-            if value is not None and not value > 0:
-                raise ValueError(f"{attribute} of data source {self.name!r} must be positive, got {value!r}.")
+        self._check_positive("weight", (int, float), "number")
+        for attribute in ("max_samples", "shuffle_buffer", "num_proc"):
+            self._check_positive(attribute, int, "whole number")
+        if not isinstance(self.options, Mapping):
+            raise ValueError(f"options of data source {self.name!r} must be a mapping, got {self.options!r}.")
         if self.prompt is not None:
             check_prompt(self.prompt)
+
+    def _check_positive(self, attribute: str, kind: type | tuple[type, ...], number: str) -> None:
+        value: Any = getattr(self, attribute)
+        if value is None or (isinstance(value, kind) and not isinstance(value, bool) and value > 0):
+            return
+        raise ValueError(f"{attribute} of data source {self.name!r} must be a positive {number}, got {value!r}.")
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "DataSource":

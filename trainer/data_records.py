@@ -86,19 +86,55 @@ def records_dataset(
     if source.streaming and path.suffix == ".jsonl" and source.max_samples is None:
         arguments["spans"] = line_spans(path, STREAM_SHARDS)
         if not arguments["spans"]:
-            raise ValueError(f"data source {source_name!r} is empty: {path} holds no records.")
+            raise ValueError(f"data source {source_name!r} is empty: it holds no samples.")
         return IterableDataset.from_generator(generate_examples, features=features, gen_kwargs=arguments)
     arguments["spans"] = [Span(str(path), rows=source.max_samples if source.streaming else None)]
     code = [inspect.getsourcefile(part) for part in (convert, generate_examples, data_examples)]
     stamp = [repr(arguments["spans"]), source_name, convert.__qualname__, repr(sorted(context.items()))]
-    fingerprint = hashlib.sha256("\n".join([*stamp, *map(file_digest, [path, *code])]).encode()).hexdigest()[:32]
+    stamp += map(file_digest, [path, *code])
+    return cached_dataset(generate_examples, arguments, features, stamp, source_name)
+
+
+def cached_dataset(
+    generate: Callable[..., Iterator[dict[str, Any]]],
+    arguments: dict[str, Any],
+    features: Features,
+    stamp: list[str],
+    source_name: str,
+) -> Dataset:
+    """Runs a generator once and keeps what it yields in the cache of `datasets`.
+
+    Args:
+        generate: generator function.
+        arguments (`dict`): its arguments.
+        features (`Features`): features of what it yields.
+        stamp (`list[str]`): everything that the result depends on; an equal stamp finds the cached result.
+        source_name (`str`): name of the data source.
+
+    Returns:
+        `Dataset`: the examples.
+
+    Raises:
+        ValueError: if the generator yields nothing.
+    """
+    fingerprint = hashlib.sha256("\n".join(stamp).encode()).hexdigest()[:32]
+    kwargs = {"generate": generate, "arguments": arguments, "source_name": source_name}
     try:
-        return Dataset.from_generator(
-            generate_examples, features=features, gen_kwargs=arguments, fingerprint=fingerprint
-        )
+        return Dataset.from_generator(_at_least_one, features=features, gen_kwargs=kwargs, fingerprint=fingerprint)
     except DatasetGenerationError as error:
         # What went wrong is the cause; that it happened while filling a cache is of no use to the reader.
         raise (error.__cause__ or error) from None
+
+
+def _at_least_one(
+    generate: Callable[..., Iterator[dict[str, Any]]], arguments: dict[str, Any], source_name: str
+) -> Iterator[dict[str, Any]]:
+    empty = True
+    for example in generate(**arguments):
+        empty = False
+        yield example
+    if empty:
+        raise ValueError(f"data source {source_name!r} is empty: it holds no samples.")
 
 
 def generate_examples(
@@ -170,7 +206,7 @@ def _read_lines(span: Span) -> Iterator[tuple[int, Any | BadSampleError]]:
 
 def _read_document(path: str, records_of: Callable[[Any], list[Any]] | None) -> list[Any]:
     try:
-        with open(path, encoding="utf-8") as stream:
+        with open(path, encoding="utf-8-sig") as stream:
             document = json.load(stream)
     except ValueError as error:
         raise ValueError(f"{path} is not valid JSON ({error}); JSON lines belong in a .jsonl file.") from error

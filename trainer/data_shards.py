@@ -1,7 +1,6 @@
 """Formats that bring their images along: webdataset shards, Parquet files, and data sets of the Hub."""
 
 import glob
-import hashlib
 import json
 import os
 import tarfile
@@ -17,7 +16,7 @@ from ..processing.images import BadSampleError
 from .data_annotations import check_columns, record_example, record_messages
 from .data_examples import PROBLEM, RAW_FEATURES, bad_example, make_example
 from .data_formats import DataSource, register_data_format
-from .data_records import file_digest
+from .data_records import cached_dataset, file_digest
 
 SHARD_FEATURES = Features(
     {
@@ -117,11 +116,8 @@ def webdataset(source: DataSource, columns: Mapping[str, str] | None = None) -> 
     )
     if source.streaming:
         return stream
-    stamps = [(file, *_stamp(file)) for file in files]
-    fingerprint = hashlib.sha256(repr([sorted(arguments.items()), stamps, _code_digest()]).encode()).hexdigest()[:32]
-    return Dataset.from_generator(
-        _iterate, features=RAW_FEATURES, gen_kwargs={"stream": stream}, fingerprint=fingerprint
-    )
+    stamp = [repr(sorted(arguments.items())), _code_digest(), *(f"{file} {_stamp(file)}" for file in files)]
+    return cached_dataset(_iterate, {"stream": stream}, RAW_FEATURES, stamp, str(source.name))
 
 
 def _iterate(stream: IterableDataset) -> Iterator[dict[str, Any]]:

@@ -156,7 +156,7 @@ def _as_stream(dataset: Dataset) -> IterableDataset:
 
 
 def _empty(source: DataSource, report: SkippedSamples) -> ValueError:
-    return ValueError(f"data source {source.name!r} ({source.path or source.format}) is empty. {report.summary()}")
+    return ValueError(f"data source {source.name!r} is empty: nothing is left to train on. {report.summary()}")
 
 
 def _good_map_style(dataset: Dataset, source: DataSource, report: SkippedSamples) -> Dataset:
@@ -242,7 +242,8 @@ def mix_data_sources(
         stopping_strategy (`str`): end of an epoch of a weighted mixture: `"all_exhausted"` when every source was seen
             completely (small ones repeat), `"first_exhausted"` when the first one was,
             `"all_exhausted_without_replacement"` when every example was seen exactly once.
-        shuffle_buffer (`int`): examples that a mixed stream holds to shuffle among.
+        shuffle_buffer (`int`): examples that a mixed stream holds to shuffle among. A stream restored by
+            `load_state_dict` passes over those it held; a resumed `Trainer` replays the stream instead and misses none.
 
     Returns:
         `Dataset` or `IterableDataset`; its attribute `skipped_samples` adds up the reports of the sources.

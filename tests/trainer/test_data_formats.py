@@ -224,6 +224,16 @@ def test_easy_vqa_yields_question_answer_and_answer_type(tmp_path):
     assert test["answer_type"] == ["color"]
 
 
+@pytest.mark.real_data("easy-vqa")
+def test_the_fetched_easy_vqa_has_its_published_size_and_majority():
+    test = load_data_source({"format": "easy-vqa", "split": "test"})
+    assert len(test) == 9673
+    answers = [example[1]["content"][0]["text"] for example in test["messages"]]
+    assert round(100 * answers.count("yes") / len(answers), 1) == 37.3
+    assert len(set(answers)) == 13
+    assert load_example_images(test[9672])[0].size == (64, 64)
+
+
 def test_easy_vqa_answer_types_cover_the_13_answers_and_nothing_else():
     kinds = {"yes/no": ["yes", "no"], "shape": ["circle", "rectangle", "triangle"]}
     kinds["color"] = ["black", "blue", "brown", "gray", "green", "red", "teal", "yellow"]
@@ -382,3 +392,32 @@ def test_pixels_are_read_late(llava_file, tmp_path):
     with pytest.raises(BadSampleError, match=r"row 3, file .*3\.png: the image file does not exist"):
         load_example_images(dataset[3])
     assert load_example_images(dataset[1]) == []
+
+
+def test_a_wrong_column_names_the_columns_of_the_data(llava_file, tmp_path):
+    source = {"format": "llava", "path": str(llava_file(".json")), "images": str(tmp_path / "photos")}
+    with pytest.raises(ValueError, match=r"unknown column .* 'picture'; known: 'id', 'image', 'conversations'"):
+        load_data_source(source | {"options": {"columns": {"images": "picture"}}})
+    with pytest.raises(ValueError, match=r"unknown part of a record in `columns` 'imags'; .*Did you mean 'images'"):
+        load_data_source(source | {"options": {"columns": {"imags": "image"}}})
+
+
+def test_missing_files_and_folders_are_named(llava_file, tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"there is no file .*gone\.json"):
+        load_data_source({"format": "llava", "path": str(tmp_path / "gone.json")})
+    with pytest.raises(FileNotFoundError, match=r"there is no image folder .*fotos"):
+        load_data_source({"format": "llava", "path": str(llava_file(".json")), "images": str(tmp_path / "fotos")})
+    with pytest.raises(FileNotFoundError, match=r"no file matches .*gone.*\.tar"):
+        load_data_source({"format": "webdataset", "path": str(tmp_path / "gone-*.tar")})
+    with pytest.raises(FileNotFoundError, match=r"holds no metadata\.jsonl or metadata\.csv"):
+        load_data_source({"format": "image-folder", "path": str(tmp_path)})
+
+
+def test_a_broken_json_document_is_an_error_of_the_file(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('[{"id": 1}')
+    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
+        load_data_source({"format": "llava", "path": str(path)})
+    path.write_text('{"id": 1}')
+    with pytest.raises(ValueError, match="must hold a JSON list of records, got a dict"):
+        load_data_source({"format": "llava", "path": str(path)})
