@@ -84,7 +84,8 @@ class DataSource:
 
     def _check_positive(self, attribute: str, kind: type | tuple[type, ...], number: str) -> None:
         value: Any = getattr(self, attribute)
-        if value is None or (isinstance(value, kind) and not isinstance(value, bool) and value > 0):
+        is_number = isinstance(value, kind) and not isinstance(value, bool)
+        if value is None or (is_number and value > 0):
             return
         raise ValueError(f"{attribute} of data source {self.name!r} must be a positive {number}, got {value!r}.")
 

@@ -243,7 +243,7 @@ def mix_data_sources(
             completely (small ones repeat), `"first_exhausted"` when the first one was,
             `"all_exhausted_without_replacement"` when every example was seen exactly once.
         shuffle_buffer (`int`): examples that a mixed stream holds to shuffle among. A stream restored by
-            `load_state_dict` passes over those it held; a resumed `Trainer` replays the stream instead and misses none.
+            `load_state_dict` passes over those it held; a resumed `Trainer` replays the stream and misses none.
 
     Returns:
         `Dataset` or `IterableDataset`; its attribute `skipped_samples` adds up the reports of the sources.
