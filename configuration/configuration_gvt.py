@@ -1,6 +1,6 @@
 """Configuration of GVT."""
 
-from typing import Literal
+from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
@@ -10,9 +10,9 @@ from transformers.configuration_utils import SubConfigSpec
 @strict
 class GVTConfig(PreTrainedConfig):
     r"""
-    Configuration of [`GVTModel`] and [`GVTForConditionalGeneration`]: a vision tower, a visual tokenizer (the Perceiver
-    resampler, by default) and a language model (Section 3.2 of "What Makes for Good Visual Tokenizer Supervision for
-    Large Language Models?").
+    Configuration of [`GVTModel`] and [`GVTForConditionalGeneration`]: a vision tower, a visual tokenizer (by default
+    the Perceiver resampler) and a language model (Section 3.2 of "What Makes for Good Visual Tokenizer Supervision
+    for Large Language Models?").
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14):
@@ -76,13 +76,15 @@ class GVTConfig(PreTrainedConfig):
         if isinstance(self.resampler_config, dict):
             self.resampler_config.setdefault("model_type", "perceiver_resampler_vistok")
         super().__post_init__(**kwargs)
-        text_config = self.text_config
+        vision_config: Any = self.vision_config
+        text_config: Any = self.text_config
+        resampler_config: Any = self.resampler_config
         self.is_encoder_decoder = bool(text_config.is_encoder_decoder)
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
-        if hasattr(self.resampler_config, "patch_hidden_size"):
-            self.resampler_config.patch_hidden_size = self.vision_config.hidden_size
-        if hasattr(self.vision_config, "mask_ratio"):
-            self.vision_config.mask_ratio = 0.0  # ViT-MAE drops patches even in evaluation
+        if hasattr(resampler_config, "patch_hidden_size"):
+            resampler_config.patch_hidden_size = vision_config.hidden_size
+        if hasattr(vision_config, "mask_ratio"):
+            vision_config.mask_ratio = 0.0  # ViT-MAE drops patches even in evaluation
         num_layers = getattr(self.vision_config, "num_hidden_layers", None)
         if num_layers is not None and not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
             raise ValueError(

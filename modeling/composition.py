@@ -1,4 +1,4 @@
-"""Models composed of pretrained parts: put together from two checkpoints, or from these and what was trained on top."""
+"""Models composed of pretrained parts: of two checkpoints, or of these and what was trained on top."""
 
 import contextlib
 import copy
@@ -91,7 +91,7 @@ def grow_vocabulary(language_model: PreTrainedModel, image_token_id: int) -> Non
         weight[num_rows:] = weight[:num_rows].float().mean(0).to(weight.dtype)
 
 
-class ComposedModelMixin:
+class ComposedPreTrainedModel(PreTrainedModel):
     """What every model of a vision tower, a visual tokenizer and a language model can do, whatever its tokenizer."""
 
     @classmethod
@@ -329,7 +329,7 @@ def _quiet_loading() -> Iterator[None]:
 
 
 __all__ = [
-    "ComposedModelMixin",
+    "ComposedPreTrainedModel",
     "add_image_token",
     "add_lora",
     "check_weights",

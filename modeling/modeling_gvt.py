@@ -2,10 +2,11 @@
 
 import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin, PreTrainedModel
+from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin
 from transformers.cache_utils import Cache
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 from transformers.modeling_utils import slice_logits_to_keep
@@ -13,7 +14,7 @@ from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_gvt import GVTConfig
-from .composition import ComposedModelMixin
+from .composition import ComposedPreTrainedModel
 from .language_head import build_language_head, scale_logits
 from .vision_features import build_vision_tower, extract_vision_features
 from .visual_tokenizer import VisionFeatures
@@ -37,7 +38,7 @@ class GVTImageFeatures(BaseModelOutputWithPooling):
         num_prefix_tokens (`int`, *optional*): how many of the keys precede the first patch.
     """
 
-    token_mask: torch.BoolTensor | None = None
+    token_mask: torch.Tensor | None = None
     grid_size: tuple[int, int] | None = None
     num_prefix_tokens: int | None = None
 
@@ -75,7 +76,7 @@ class GVTOutput(ModelOutput):
     encoder_last_hidden_state: torch.FloatTensor | None = None
 
 
-class GVTPreTrainedModel(ComposedModelMixin, PreTrainedModel):
+class GVTPreTrainedModel(ComposedPreTrainedModel):
     config: GVTConfig
     config_class = GVTConfig
     base_model_prefix = "model"
@@ -108,7 +109,8 @@ class GVTModel(GVTPreTrainedModel):
         super().__init__(config)
         self.vision_tower = build_vision_tower(config.vision_config)
         self.resampler = AutoModel.from_config(config.resampler_config)
-        self.projector = nn.Linear(self.resampler.output_size, config.text_config.hidden_size)
+        text_config: Any = config.text_config
+        self.projector = nn.Linear(self.resampler.output_size, text_config.hidden_size)
         if config.is_encoder_decoder:
             # With its head: encoder-decoder models scale their states before the head, and generate by themselves.
             self.language_model = AutoModelForSeq2SeqLM.from_config(config.text_config)
@@ -125,8 +127,8 @@ class GVTModel(GVTPreTrainedModel):
 
     def get_image_features(
         self,
-        pixel_values: torch.FloatTensor | None = None,
-        vision_features: torch.FloatTensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> GVTImageFeatures:
@@ -148,10 +150,10 @@ class GVTModel(GVTPreTrainedModel):
         """
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("get_image_features takes pixel_values or vision_features, and exactly one of them.")
-        if vision_features is None:
+        if vision_features is not None:
+            features = VisionFeatures(patch_features=vision_features)
+        elif pixel_values is not None:
             features = self.get_vision_features(pixel_values)
-        else:
-            features = VisionFeatures(patch_features=vision_features, grid_size=None)
         inputs = {name: getattr(features, name) for name in self.resampler.required_inputs}
         dtype = self.projector.weight.dtype
         visual_tokens = self.resampler(
@@ -172,7 +174,7 @@ class GVTModel(GVTPreTrainedModel):
             num_prefix_tokens=features.num_prefix_tokens,
         )
 
-    def get_vision_features(self, pixel_values: torch.FloatTensor) -> VisionFeatures:
+    def get_vision_features(self, pixel_values: torch.Tensor) -> VisionFeatures:
         """The features of the vision tower that the visual tokenizer reads. See [`VisionFeatures`]."""
         return extract_vision_features(
             self.vision_tower,
@@ -182,7 +184,7 @@ class GVTModel(GVTPreTrainedModel):
             required_inputs=self.resampler.required_inputs,
         )
 
-    def get_placeholder_mask(self, input_ids: torch.LongTensor, image_features: GVTImageFeatures) -> torch.BoolTensor:
+    def get_placeholder_mask(self, input_ids: torch.Tensor, image_features: GVTImageFeatures) -> torch.Tensor:
         """
         Positions of image placeholders, `(batch, sequence_length)`.
 
@@ -190,7 +192,8 @@ class GVTModel(GVTPreTrainedModel):
             ValueError: if there are not as many of them as visual tokens; names both numbers.
         """
         placeholders = input_ids == self.config.image_token_id
-        num_images, tokens_per_image = image_features.token_mask.shape
+        token_mask: Any = image_features.token_mask
+        num_images, tokens_per_image = token_mask.shape
         torch_compilable_check(
             placeholders.sum() == num_images * tokens_per_image,
             lambda: (
@@ -203,11 +206,11 @@ class GVTModel(GVTPreTrainedModel):
 
     def embed_inputs(
         self,
-        input_ids: torch.LongTensor | None,
-        inputs_embeds: torch.FloatTensor | None,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
         attention_mask: torch.Tensor | None,
         image_features: GVTImageFeatures | None,
-    ) -> tuple[torch.FloatTensor, torch.Tensor | None]:
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
         Text embeddings with visual tokens at the placeholders, and the attention mask without the placeholders that a
         shorter image left unused.
@@ -239,13 +242,13 @@ class GVTModel(GVTPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        vision_features: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, GVTImageFeatures] | None = None,
         output_attentions: bool | None = None,
         **kwargs,
@@ -352,7 +355,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
     def get_output_embeddings(self) -> nn.Module:
         return self.model.language_model.get_output_embeddings() if self.config.is_encoder_decoder else self.lm_head
 
-    def set_output_embeddings(self, value: nn.Module):
+    def set_output_embeddings(self, value: nn.Linear):
         if self.config.is_encoder_decoder:
             self.model.language_model.set_output_embeddings(value)
         else:
@@ -365,15 +368,15 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.LongTensor | None = None,
-        pixel_values: torch.FloatTensor | None = None,
-        vision_features: torch.FloatTensor | None = None,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
         attention_mask: torch.Tensor | None = None,
-        position_ids: torch.LongTensor | None = None,
+        position_ids: torch.Tensor | None = None,
         past_key_values: Cache | None = None,
-        inputs_embeds: torch.FloatTensor | None = None,
+        inputs_embeds: torch.Tensor | None = None,
         mm_encoder_outputs: dict[str, GVTImageFeatures] | None = None,
-        labels: torch.LongTensor | None = None,
+        labels: torch.Tensor | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         **kwargs,
@@ -408,7 +411,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
         loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
         outputs = self.model(**inputs, **kwargs)
         hidden_states = outputs.last_hidden_state
-        text_config = self.config.text_config
+        text_config: Any = self.config.text_config
         if labels is not None and skip_logits:
             predicts = torch.zeros_like(labels, dtype=torch.bool)
             predicts[:, :-1] = labels[:, 1:] != -100

@@ -1,5 +1,7 @@
 """The Perceiver resampler: a fixed number of learned queries read an image's patch features."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers import initialization as init
@@ -139,10 +141,11 @@ class PerceiverResampler(VisualTokenizer):
 
     def __init__(self, config: PerceiverResamplerConfig):
         super().__init__(config)
-        self.patch_norm = nn.LayerNorm(config.patch_hidden_size, eps=config.layer_norm_eps)
+        patch_hidden_size: Any = config.patch_hidden_size
+        self.patch_norm = nn.LayerNorm(patch_hidden_size, eps=config.layer_norm_eps)
         self.patch_projection = None
-        if config.patch_hidden_size != config.hidden_size:
-            self.patch_projection = nn.Linear(config.patch_hidden_size, config.hidden_size, bias=False)
+        if patch_hidden_size != config.hidden_size:
+            self.patch_projection = nn.Linear(patch_hidden_size, config.hidden_size, bias=False)
         self.patch_position_embedding = nn.Parameter(torch.empty(1, config.hidden_size))
         self.latents = nn.Parameter(torch.empty(config.num_latents, config.hidden_size))
         self.layers = nn.ModuleList([PerceiverResamplerLayer(config) for _ in range(config.num_hidden_layers)])

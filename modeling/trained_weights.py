@@ -65,8 +65,8 @@ def save_trained_weights(
     """
     if not getattr(model.config, "base_models", None):
         raise ValueError(
-            "config.base_models is None, so a folder of trained weights could not be completed: compose the model with "
-            "from_vision_text_pretrained, or save everything with save_pretrained."
+            "config.base_models is None, so a folder of trained weights could not be completed: compose the model "
+            "with from_vision_text_pretrained, or save everything with save_pretrained."
         )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """Patch features of any vision transformer of transformers, in the form that visual tokenizers read."""
 
 import inspect
+from typing import Any
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
@@ -55,7 +56,7 @@ def extract_vision_features(
     Raises:
         ValueError: if the tower has fewer tokens than patches, or does not give what is required.
     """
-    grid_size = patch_grid(vision_tower.config, pixel_values.shape[-2:])
+    grid_size = patch_grid(vision_tower.config, (pixel_values.shape[-2], pixel_values.shape[-1]))
     wants_attentions = "cls_attentions" in required_inputs
     if wants_attentions and vision_tower.config._attn_implementation != "eager":
         raise ValueError(
@@ -118,7 +119,7 @@ def patch_grid(vision_config, image_size: tuple[int, int]) -> tuple[int, int]:
 
 def _tower_arguments(vision_tower, pixel_values, grid_size) -> dict:
     """Arguments that only some towers know."""
-    arguments = {}
+    arguments: dict[str, Any] = {}
     known = inspect.signature(vision_tower.forward).parameters
     if "noise" in known:
         # ViT-MAE shuffles patches by this noise even when none is masked: a rising one keeps their order.

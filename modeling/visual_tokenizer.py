@@ -34,14 +34,14 @@ class VisualTokenizerOutput(ModelOutput):
             Named scalars that training may add to its loss.
     """
 
-    tokens: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
-    assignment: torch.LongTensor | None = None
-    cluster_masks: torch.FloatTensor | None = None
-    weights: torch.FloatTensor | None = None
-    scores: torch.FloatTensor | None = None
-    attentions: tuple[torch.FloatTensor, ...] | None = None
-    auxiliary_losses: dict[str, torch.FloatTensor] | None = None
+    tokens: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
+    assignment: torch.Tensor | None = None
+    cluster_masks: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
+    scores: torch.Tensor | None = None
+    attentions: tuple[torch.Tensor, ...] | None = None
+    auxiliary_losses: dict[str, torch.Tensor] | None = None
 
 
 @dataclass
@@ -52,8 +52,8 @@ class VisionFeatures:
     Args:
         patch_features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`):
             Features of the chosen layer: patches in row-major order, behind the prefix tokens if those were kept.
-        grid_size (`tuple[int, int]`):
-            Height and width of the image, in patches.
+        grid_size (`tuple[int, int]`, *optional*):
+            Height and width of the image, in patches; unknown of cached features.
         num_prefix_tokens (`int`):
             How many of the `patch_features` come before the first patch ([CLS], registers); 0 if they were dropped.
         cls_features (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
@@ -65,7 +65,7 @@ class VisionFeatures:
     """
 
     patch_features: torch.Tensor
-    grid_size: tuple[int, int]
+    grid_size: tuple[int, int] | None = None
     num_prefix_tokens: int = 0
     cls_features: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
@@ -74,14 +74,14 @@ class VisionFeatures:
 
 class VisualTokenizer(PreTrainedModel):
     """
-    Base class of visual tokenizers. A tokenizer is a model of its own: it has a config, is registered with `AutoModel`,
-    and composite models build it from their config by its `model_type`, whichever it is.
+    Base class of visual tokenizers. A tokenizer is a model of its own: it has a config and is registered with
+    `AutoModel`, and composite models build it from their config by its `model_type`, whichever it is.
 
     Class attributes:
         required_inputs (`tuple[str, ...]`): fields of [`VisionFeatures`] it needs beside `patch_features`, out of
             `"cls_features"`, `"hidden_states"` and `"cls_attentions"`. The composite model asks the tower for them.
         variable_num_tokens (`bool`): whether the number of tokens follows the image. If so the processor still writes
-            `max_num_tokens` placeholders, and the composite model takes the unused ones out of attention and positions.
+            `max_num_tokens` placeholders, and the composite model keeps unused ones out of attention and positions.
     """
 
     required_inputs: ClassVar[tuple[str, ...]] = ()
@@ -104,12 +104,12 @@ class VisualTokenizer(PreTrainedModel):
         patch_features: torch.Tensor,
         grid_size: tuple[int, int] | None = None,
         num_prefix_tokens: int = 0,
-        cls_features: torch.Tensor | None = None,
-        hidden_states: tuple[torch.Tensor, ...] | None = None,
-        cls_attentions: torch.Tensor | None = None,
         **kwargs,
     ) -> VisualTokenizerOutput:
-        """Turns the fields of [`VisionFeatures`] into a [`VisualTokenizerOutput`]."""
+        """
+        Turns the fields of [`VisionFeatures`] into a [`VisualTokenizerOutput`]. The fields named in `required_inputs`
+        come as keyword arguments, and so does `output_attentions`.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not define forward.")
 
 

@@ -31,7 +31,8 @@ QUESTION_ANSWER = """\
 {%- elif message['role'] == 'system' -%}
 {{ words(message['content']) + '\\n' }}
 {%- else -%}
-{{ ('' if loop.first else '\\n') + images(message['content']) + 'Question: ' + words(message['content']) + ' Answer:' }}
+{%- if not loop.first -%}{{ '\\n' }}{%- endif -%}
+{{ images(message['content']) + 'Question: ' + words(message['content']) + ' Answer:' }}
 {%- endif -%}
 {%- endfor -%}"""
 

@@ -86,7 +86,7 @@ class VisualLanguageCollator:
         processor ([`GVTProcessor`] or alike): formats, tokenizes and prepares images.
         image_transform (`Callable`, *optional*): augmentation, from one PIL image to another.
         features (`Mapping[str, torch.Tensor]`, *optional*):
-            Cached features of a frozen tower by [`image_key`]; batches then hold `vision_features`, not `pixel_values`.
+            Cached features of a frozen tower by [`image_key`]: batches hold `vision_features`, not `pixel_values`.
         max_length (`int`, *optional*): cuts longer rows at the end.
         is_encoder_decoder (`bool`, *optional*, defaults to `False`):
             Labels are a sequence of their own, the last answer.

@@ -105,7 +105,7 @@ class FreezeCheckCallback(TrainerCallback):
 
     def __init__(self, trainable: Mapping[str, str]):
         self.trainable = dict(trainable)
-        self.checksums: dict[str, float] | None = None
+        self.checksums: dict[str, float] = {}
         self.done = False
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
@@ -131,7 +131,7 @@ class FreezeCheckCallback(TrainerCallback):
             return
         self.done = True
         moved = [name for name, value in _checksums(model).items() if value != self.checksums[name]]
-        self.checksums = None
+        self.checksums = {}
         if moved:
             raise RuntimeError(f"{len(moved)} frozen parameters changed in the first step, among them {moved[:3]}.")
 

@@ -128,12 +128,13 @@ def read_yaml(text: str, name: str) -> Any:
     Raises:
         ValueError: if it is malformed.
     """
-    yaml = require("yaml", "train")
+    yaml: Any = require("yaml", "train")
+    base: Any = yaml.SafeLoader
 
-    class Loader(yaml.SafeLoader):
+    class Loader(base):
         yaml_implicit_resolvers = {
             first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith((":bool", ":float"))]
-            for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+            for first, resolvers in base.yaml_implicit_resolvers.items()
         }
 
     Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile("^(?:true|True|false|False)$"), list("tTfF"))

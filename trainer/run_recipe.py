@@ -94,7 +94,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         get_last_checkpoint(args.output_dir) if resume == "auto" and os.path.isdir(args.output_dir) else resume
     )
     started = time.perf_counter()
-    output = trainer.train(resume_from_checkpoint=None if checkpoint == "auto" else checkpoint or None)
+    output = trainer.train(resume_from_checkpoint=checkpoint or None)
     metrics = trainer.evaluate() if eval_datasets else {}
     results = {
         "command": command,

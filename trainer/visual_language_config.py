@@ -1,6 +1,7 @@
 """Arguments of the trainer of multimodal language models."""
 
 from dataclasses import dataclass, field
+from typing import Any
 
 from transformers import TrainingArguments
 
@@ -29,11 +30,11 @@ class VisualLanguageConfig(TrainingArguments):
         save_dtype (`str`, *optional*): dtype of the weights in the final folder, such as `"bfloat16"`.
     """
 
-    trainable: dict | str = field(
+    trainable: Any = field(
         default_factory=lambda: {"vision": "frozen", "resampler": "full", "llm": "frozen"},
         metadata={"help": "For each part of the model: frozen, full or lora."},
     )
-    lora: dict | str | None = field(default=None, metadata={"help": "Fields of peft.LoraConfig."})
+    lora: Any = field(default=None, metadata={"help": "Fields of peft.LoraConfig."})
     cache_features: bool = field(default=False, metadata={"help": "Compute features of a frozen tower once."})
     feature_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached features."})
     augment: bool = field(default=False, metadata={"help": "Random resized crop and flip of training images."})
@@ -48,6 +49,8 @@ class VisualLanguageConfig(TrainingArguments):
 
     def __post_init__(self):
         super().__post_init__()
+        if self.device.type == "cpu":
+            self.dataloader_pin_memory = False
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay False: the collator needs images and messages.")
         if self.conversations_per_row < 1:

@@ -69,6 +69,7 @@ class VisualLanguageTrainer(Trainer):
             size = processing_class.image_processor.size
             transform = RandomResizedCropAndFlip(size.get("height") or size["shortest_edge"])
             data_collator = VisualLanguageCollator(**{**vars(data_collator), "image_transform": transform})
+        self._train_collator = data_collator
         if args.conversations_per_row > 1:
             train_dataset = self._group(train_dataset, args.conversations_per_row)
             eval_dataset = self._group(eval_dataset, args.conversations_per_row)
@@ -86,8 +87,8 @@ class VisualLanguageTrainer(Trainer):
 
     @staticmethod
     def _cache_features(model, args, processing_class, train_dataset, eval_dataset) -> FeatureCache:
-        datasets = eval_dataset if isinstance(eval_dataset, dict) else {"eval": eval_dataset}
-        datasets = [dataset for dataset in (train_dataset, *datasets.values()) if dataset is not None]
+        evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
+        datasets: list[Any] = [dataset for dataset in (train_dataset, *evaluated) if dataset is not None]
         if any(isinstance(dataset, IterableDataset) for dataset in datasets):
             raise ValueError("cache_features needs data of known size: load the sources with streaming off.")
         model.to(args.device)
@@ -107,7 +108,8 @@ class VisualLanguageTrainer(Trainer):
         return group_by_images(dataset, conversations_per_row)
 
     def get_eval_dataloader(self, eval_dataset=None):
-        training_collator, self.data_collator = self.data_collator, self._eval_collator
+        training_collator = self._train_collator
+        self.data_collator: Any = self._eval_collator
         try:
             return super().get_eval_dataloader(eval_dataset)
         finally:
@@ -120,7 +122,7 @@ class VisualLanguageTrainer(Trainer):
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, and for each row of the batch which of its answers are exactly right (1), wrong (0) or absent (-100)."""
+        """Loss, and for each row of the batch which answers are exactly right (1), wrong (0) or absent (-100)."""
         inputs = dict(self._prepare_inputs(inputs))
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -209,7 +211,7 @@ def merge_lora(model: PreTrainedModel) -> None:
 
 def answer_numbers(labels: torch.Tensor) -> torch.Tensor:
     """
-    Numbers the answers of each row: 0 at the tokens of its first run of supervised labels, 1 at the second, -1 between.
+    Numbers the answers of each row: 0 at the tokens of its first supervised run, 1 at the second, -1 between.
 
     Args:
         labels (`torch.LongTensor` of shape `(batch, positions)`): -100 where unsupervised.
