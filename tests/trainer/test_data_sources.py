@@ -179,7 +179,8 @@ def test_max_samples_takes_the_first_rows_or_a_seeded_choice(write, streaming):
 
 
 def test_max_samples_of_a_stream_is_exact_under_workers(write):
-    records = [record(index) | {"answer": "a" * (5 * index + 1)} for index in range(100)]  # early shards hold more rows
+    # early shards hold more rows than late ones
+    records = [record(index) | {"answer": "a" * (5 * index + 1)} for index in range(100)]
     stream = load_data_source(write(records, max_samples=33, streaming=True))
     assert sorted(ids_of_workers(stream, 2)) == sorted(f"s{index}" for index in range(33))
 
