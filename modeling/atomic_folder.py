@@ -90,9 +90,9 @@ def build_folder_once(
     with _explained_disk_errors(), _exclusive(folder.name):
         if not force and is_complete(folder, source):
             return folder
-        _require_space(needed_bytes)
         work = _fresh_work_folder(folder.name)
         try:
+            _require_space(needed_bytes)
             content, scratch = work / "content", work / "scratch"
             content.mkdir()
             scratch.mkdir()

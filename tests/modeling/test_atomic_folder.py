@@ -113,7 +113,11 @@ def test_killed_build_leaves_no_folder_and_the_next_build_clears_its_traces(cach
     folder = cache / "models" / "tiny"
     assert not folder.exists() and leftovers(cache)
 
-    build_folder_once(folder, SOURCE, write_answer)
+    def build(content, scratch):
+        assert not leftovers(cache), "their space may be needed"
+        write_answer(content, scratch)
+
+    build_folder_once(folder, SOURCE, build)
     assert sorted(path.name for path in folder.iterdir()) == ["SOURCE.json", "answer.txt"]
     assert not leftovers(cache)
 
