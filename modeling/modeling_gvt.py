@@ -42,6 +42,12 @@ class GVTImageFeatures(BaseModelOutputWithPooling):
     grid_size: tuple[int, int] | None = None
     num_prefix_tokens: int | None = None
 
+    def per_placeholder(self) -> torch.Tensor:
+        """A token for each placeholder of the text, `(num_placeholders, hidden_size)`."""
+        if self.last_hidden_state is not None:
+            return self.last_hidden_state.flatten(0, 1)
+        return torch.cat(list(self.pooler_output))  # what transformers repeats for beams and cuts for chunks
+
 
 @dataclass
 class GVTOutput(ModelOutput):
@@ -163,8 +169,10 @@ class GVTModel(GVTPreTrainedModel):
             output_attentions=output_attentions,
             **inputs,
         )
-        tokens = self.projector(visual_tokens.tokens)
-        mask = visual_tokens.mask
+        tokens, mask = self.projector(visual_tokens.tokens), visual_tokens.mask
+        # The processor knew no images when it wrote placeholders for the largest number of tokens.
+        unused = self.resampler.max_num_tokens - mask.shape[1]
+        tokens, mask = nn.functional.pad(tokens, (0, 0, 0, unused)), nn.functional.pad(mask, (0, unused))
         return GVTImageFeatures(
             last_hidden_state=tokens * mask.unsqueeze(-1),
             pooler_output=[image_tokens[kept] for image_tokens, kept in zip(tokens, mask)],
@@ -184,25 +192,37 @@ class GVTModel(GVTPreTrainedModel):
             required_inputs=self.resampler.required_inputs,
         )
 
-    def get_placeholder_mask(self, input_ids: torch.Tensor, image_features: GVTImageFeatures) -> torch.Tensor:
+    def find_placeholders(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Positions of image placeholders in token ids or in their embeddings, `(batch, sequence_length)`."""
+        image_token_id = self.config.image_token_id
+        if not inputs.is_floating_point():
+            return inputs == image_token_id
+        return (inputs == self.get_input_embeddings()(torch.tensor(image_token_id, device=inputs.device))).all(-1)
+
+    def get_placeholder_mask(self, inputs: torch.Tensor, image_features: GVTImageFeatures) -> torch.Tensor:
         """
         Positions of image placeholders, `(batch, sequence_length)`.
 
         Raises:
             ValueError: if there are not as many of them as visual tokens; names both numbers.
         """
-        placeholders = input_ids == self.config.image_token_id
-        token_mask: Any = image_features.token_mask
-        num_images, tokens_per_image = token_mask.shape
+        placeholders = self.find_placeholders(inputs)
+        num_tokens, tokens_per_image = len(image_features.per_placeholder()), self.resampler.max_num_tokens
         torch_compilable_check(
-            placeholders.sum() == num_images * tokens_per_image,
+            placeholders.sum() == num_tokens,
             lambda: (
-                f"The text has {int(placeholders.sum())} image placeholders, the {num_images} images have "
-                f"{num_images * tokens_per_image} visual tokens ({tokens_per_image} each): write "
-                f"{tokens_per_image} placeholders for each image, as the processor does."
+                f"The text has {int(placeholders.sum())} image placeholders, the {num_tokens // tokens_per_image} "
+                f"images have {num_tokens} visual tokens ({tokens_per_image} each): write {tokens_per_image} "
+                f"placeholders for each image, as the processor does."
             ),
         )
         return placeholders
+
+    @staticmethod
+    def refuse_images_given_twice(mm_encoder_outputs, pixel_values, vision_features) -> None:
+        encoded = (mm_encoder_outputs or {}).get("image") is not None
+        if encoded and (pixel_values is not None or vision_features is not None):
+            raise ValueError("Images were given twice: as pixel_values or vision_features and as mm_encoder_outputs.")
 
     def embed_inputs(
         self,
@@ -219,25 +239,19 @@ class GVTModel(GVTPreTrainedModel):
             inputs_embeds = self.get_input_embeddings()(input_ids)
         if image_features is None:
             return inputs_embeds, attention_mask
-        if input_ids is None:
-            image_embedding = self.get_input_embeddings()(
-                torch.tensor(self.config.image_token_id, device=inputs_embeds.device)
-            )
-            is_image = (inputs_embeds == image_embedding).all(-1)
-            input_ids = torch.where(is_image, self.config.image_token_id, -1)
-        placeholders = self.get_placeholder_mask(input_ids, image_features)
-        tokens = image_features.last_hidden_state.to(inputs_embeds.device, inputs_embeds.dtype)
+        placeholders = self.get_placeholder_mask(inputs_embeds if input_ids is None else input_ids, image_features)
+        tokens = image_features.per_placeholder().to(inputs_embeds.device, inputs_embeds.dtype)
         inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
         return inputs_embeds, self.mask_unused_placeholders(placeholders, attention_mask, image_features.token_mask)
 
     def mask_unused_placeholders(self, placeholders, attention_mask, token_mask):
-        """The attention mask with zeros at placeholders that belong to a padding visual token."""
-        if not self.resampler.variable_num_tokens:
+        """The attention mask without placeholders that belong to a padding visual token."""
+        if not self.resampler.variable_num_tokens or token_mask is None:
             return attention_mask
         if attention_mask is None:
             attention_mask = torch.ones_like(placeholders, dtype=torch.long)
         unused = torch.zeros_like(placeholders).masked_scatter(placeholders, ~token_mask.to(placeholders.device))
-        return attention_mask.masked_fill(unused, 0)
+        return attention_mask.masked_fill(unused[:, None, None, :] if attention_mask.ndim == 4 else unused, 0)
 
     @can_return_tuple
     def forward(
@@ -273,9 +287,8 @@ class GVTModel(GVTPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, and exactly one of them.")
+        self.refuse_images_given_twice(mm_encoder_outputs, pixel_values, vision_features)
         image_features = (mm_encoder_outputs or {}).get("image")
-        if image_features is not None and (pixel_values is not None or vision_features is not None):
-            raise ValueError("Images were given twice: as pixel_values or vision_features and as mm_encoder_outputs.")
         if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(pixel_values, vision_features, output_attentions)
         inputs_embeds, attention_mask = self.embed_inputs(input_ids, inputs_embeds, attention_mask, image_features)
@@ -304,11 +317,20 @@ class GVTModel(GVTPreTrainedModel):
 
     def _decoder_arguments(self, inputs_embeds, attention_mask, position_ids, past_key_values) -> dict:
         arguments = {"past_key_values": past_key_values}
+        # Who may attend to whom: a token stands behind all that it may attend to.
+        is_tree = attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool
         if self._takes_position_ids:
-            if position_ids is None and attention_mask is not None and attention_mask.ndim == 2:
+            if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
                 positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
                 position_ids = positions[:, -inputs_embeds.shape[1] :]
+            elif is_tree and (position_ids is None or self.resampler.variable_num_tokens):
+                position_ids = (attention_mask[:, 0].sum(-1) - 1).clamp(min=0)
             arguments["position_ids"] = position_ids
+        elif is_tree:
+            raise ValueError(
+                f"{type(self.language_model).__name__} takes no position_ids, so conversations cannot share a row: "
+                "give each a row of its own (conversations_per_row=1)."
+            )
         return arguments
 
     @staticmethod
@@ -428,19 +450,28 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
         return outputs
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args, **kwargs):
+        # transformers encodes pixel values, and nothing else
+        images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "vision_features")}
+        if any(image is not None for image in images.values()):
+            self.model.refuse_images_given_twice(model_kwargs.get("mm_encoder_outputs"), **images)
+            model_kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(**images)}
         model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
             inputs_tensor, model_kwargs, *args, **kwargs
         )
-        image_features = model_kwargs.get("mm_encoder_outputs", {}).get("image")
-        if image_features is not None and inputs_tensor.dtype == torch.long:
-            placeholders = self.model.get_placeholder_mask(inputs_tensor, image_features)
-            attention_mask = self.model.mask_unused_placeholders(
-                placeholders, model_kwargs.get("attention_mask"), image_features.token_mask
-            )
-            if attention_mask is not model_kwargs.get("attention_mask"):
-                # Positions were counted before anyone knew how many tokens an image has.
-                model_kwargs["attention_mask"] = attention_mask
-                model_kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        image_features = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
+        if image_features is None:
+            return model_kwargs
+        placeholders = self.model.get_placeholder_mask(inputs_tensor, image_features)
+        attention_mask = self.model.mask_unused_placeholders(
+            placeholders, model_kwargs.get("attention_mask"), image_features.token_mask
+        )
+        if attention_mask is not model_kwargs.get("attention_mask"):
+            # Positions were counted before anyone knew how many tokens an image has.
+            model_kwargs["attention_mask"] = attention_mask
+            model_kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+        # The mask has been told: from here on an image is a list of tokens, one for each placeholder.
+        per_image = list(image_features.per_placeholder().split(self.model.resampler.max_num_tokens))
+        model_kwargs["mm_encoder_outputs"] = {"image": GVTImageFeatures(pooler_output=per_image)}
         return model_kwargs
 
     @torch.no_grad()

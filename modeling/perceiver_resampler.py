@@ -133,10 +133,6 @@ class PerceiverResampler(VisualTokenizer):
     config_class = PerceiverResamplerConfig
     supports_gradient_checkpointing = True
     _no_split_modules = ["PerceiverResamplerLayer"]
-    _supports_sdpa = True
-    _supports_flash_attn = True
-    _supports_flex_attn = True
-    _supports_attention_backend = True
     _can_compile_fullgraph = True
 
     def __init__(self, config: PerceiverResamplerConfig):

@@ -88,6 +88,11 @@ class VisualTokenizer(PreTrainedModel):
     variable_num_tokens: ClassVar[bool] = False
     input_modalities = ("image",)
     main_input_name = "patch_features"
+    # A composite model asks all its parts for one attention backend; a tokenizer without attention has no objection.
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
 
     @property
     def output_size(self) -> int:
