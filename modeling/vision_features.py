@@ -83,7 +83,12 @@ def extract_vision_features(
     cls_attentions = None
     if wants_attentions:
         # hidden_states counts the embeddings, attentions does not
-        layer = feature_layer if feature_layer < 0 else feature_layer - 1
+        layer = feature_layer % len(outputs.hidden_states) - 1
+        if layer < 0:
+            raise ValueError(
+                f"The visual tokenizer reads the attention of [CLS], and layer {feature_layer} is the embeddings, "
+                "which have none: choose a later vision_feature_layer."
+            )
         cls_attentions = outputs.attentions[layer][:, :, 0, num_prefix_tokens:]
     return VisionFeatures(
         patch_features=features[:, num_prefix_tokens:] if select_strategy == "default" else features,

@@ -131,8 +131,8 @@ def tiny_gvt_config(vision_config=None, text_config=None, resampler_config=None,
 
 def livelier(model, factor: float = 6.0):
     """
-    Scales the weights of a random model up, in place: with the tiny initial ones, attention is uniform and a wrong mask
-    or position would go unnoticed.
+    Scales the weights of a random model up, in place: with the tiny initial ones, attention is uniform and a wrong
+    mask or position would go unnoticed.
     """
     with torch.no_grad():
         for parameter in model.parameters():

@@ -120,7 +120,9 @@ def test_absorbed_and_plain_formulations_are_one_function(sizes):
     tokens, expected = absorbed(images).tokens, plain(images).tokens
     assert (tokens - expected).abs().max() <= 1e-10
     gradients, wanted = loss_and_gradients(absorbed, tokens, images), loss_and_gradients(plain, expected, images)
-    assert all((gradients[name] - wanted[name]).abs().max() <= 1e-10 * max(1, wanted[name].abs().max()) for name in wanted)
+    assert all(
+        (gradients[name] - wanted[name]).abs().max() <= 1e-10 * max(1, wanted[name].abs().max()) for name in wanted
+    )
 
 
 @pytest.mark.parametrize("formulation", ["absorbed", "plain"])

@@ -1,4 +1,4 @@
-"""A visual tokenizer that no file of the package knows, with a number of tokens that follows the image, works in GVT."""
+"""A visual tokenizer that no file of the package knows, with as many tokens as the image asks for, works in GVT."""
 
 import pytest
 import torch
@@ -119,7 +119,7 @@ def three_images(model):
 
 
 def compact_embeddings(model, row, images):
-    """Embeddings of one row in which each image takes as many positions as it has tokens; `row` has an int per image."""
+    """Embeddings of one row in which an image, an int in `row`, takes as many positions as it has tokens."""
     embed, tower, tokenizer = model.get_input_embeddings(), model.model.vision_tower, model.model.resampler
     parts = []
     for part in row:
@@ -147,7 +147,7 @@ ROWS = [[words(2), 0, words(4, 1)], [words(1, 2), 1, words(2, 3), 2, words(3, 4)
 
 
 def written_out(rows):
-    return [sum((SLOTS if isinstance(part, int) else part for part in row), []) for row in rows]
+    return [[token for part in row for token in (SLOTS if isinstance(part, int) else part)] for row in rows]
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
