@@ -1,0 +1,104 @@
+"""Visual tokens of the images of an evaluation: each image goes through the vision tower once."""
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from ..processing.images import image_key, load_example_images
+
+
+class ImageEncoder:
+    """
+    Encodes images by their key, and remembers them over batches, conditions and calls.
+
+    Args:
+        model ([`GVTForConditionalGeneration`] or alike): encodes; must not be trained in between.
+        processor ([`GVTProcessor`] or alike): prepares the images.
+        features (`Mapping[str, torch.Tensor]`, *optional*):
+            Features of the tower by image key, such as a [`FeatureCache`]. Images it lacks go through the tower.
+        batch_size (`int`, *optional*, defaults to 32): images per pass.
+        max_bytes (`int`, *optional*, defaults to 1 GiB): memory for visual tokens; the oldest are forgotten first.
+
+    Raises:
+        ValueError: if features are given to a visual tokenizer that reads more than these.
+    """
+
+    def __init__(
+        self,
+        model,
+        processor,
+        features: Mapping[str, torch.Tensor] | None = None,
+        batch_size: int = 32,
+        max_bytes: int = 1 << 30,
+    ):
+        required = model.model.resampler.required_inputs
+        if features is not None and required:
+            raise ValueError(
+                f"{type(model.model.resampler).__name__} reads {', '.join(required)} beside the patch features, and "
+                "only these are cached: leave the features out."
+            )
+        self.model, self.processor, self.features = model, processor, features
+        self.batch_size, self.max_bytes = batch_size, max_bytes
+        self._examples: dict[str, Mapping[str, Any]] = {}
+        self._tokens: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
+        self._bytes = 0
+        self._output_class: Any = None
+
+    def know(self, examples: Sequence[Mapping[str, Any]]) -> None:
+        """Notes where the images of examples are to be read, when they are needed."""
+        for example in examples:
+            for image in example.get("images") or []:
+                self._examples.setdefault(image_key(image), {**example, "images": [image]})
+
+    @torch.no_grad()
+    def __call__(self, keys: Sequence[str]):
+        """
+        Visual tokens of images.
+
+        Args:
+            keys (`list[str]`): keys of images, with repetitions, in the order of their placeholders.
+
+        Returns:
+            `dict` or `None`: the `mm_encoder_outputs` of a model; `None` without images.
+
+        Raises:
+            BadSampleError: if an image cannot be read; names file and row.
+        """
+        if not keys:
+            return None
+        # Taken out of the memory first, because encoding the others may push them out of it.
+        tokens = {key: self._tokens[key] for key in dict.fromkeys(keys) if key in self._tokens}
+        missing = [key for key in dict.fromkeys(keys) if key not in tokens]
+        for from_cache in (True, False):
+            chosen = [key for key in missing if (self.features is not None and key in self.features) is from_cache]
+            for start in range(0, len(chosen), self.batch_size):
+                tokens |= self._encode(chosen[start : start + self.batch_size], from_cache)
+        device = self.model.model.projector.weight.device
+        states = torch.stack([tokens[key][0] for key in keys]).to(device)
+        mask = torch.stack([tokens[key][1] for key in keys]).to(device)
+        return {"image": self._output_class(last_hidden_state=states, token_mask=mask)}
+
+    def _encode(self, keys: list[str], from_cache: bool) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+        device = self.model.model.projector.weight.device
+        if from_cache:
+            assert self.features is not None
+            inputs = {"vision_features": torch.stack([self.features[key] for key in keys])}
+        else:
+            images = [image for key in keys for image in load_example_images(self._examples[key])]
+            inputs = {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+        encoded = self.model.get_image_features(**{name: value.to(device) for name, value in inputs.items()})
+        self._output_class = type(encoded)
+        states, mask = encoded.last_hidden_state.cpu(), encoded.token_mask.cpu()
+        new = dict(zip(keys, zip(states.unbind(0), mask.unbind(0))))
+        for key, (image_states, image_mask) in new.items():
+            self._tokens[key] = (image_states.clone(), image_mask.clone())  # not views that keep a batch alive
+            self._bytes += image_states.nbytes + image_mask.nbytes
+        while self._bytes > self.max_bytes:
+            _, forgotten = self._tokens.popitem(last=False)
+            self._bytes -= sum(tensor.nbytes for tensor in forgotten)
+        return new
+
+
+__all__ = ["ImageEncoder"]
