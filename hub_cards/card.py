@@ -1,0 +1,293 @@
+"""Model cards, written from a model's folder and from what its training and evaluations recorded."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig, PreTrainedConfig
+
+from ..modeling.base_weights import PREFIX
+from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
+from . import card_facts
+from .card_evaluation import (
+    evaluation_table,
+    gain_over_floors,
+    model_index,
+    normalised_report,
+    report_title,
+    type_table,
+    unclear_gains,
+)
+from .card_header import as_list, card_header, check_card_fields, validate_card
+from .published_text import published_text
+from .run_results import RESULTS_NAME, merge_results, write_text_atomically
+
+CARD_NAME = "README.md"
+LOSS_CURVE_NAME = "loss.png"
+PIPELINE_TAG = "image-text-to-text"
+TEMPLATES = {"gvt": "gvt_card.md.jinja"}
+_MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
+
+
+def write_card(
+    folder: str | os.PathLike,
+    results: Mapping[str, Any] | None = None,
+    title: str | None = None,
+    license: str | None = None,
+    language: str | Sequence[str] | None = None,
+    description: str | None = None,
+    limits: str | Sequence[str] | None = None,
+    datasets: str | Sequence[str] | None = None,
+    tags: str | Sequence[str] | None = None,
+) -> Path:
+    """
+    Writes the card of a model, `README.md`, and brings its `results.json` up to date. What a folder lacks (an
+    evaluation, a loss curve, a recipe) the card leaves out. It names no folder of this machine; written again it is
+    the same.
+
+    Args:
+        folder (`str`): folder of a trained model: `config.json` and, where there are, `loss.png` and `results.json`.
+        results (`Mapping`, *optional*): what the run recorded: `command`, `recipe`, `steps`, `epochs`, `train_loss`,
+            `train_seconds`, `environment`, `parameters`, `metrics`, `skipped_samples`, `log_history`. By default what
+            stands in `results.json`.
+        title (`str`, *optional*): headline; by default the folder's name.
+        license (`str`, *optional*): of the trained weights, by its SPDX name or the Hub's.
+        language (`str` or `list[str]`, *optional*): ISO codes.
+        description (`str`, *optional*): Markdown, below the headline.
+        limits (`str` or `list[str]`, *optional*): what the model is not to be used for, or does badly.
+        datasets (`str` or `list[str]`, *optional*): for the header, in place of the names of the training data.
+        tags (`str` or `list[str]`, *optional*): further ones for the header.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        FileNotFoundError: if there is no such folder.
+        ValueError: if a field is malformed, `results.json` is damaged, or there is no template for such a model.
+    """
+    folder = _existing_folder(folder)
+    fields = {
+        "title": title,
+        "license": license,
+        "language": language,
+        "description": description,
+        "limits": limits,
+        "datasets": datasets,
+        "tags": tags,
+    }
+    given = check_card_fields({name: value for name, value in fields.items() if value is not None})
+    recorded = merge_results(folder, results or {}) if results or (folder / RESULTS_NAME).is_file() else {}
+    from_recipe = (recorded.get("recipe") or {}).get("card") or {}
+    known = {**from_recipe, **(recorded.get("card") or {}), **given}
+    if known and known != recorded.get("card"):
+        recorded = merge_results(folder, {"card": known})
+    text = render_card(folder, recorded)
+    validate_card(text, folder)
+    write_text_atomically(folder / CARD_NAME, text)
+    return folder / CARD_NAME
+
+
+def write_evaluation(folder: str | os.PathLike, report: Mapping[str, Any]) -> Path:
+    """
+    Adds an evaluation to the `results.json` of a trained model and writes its card anew. One of the same task, split
+    and number of questions takes the place of the former.
+
+    Args:
+        folder (`str`): folder that a training wrote.
+        report (`Mapping`): `task`, `split`, `num_questions`, `accuracy`, `interval` (`[low, high]`, 95 %), `per_type`
+            (name → `{accuracy, num_questions, …}`), `floors` (`majority`, `question_only_prior`, `blank_images`,
+            `shuffled_images` → accuracy, or a `dict` with accuracy and `per_type`), `command`, `unanswered` (number of
+            questions). All but task, number of questions and accuracy are optional. Accuracies and intervals in
+            percent, or as shares: if none of them is above 1 they are shares. `results.json` has them in percent.
+
+    Returns:
+        `Path`: the card.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or no `results.json` in it.
+        ValueError: if the report is malformed.
+    """
+    folder = _existing_folder(folder)
+    report = normalised_report(report)
+    if not (folder / RESULTS_NAME).is_file():
+        raise FileNotFoundError(
+            f"{folder} has no {RESULTS_NAME}: expected a folder that a training of vistok wrote. For another model "
+            "call write_card(folder, results) first, with what is known of its training."
+        )
+    merge_results(folder, {"evaluation": [report]})
+    return write_card(folder)
+
+
+def render_card(folder: Path, results: Mapping[str, Any]) -> str:
+    """
+    The text of a card.
+
+    Args:
+        folder (`Path`): of the model.
+        results (`Mapping`): as they stand in `results.json`, with the section `card`.
+
+    Returns:
+        `str`: Markdown below a YAML header.
+
+    Raises:
+        ValueError: if there is no template for this type of model.
+    """
+    import jinja2  # torch and transformers' chat templates require it
+
+    config = AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
+    recipe = results.get("recipe") or {}
+    kind = config.model_type if config is not None else (recipe.get("model") or {}).get("kind") or "gvt"
+    if kind not in TEMPLATES:
+        raise ValueError(f"There is no card template for a model of type {kind!r}, only for {', '.join(TEMPLATES)}.")
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters["table"] = markdown_table
+    values = card_values(folder, results, config)
+    values["header"] = _header(kind, results, values)
+    return published_text(environment.get_template(TEMPLATES[kind]).render(values))
+
+
+def markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
+    """
+    A table in Markdown.
+
+    Args:
+        rows (`Sequence[Sequence[str]]`): cells.
+        header (`Sequence[str]`, *optional*): titles of the columns; by default the first row.
+    """
+    lines = [list(header), *rows] if header is not None else list(rows)
+    cells = [[" ".join(str(cell).split()).replace("|", "\\|") for cell in line] for line in lines]
+    cells.insert(1, ["---"] * len(cells[0]))
+    return "\n".join("| " + " | ".join(line) + " |" for line in cells)
+
+
+def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConfig | None) -> dict[str, Any]:
+    recipe, fields = results.get("recipe") or {}, results.get("card") or {}
+    model, sources = recipe.get("model") or {}, (recipe.get("data") or {}).get("train") or []
+    # The config names the folders of base models in full; only their last component goes further.
+    names = getattr(config, "base_models", None)
+    if names is None and not model.get("checkpoint"):
+        names = {key: model.get(key) for key in ("vision", "text")}
+    models = card_facts.base_models(names, folder)
+    reports = results.get("evaluation") or []
+    licences, no_licence = card_facts.licence_table(models, sources)
+    to_fetch = [entry.name.removeprefix(PREFIX) for entry in models if entry.name.startswith(PREFIX)]
+    return {
+        "name": folder.resolve().name,
+        "title": " ".join((fields.get("title") or folder.resolve().name).split()),
+        "description": (fields.get("description") or "").strip(),
+        "summary": _summary(config, models),
+        "fetch": f"vistok fetch {' '.join(to_fetch)}" if to_fetch else "",
+        "only_trained": (folder / TRAINED_WEIGHTS_NAME).is_file(),
+        "architecture": [] if config is None else card_facts.gvt_architecture(config, model.get("image_size")),
+        "base_models": [
+            [entry.part, f"`{entry.name}`", entry.package.description if entry.package else ""] for entry in models
+        ],
+        "trainable": [(part, _MODES.get(mode, mode)) for part, mode in (recipe.get("trainable") or {}).items()],
+        "parameters": _parameters(results.get("parameters") or {}),
+        "data": card_facts.data_table(sources),
+        "sources": sources,
+        "models": models,
+        "skipped": _skipped(results.get("skipped_samples")),
+        "command": results.get("command") or "",
+        "run": _run(results),
+        "loss_curve": LOSS_CURVE_NAME if (folder / LOSS_CURVE_NAME).is_file() else "",
+        "while_training": _while_training(results.get("metrics") or {}),
+        "hyper_parameters": card_facts.hyper_parameters(recipe.get("training") or {}),
+        "evaluation": evaluation_table(reports),
+        "has_floors": any(gain_over_floors(report) for report in reports),
+        "reports": [
+            {"title": report_title(report), "types": type_table(report), "command": report.get("command") or ""}
+            for report in reports
+        ],
+        "limits": [*as_list(fields.get("limits")), *unclear_gains(reports)],
+        "licence": fields.get("license") or "",
+        "licences": licences,
+        "no_licence": no_licence,
+    }
+
+
+def _summary(config: PreTrainedConfig | None, models: Sequence[card_facts.BaseModel]) -> str:
+    names = {entry.part: f" ({entry.name})" for entry in models}
+    count = getattr(getattr(config, "resampler_config", None), "num_latents", None)
+    return (
+        f"A GVT, which answers questions about images: a vision tower{names.get('vision', '')} sees the image, a "
+        f"resampler turns its patch features into {f'{count} ' if count else ''}visual tokens, and a language model"
+        f"{names.get('text', '')} reads them as if they were words."
+    )
+
+
+def _parameters(parameters: Mapping[str, int]) -> str:
+    if not parameters.get("trained") or not parameters.get("all"):
+        return ""
+    trained, total = parameters["trained"], parameters["all"]
+    share = 100 * trained / total
+    return f"{trained:,} of {total:,} parameters were trained ({share:.2f} %)."
+
+
+def _skipped(count: int | None) -> str:
+    return f"{count:,} samples were left out because they could not be read." if count else ""
+
+
+def _run(results: Mapping[str, Any]) -> list[card_facts.Row]:
+    losses = [entry["loss"] for entry in results.get("log_history") or [] if entry.get("loss") is not None]
+    environment = results.get("environment") or {}
+    rows = {
+        "started from": ((results.get("recipe") or {}).get("model") or {}).get("checkpoint") or "",
+        "steps": card_facts.number(results["steps"]) if results.get("steps") else "",
+        "epochs": f"{results['epochs']:.4g}" if results.get("epochs") else "",
+        "training loss, mean over the run": f"{results['train_loss']:.4g}" if results.get("train_loss") else "",
+        "training loss, as last logged": f"{losses[-1]:.4g}" if losses else "",
+        "time": card_facts.duration(results["train_seconds"]) if results.get("train_seconds") else "",
+        **{name: str(value) for name, value in environment.items()},
+    }
+    return [(name, value) for name, value in rows.items() if value]
+
+
+def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """The trainer's own measurements: of `eval_<name>_loss` and `eval_<name>_answer_accuracy` a row each name."""
+    names = dict.fromkeys(
+        key.removeprefix("eval_").removesuffix("loss").strip("_")
+        for key in metrics
+        if key.startswith("eval_") and key.endswith("loss")
+    )
+    rows = []
+    for name in names:
+        prefix = f"eval_{name}_" if name else "eval_"
+        loss, accuracy = metrics.get(f"{prefix}loss"), metrics.get(f"{prefix}answer_accuracy")
+        rows.append(
+            [
+                name or "evaluation data",
+                "–" if loss is None else f"{loss:.4g}",
+                "–" if accuracy is None else f"{100 * accuracy:.2f}",
+            ]
+        )
+    return [["on", "loss (nats per answer token)", "answers right (%)"], *rows] if rows else []
+
+
+def _header(kind: str, results: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+    header = card_header(
+        name=values["title"],
+        model_type=kind,
+        pipeline_tag=PIPELINE_TAG,
+        fields=results.get("card") or {},
+        base_models=[entry.hub_id for entry in values["models"] if entry.hub_id],
+        datasets=[card_facts.source_label(source) for source in values["sources"]],
+        eval_results=model_index(results.get("evaluation") or [], PIPELINE_TAG),
+    )
+    return header.to_yaml()
+
+
+def _existing_folder(folder: str | os.PathLike) -> Path:
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"There is no folder {os.fspath(folder)}: expected that of a trained model.")
+    return Path(folder)
+
+
+__all__ = ["CARD_NAME", "render_card", "validate_card", "write_card", "write_evaluation"]

@@ -1,0 +1,272 @@
+"""What a card says of a model, gathered from its config and from what its training recorded."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub.utils import HFValidationError, validate_repo_id
+from transformers import PreTrainedConfig
+
+from ..modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, PREFIX
+from ..modeling.registry_packages import RegistryPackage
+from .published_text import base_name, is_absolute
+
+Row = tuple[str, str]
+
+# The Hub's ids of the published weights that vistok's base weights were converted from.
+HUB_IDS = {"dinov2-small": "facebook/dinov2-small", "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
+
+# The data packages that a format reads where a source names none.
+FORMAT_PACKAGES = {"easy-vqa": ("easy-vqa",), "cutout-scenes": ("fluent-emoji", "noto-emoji", "tuxpaint-stamps")}
+
+# Fields of a training that say where and how often something is written or measured, not what is learned.
+_NOT_LEARNING = re.compile(
+    r"(?:log|save|eval|hub|push|report|dataloader|per_device_eval)|.*_dir$|run_name$|disable_tqdm$"
+)
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """
+    A pretrained part of a model.
+
+    Args:
+        part (`str`): `"vision"` or `"text"`.
+        name (`str`): how the card calls it: a name of vistok, a Hub id, or the last component of a folder.
+        hub_id (`str`, *optional*): where the Hub has it.
+        package (`RegistryPackage`, *optional*): the registry package that it came in.
+    """
+
+    part: str
+    name: str
+    hub_id: str | None = None
+    package: RegistryPackage | None = None
+
+
+def base_models(names: Mapping[str, str] | None, folder: Path) -> list[BaseModel]:
+    """
+    The pretrained parts of a model.
+
+    Args:
+        names (`Mapping`, *optional*): checkpoint of each part: a name of vistok, a folder or a Hub id.
+        folder (`Path`): of the model, beside which relative folders may lie.
+    """
+    return [_base_model(part, name, folder) for part, name in sorted((names or {}).items(), reverse=True) if name]
+
+
+def _base_model(part: str, name: str, folder: Path) -> BaseModel:
+    weights = BASE_WEIGHTS.get(name.removeprefix(PREFIX)) if name.startswith(PREFIX) else None
+    if weights is not None:
+        return BaseModel(part, name, HUB_IDS.get(weights.name), weights)
+    if is_hub_id(name) and not any(os.path.isdir(path) for path in (name, folder / name)):
+        return BaseModel(part, name, name)
+    return BaseModel(part, base_name(name))
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name has the form of a repository of the Hub: `organisation/name`."""
+    if name.count("/") != 1 or is_absolute(name) or name.startswith((".", "~", "/")):
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
+
+
+def gvt_architecture(config: PreTrainedConfig, image_size: int | None = None) -> list[Row]:
+    """
+    What a GVT is made of, in words.
+
+    Args:
+        config ([`GVTConfig`]): the model's.
+        image_size (`int`, *optional*): side of the images, in pixels.
+    """
+    vision, text, tokenizer = config.vision_config, config.text_config, config.resampler_config
+    patch_size = getattr(vision, "patch_size", None)
+    patches = f", patches of {patch_size} × {patch_size} pixels" if isinstance(patch_size, int) else ""
+    tokens = "all its tokens" if config.vision_feature_select_strategy == "full" else "patches only"
+    heads = getattr(tokenizer, "num_attention_heads", None), getattr(tokenizer, "head_dim", None)
+    width = getattr(tokenizer, "intermediate_size", None)
+    rows = [
+        ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
+        ("vision tower", f"{_kind(vision)}{patches}; its `hidden_states[{config.vision_feature_layer}]`, {tokens}"),
+        (
+            "visual tokenizer",
+            _kind(tokenizer)
+            + (f", {heads[0]} heads of {heads[1]}" if all(heads) else "")
+            + (f", feed-forward layers of {number(width)}" if width else ""),
+        ),
+        ("visual tokens per image", number(getattr(tokenizer, "num_latents", ""))),
+        ("projection", f"{tokenizer.hidden_size} → {text.hidden_size}"),
+        ("language model", f"{_kind(text)}, vocabulary of {number(text.vocab_size)} tokens"),
+    ]
+    if lora := config.lora_config:
+        rank, alpha, modules = (plain(lora.get(key)) for key in ("r", "lora_alpha", "target_modules"))
+        rows.append(("LoRA", f"rank {rank}, alpha {alpha}, on `{modules}`"))
+    return [(name, value) for name, value in rows if value]
+
+
+def _kind(config: PreTrainedConfig) -> str:
+    layers = getattr(config, "num_hidden_layers", None)
+    kind = config.model_type.removesuffix("_vistok").replace("_", " ")
+    return f"{kind}, {layers} layers of {config.hidden_size}" if layers else kind
+
+
+def data_packages(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[RegistryPackage]]:
+    """
+    Which data packages sources are made of.
+
+    Args:
+        sources (iterable of `Mapping`): data sources of a recipe.
+
+    Returns:
+        `dict[str, list[RegistryPackage]]`: for each source, by its label, the packages that its fields name, or those
+        that its format reads.
+    """
+    found: dict[str, list[RegistryPackage]] = {}
+    for source in sources:
+        fields = {key: value for key, value in source.items() if key not in ("format", "name")}
+        names = [word for word in _words(fields) if word in DATA_PACKAGES]
+        names = names or list(FORMAT_PACKAGES.get(str(source.get("format")), ()))
+        known = found.setdefault(source_label(source), [])
+        known += [DATA_PACKAGES[name] for name in dict.fromkeys(names) if DATA_PACKAGES[name] not in known]
+    return found
+
+
+def _words(value: Any) -> list[str]:
+    """All strings in nested values, keys aside."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, Mapping):
+        return [word for entry in value.values() for word in _words(entry)]
+    return [word for entry in value for word in _words(entry)] if isinstance(value, list | tuple) else []
+
+
+def source_label(source: Mapping[str, Any]) -> str:
+    """How a card calls a data source: by its name, else by its format."""
+    return str(source.get("name") or source.get("format") or "unnamed")
+
+
+def data_table(sources: Iterable[Mapping[str, Any]]) -> list[list[str]]:
+    """
+    Data sources as a table, with columns only for what at least one of them says.
+
+    Args:
+        sources (iterable of `Mapping`): data sources of a recipe.
+
+    Returns:
+        `list[list[str]]`: header and rows; empty without sources.
+    """
+    sources = list(sources)
+    total = sum(float(source.get("weight") or 0) for source in sources)
+    rows = [
+        {
+            "source": source_label(source),
+            "format": str(source.get("format") or ""),
+            "split": str(source.get("split") or ""),
+            "at most": number(source["max_samples"]) if source.get("max_samples") else "",
+            "weight": _weight(source["weight"], total) if source.get("weight") and len(sources) > 1 else "",
+            "from": _origin(source),
+            "options": ", ".join(f"{key}: {plain(value)}" for key, value in (source.get("options") or {}).items()),
+        }
+        for source in sources
+    ]
+    columns = [column for column in rows[0] if any(row[column] for row in rows)] if rows else []
+    return [columns, *([row[column] or "–" for column in columns] for row in rows)] if rows else []
+
+
+def _weight(weight: float, total: float) -> str:
+    return f"{weight:g} ({100 * weight / total:.1f} %)"
+
+
+def _origin(source: Mapping[str, Any]) -> str:
+    packages = [f"{package.package} {package.version}" for package in data_packages([source])[source_label(source)]]
+    path = source.get("path")
+    paths = [base_name(str(entry)) if is_absolute(str(entry)) else str(entry) for entry in _words([path])]
+    return ", ".join(packages or paths)
+
+
+def hyper_parameters(training: Mapping[str, Any]) -> list[Row]:
+    """
+    Those fields of a training that decide on what is learned.
+
+    Args:
+        training (`Mapping`): section `training` of a recipe.
+    """
+    return [
+        (name, plain(value)) for name, value in training.items() if value is not None and not _NOT_LEARNING.match(name)
+    ]
+
+
+def licence_table(
+    models: Iterable[BaseModel], sources: Iterable[Mapping[str, Any]]
+) -> tuple[list[tuple[str, str, str]], list[str]]:
+    """
+    Licences of what a model was made of.
+
+    Args:
+        models (iterable of [`BaseModel`]): its pretrained parts.
+        sources (iterable of `Mapping`): the data that it was trained on.
+
+    Returns:
+        `tuple[list[tuple[str, str, str]], list[str]]`: what, where from and under which licence; and the names of what
+        has no recorded licence.
+    """
+    rows: list[tuple[str, str, str]] = []
+    unknown: list[str] = []
+    for model in models:
+        if model.package is None:
+            unknown.append(f"{model.name} (see its card)" if model.hub_id else model.name)
+        else:
+            rows.append((f"`{model.name}`", _package(model.package), model.package.licence))
+    for label, packages in data_packages(sources).items():
+        rows += [(label, _package(package), package.licence) for package in packages]
+        unknown += [] if packages else [label]
+    return list(dict.fromkeys(rows)), list(dict.fromkeys(unknown))
+
+
+def _package(package: RegistryPackage) -> str:
+    registry = {"pypi": "PyPI", "npm": "npm", "debian": "Debian"}.get(package.registry, package.registry)
+    return f"{registry}: {package.package} {package.version}"
+
+
+def number(value: Any) -> str:
+    """A count with its thousands apart: `5,545,152`."""
+    return f"{value:,}" if isinstance(value, int) else str(value)
+
+
+def plain(value: Any) -> str:
+    """A value as it stands in a recipe."""
+    if isinstance(value, float):
+        return f"{value:g}"
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in words: `1 h 23 min`, `2 min 5 s` or `35 s`."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+__all__ = [
+    "BaseModel",
+    "base_models",
+    "data_packages",
+    "data_table",
+    "duration",
+    "gvt_architecture",
+    "hyper_parameters",
+    "is_hub_id",
+    "licence_table",
+    "number",
+    "plain",
+    "source_label",
+]

@@ -1,0 +1,154 @@
+"""Evaluation reports beside their floors."""
+
+import pytest
+
+from vistok.hub_cards.card_evaluation import (
+    evaluation_table,
+    gain_over_floors,
+    model_index,
+    normalised_report,
+    type_table,
+    unclear_gains,
+)
+
+PERCENT = {
+    "task": "shapes",
+    "split": "test",
+    "num_questions": 1000,
+    "accuracy": 92.5,
+    "interval": [90.25, 94.0],
+    "per_type": {"color": {"accuracy": 95.0, "num_questions": 600}},
+    "floors": {"majority": 37.5, "question_only_prior": 67.25},
+    "command": "vistok evaluate",
+    "unanswered": 3,
+}
+SHARES = {
+    **PERCENT,
+    "accuracy": 0.925,
+    "interval": [0.9025, 0.94],
+    "per_type": {"color": {"accuracy": 0.95, "num_questions": 600, "interval": [0.9, 1.0]}},
+    "floors": {
+        "majority": {"accuracy": 0.375, "num_questions": 1000, "per_type": {"color": {"accuracy": 0.5}}},
+        "blank_images": {"accuracy": 0.625, "num_questions": 200},
+        "shuffled_images": None,
+    },
+    "gain": {"over": "majority", "accuracy": 0.55, "interval": None},
+    "model": "/srv/ada/runs/x",
+}
+
+
+def columns(table: list[list[str]], row: int = 1) -> dict[str, str]:
+    return dict(zip(table[0], table[row], strict=True))
+
+
+class TestNormalising:
+    def test_percentages_stay_percentages(self):
+        report = normalised_report(PERCENT)
+        assert (report["accuracy"], report["interval"]) == (92.5, [90.25, 94.0])
+        assert report["floors"] == {"majority": {"accuracy": 37.5}, "question_only_prior": {"accuracy": 67.25}}
+
+    def test_shares_become_percentages_however_deep(self):
+        report = normalised_report(SHARES)
+        assert (report["accuracy"], report["interval"]) == (92.5, [90.25, 94.0])
+        assert report["per_type"]["color"] == {"accuracy": 95.0, "num_questions": 600, "interval": [90.0, 100.0]}
+        assert report["floors"]["majority"]["per_type"]["color"]["accuracy"] == 50.0
+        assert report["gain"] == {"over": "majority", "accuracy": 55.0, "interval": None}
+
+    def test_normalising_again_changes_nothing(self):
+        report = normalised_report(SHARES)
+        assert normalised_report(report) == report
+
+    def test_a_perfect_share_is_all_questions(self):
+        assert normalised_report({"task": "shapes", "num_questions": 10, "accuracy": 1.0})["accuracy"] == 100.0
+
+    def test_a_small_percentage_beside_a_larger_floor_stays(self):
+        report = {"task": "shapes", "num_questions": 10, "accuracy": 0.5, "floors": {"majority": 37.3}}
+        assert normalised_report(report)["accuracy"] == 0.5
+
+    def test_a_report_is_left_as_it_was(self):
+        normalised_report(SHARES)
+        assert SHARES["accuracy"] == 0.925
+
+    @pytest.mark.parametrize(
+        ("change", "message"),
+        [
+            ({"task": None}, "has no task"),
+            ({"num_questions": 0}, "num_questions of shapes is 0"),
+            ({"num_questions": None}, "num_questions of shapes is None"),
+            ({"accuracy": None}, "accuracy of shapes is None"),
+            ({"accuracy": 101.0}, "is 101.0, expected a percentage"),
+            ({"accuracy": float("nan")}, "is nan, expected a percentage"),
+            ({"accuracy": "92.5"}, "is '92.5', expected a percentage"),
+            ({"floors": {"majority": -1}}, "accuracy of shapes, majority is -1"),
+            ({"per_type": {"color": {"accuracy": 200}}}, "accuracy of shapes, color is 200"),
+            ({"interval": [93.0, 94.0]}, "interval of shapes is 93.0 to 94.0"),
+        ],
+    )
+    def test_what_cannot_be_shown_is_refused_by_name(self, change, message):
+        with pytest.raises(ValueError, match=message):
+            normalised_report({**PERCENT, **change})
+
+
+class TestTables:
+    def test_a_score_stands_beside_its_interval_and_floors(self):
+        assert columns(evaluation_table([normalised_report(PERCENT)])) == {
+            "task": "shapes",
+            "split": "test",
+            "questions": "1,000",
+            "accuracy (%)": "**92.50**",
+            "95 % interval": "90.25 – 94.00",
+            "majority answer": "37.50",
+            "question only": "67.25",
+            "gain over the best floor": "+25.25",
+            "unanswered": "3",
+        }
+
+    def test_a_floor_of_fewer_questions_says_so(self):
+        assert columns(evaluation_table([normalised_report(SHARES)]))["blank images"] == "62.50 (of 200)"
+
+    def test_what_no_report_holds_has_no_column(self):
+        bare = normalised_report({"task": "shapes", "num_questions": 10, "accuracy": 50.0})
+        assert evaluation_table([bare])[0] == ["task", "questions", "accuracy (%)"]
+        assert evaluation_table([]) == type_table(bare) == []
+
+    def test_reports_of_different_content_share_one_table(self):
+        bare = normalised_report({"task": "bare", "num_questions": 10, "accuracy": 50.0})
+        table = evaluation_table([normalised_report(PERCENT), bare])
+        assert columns(table, 2)["question only"] == "–"
+        assert columns(table, 2)["task"] == "bare"
+
+    def test_types_stand_beside_their_own_floors(self):
+        assert columns(type_table(normalised_report(SHARES))) == {
+            "questions about": "color",
+            "questions": "600",
+            "accuracy (%)": "**95.00**",
+            "95 % interval": "90.00 – 100.00",
+            "majority answer": "50.00",
+        }
+
+
+class TestGain:
+    def test_it_is_over_the_highest_floor(self):
+        assert gain_over_floors(normalised_report(PERCENT)) == (25.25, True)
+
+    def test_without_floors_there_is_none(self):
+        assert gain_over_floors(normalised_report({**PERCENT, "floors": {}})) is None
+
+    def test_an_interval_that_reaches_the_floor_is_not_clear(self):
+        report = normalised_report({**PERCENT, "floors": {"majority": 90.5}})
+        assert gain_over_floors(report) == (2.0, False)
+        assert columns(evaluation_table([report]))["gain over the best floor"] == "+2.00 (not clear)"
+        assert unclear_gains([report, normalised_report(PERCENT)]) == unclear_gains([report])
+        assert "On shapes, test," in unclear_gains([report])[0]
+
+
+class TestModelIndex:
+    def test_it_holds_the_score_with_its_interval_and_floors_and_each_type(self):
+        overall, color = model_index([normalised_report(PERCENT)], "image-text-to-text")
+        assert (overall.dataset_name, overall.dataset_split, overall.metric_value) == ("shapes, test", "test", 92.5)
+        assert overall.metric_args == {
+            "num_questions": 1000,
+            "interval": [90.25, 94.0],
+            "floors": {"majority": 37.5, "question_only_prior": 67.25},
+        }
+        assert (color.metric_name, color.metric_value) == ("accuracy on color (%)", 95.0)

@@ -1,0 +1,73 @@
+"""What a card says of a model, gathered from its config and its training."""
+
+from pathlib import Path
+
+import pytest
+
+from vistok.hub_cards import card_facts
+
+
+class TestDataPackages:
+    def test_a_format_that_reads_packages_has_their_licences(self):
+        from vistok.trainer.cutouts import COLLECTIONS
+
+        assert card_facts.FORMAT_PACKAGES["cutout-scenes"] == tuple(COLLECTIONS)
+        rows, unknown = card_facts.licence_table([], [{"format": "cutout-scenes", "name": "scenes"}])
+        assert [row[2] for row in rows] == ["MIT", "MIT AND Apache-2.0", "GPL-2.0-or-later"]
+        assert unknown == []
+
+    def test_collections_of_a_source_take_the_place_of_all(self):
+        source = {"format": "cutout-scenes", "options": {"collections": ["fluent-emoji"]}}
+        assert [p.name for p in card_facts.data_packages([source])["cutout-scenes"]] == ["fluent-emoji"]
+
+    def test_a_source_of_ones_own_has_no_recorded_licence(self):
+        rows, unknown = card_facts.licence_table([], [{"format": "llava", "name": "easy-vqa", "path": "mine.json"}])
+        assert (rows, unknown) == ([], ["easy-vqa"])
+
+
+class TestBaseModels:
+    @pytest.mark.parametrize("name", ["openai/clip-vit-large-patch14", "org/a.b_c-1"])
+    def test_an_organisation_and_a_name_are_a_hub_id(self, name):
+        assert card_facts.is_hub_id(name)
+
+    @pytest.mark.parametrize(
+        "name",
+        ["/srv/tower", "./models/tower", "../tower", "~/tower", "a/b/c", "tower", "org/a b", "C:/tower", "org/"],
+    )
+    def test_paths_are_none(self, name):
+        assert not card_facts.is_hub_id(name)
+
+    def test_vision_comes_before_text_and_each_by_its_public_name(self, tmp_path):
+        names = {"text": "/srv/ada/llm/", "vision": "vistok:dinov2-small"}
+        vision, text = card_facts.base_models(names, tmp_path)
+        assert (vision.name, vision.hub_id) == ("vistok:dinov2-small", "facebook/dinov2-small")
+        assert (text.part, text.name, text.hub_id) == ("text", "llm", None)
+
+    def test_a_name_of_vistok_that_is_not_known_is_shown_as_it_is(self):
+        (model,) = card_facts.base_models({"vision": "vistok:gone"}, Path("."))
+        assert (model.name, model.hub_id, model.package) == ("vistok:gone", None, None)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0.4, "0 s"), (35, "35 s"), (59.7, "1 min 0 s"), (125, "2 min 5 s"), (86_399, "23 h 59 min")],
+)
+def test_durations_are_in_words(seconds, expected):
+    assert card_facts.duration(seconds) == expected
+
+
+def test_hyper_parameters_are_written_as_in_a_recipe():
+    training = {
+        "learning_rate": 1e-4,
+        "bf16": True,
+        "optim": "adamw_torch",
+        "lr_scheduler_kwargs": {"a": 1},
+        "seed": None,
+    }
+    training |= {"eval_steps": 5, "save_dtype": "bfloat16", "feature_cache_dir": "x", "logging_steps": 1}
+    assert card_facts.hyper_parameters(training) == [
+        ("learning_rate", "0.0001"),
+        ("bf16", "true"),
+        ("optim", "adamw_torch"),
+        ("lr_scheduler_kwargs", '{"a": 1}'),
+    ]
