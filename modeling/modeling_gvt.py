@@ -52,13 +52,15 @@ class GVTModel(GVTPreTrainedModel):
         super().__init__(config)
         self.vision_tower = build_vision_tower(config.vision_config)
         self.resampler = AutoModel.from_config(config.resampler_config)
-        text_config: Any = config.text_config
-        self.projector = nn.Linear(self.resampler.output_size, text_config.hidden_size)
         if config.is_encoder_decoder:
             # With its head: encoder-decoder models scale their states before the head, and generate by themselves.
-            self.language_model = AutoModelForSeq2SeqLM.from_config(config.text_config)
+            language_model = AutoModelForSeq2SeqLM.from_config(config.text_config)
         else:
-            self.language_model = AutoModel.from_config(config.text_config)
+            language_model = AutoModel.from_config(config.text_config)
+        # The width of embeddings, which in some models (OPT-350m) is not that of the states.
+        text_width = language_model.get_input_embeddings().weight.shape[-1]
+        self.projector = nn.Linear(self.resampler.output_size, text_width)
+        self.language_model = language_model
         self._takes_position_ids = "position_ids" in inspect.signature(self.language_model.forward).parameters
         self.post_init()
 
@@ -365,8 +367,12 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
             "mm_encoder_outputs": mm_encoder_outputs,
         }
         if self.config.is_encoder_decoder:
-            kwargs.pop("num_items_in_batch", None)
-            return self.model(**inputs, labels=labels, **kwargs)
+            num_items = kwargs.pop("num_items_in_batch", None)
+            outputs = self.model(**inputs, labels=labels, **kwargs)
+            if labels is not None and num_items is not None:
+                # Its own loss is the mean over this batch, which may be one of several that a step accumulates.
+                outputs.loss = outputs.loss * (labels != -100).sum() / num_items
+            return outputs
         loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
         outputs = self.model(**inputs, **kwargs)
         hidden_states = outputs.last_hidden_state

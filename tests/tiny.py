@@ -142,13 +142,14 @@ def livelier(model, factor: float = 6.0):
 
 
 def tiny_gvt(*args, attn_implementation=None, **kwargs) -> GVTForConditionalGeneration:
-    """A random GVT in evaluation mode. Its generation config knows no end, so that generation is of fixed length."""
+    """A random GVT in evaluation mode. Its generation config knows no end: as many tokens as asked for are written."""
     config = tiny_gvt_config(*args, **kwargs)
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model = livelier(GVTForConditionalGeneration._from_config(config, **extra)).eval()
     for generation_config in {id(m): m.generation_config for m in _generators(model)}.values():
         generation_config.eos_token_id = None
         generation_config.pad_token_id = 2
+        generation_config.suppress_tokens = [IMAGE_TOKEN_ID]  # as composing does
     return model
 
 
@@ -156,6 +157,11 @@ def _generators(model):
     yield model
     if model.config.is_encoder_decoder:
         yield model.model.language_model
+
+
+def same(found: torch.Tensor, expected: torch.Tensor, tolerance: float = 1e-5) -> bool:
+    """Whether two computations agree but for rounding, which differs from run to run with the alignment of memory."""
+    return torch.allclose(found, expected, rtol=tolerance, atol=tolerance)
 
 
 def pixels(num_images: int, seed: int = 0, size: int = IMAGE_SIZE, dtype=torch.float32) -> torch.Tensor:

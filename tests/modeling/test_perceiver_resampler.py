@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoConfig, AutoModel
 
-from tests.tiny import livelier, tiny_resampler_config
+from tests.tiny import livelier, same, tiny_resampler_config
 from vistok import PerceiverResampler, PerceiverResamplerConfig
 
 NUM_PATCHES = 7
@@ -141,7 +141,7 @@ def test_softmax_of_half_precision_scores_is_taken_in_float32():
 
     scores = torch.randn(4, 400).mul(8).to(torch.bfloat16)
     expected = scores.double().softmax(-1).to(torch.bfloat16)
-    assert torch.equal(stable_softmax(scores), expected) or (stable_softmax(scores) != expected).float().mean() < 0.01
+    assert (stable_softmax(scores) != expected).float().mean() < 0.01
     assert stable_softmax(scores.double()).dtype == torch.float64
 
 
@@ -241,7 +241,7 @@ def test_gradient_checkpointing_gives_equal_gradients(formulation):
         gradients.append(loss_and_gradients_by_backward(model, images))
     assert len(runs) == 2, "the layer was not computed again in the backward pass"
     for name, gradient in gradients[0].items():
-        assert torch.equal(gradient, gradients[1][name]), name
+        assert same(gradient, gradients[1][name]), name
 
 
 def loss_and_gradients_by_backward(model, images):
@@ -288,7 +288,7 @@ def test_save_and_load_by_the_auto_classes(tmp_path):
     loaded = AutoModel.from_pretrained(tmp_path)
     assert type(loaded) is PerceiverResampler
     images = features(dtype=torch.float32)
-    assert torch.equal(loaded(images).tokens, model(images).tokens)
+    assert same(loaded(images).tokens, model(images).tokens)
 
 
 @pytest.mark.parametrize("formulation", ["absorbed", "plain"])

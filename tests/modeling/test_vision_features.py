@@ -22,6 +22,7 @@ from tests.tiny import (
     batch,
     livelier,
     pixels,
+    same,
     tiny_clip_config,
     tiny_dinov2_config,
     tiny_gvt,
@@ -72,9 +73,9 @@ def test_any_layer_is_what_went_into_the_layer_after_it(name):
         entering.clear()
         features = extract_vision_features(tower, images, feature_layer=layer).patch_features
         assert features.std() > 0.1
-        assert torch.equal(features, entering[layer])
+        assert same(features, entering[layer])
         counted_from_the_end = extract_vision_features(tower, images, feature_layer=layer - 3).patch_features
-        assert torch.equal(counted_from_the_end, features)
+        assert same(counted_from_the_end, features)
 
 
 @every_tower
@@ -83,8 +84,8 @@ def test_last_layer_is_the_last_of_the_hidden_states_of_the_tower(name):
     images = pixels(2)
     found = extract_vision_features(tower, images)
     noise = {"noise": torch.arange(NUM_PATCHES).expand(2, -1)} if name == "vit-mae" else {}
-    assert torch.equal(found.patch_features, tower(images, output_hidden_states=True, **noise).hidden_states[-1])
-    assert torch.equal(found.patch_features, extract_vision_features(tower, images, feature_layer=2).patch_features)
+    assert same(found.patch_features, tower(images, output_hidden_states=True, **noise).hidden_states[-1])
+    assert same(found.patch_features, extract_vision_features(tower, images, feature_layer=2).patch_features)
 
 
 @every_tower
@@ -96,7 +97,7 @@ def test_prefix_tokens_are_kept_and_counted_or_dropped(name):
     assert full.patch_features.shape == (2, num_prefix_tokens + NUM_PATCHES, 32)
     patches = extract_vision_features(tower, images, select_strategy="default")
     assert patches.num_prefix_tokens == 0
-    assert torch.equal(patches.patch_features, full.patch_features[:, num_prefix_tokens:])
+    assert same(patches.patch_features, full.patch_features[:, num_prefix_tokens:])
 
 
 @every_tower
@@ -122,7 +123,7 @@ def test_patches_are_in_row_major_order_at_any_image_size(name, size):
 def test_evaluation_is_deterministic(name):
     tower, _ = tower_of(name)
     first = extract_vision_features(tower, pixels(2)).patch_features
-    assert torch.equal(extract_vision_features(tower, pixels(2)).patch_features, first)
+    assert same(extract_vision_features(tower, pixels(2)).patch_features, first)
 
 
 def test_vit_mae_without_masking_is_the_vit_of_the_same_weights():
@@ -155,7 +156,7 @@ def test_gvt_learns_on_every_tower_and_comes_back_from_disk(name, strategy, tmp_
     model.save_pretrained(tmp_path)
     loaded = GVTForConditionalGeneration.from_pretrained(tmp_path)
     assert type(loaded.model.vision_tower) is type(model.model.vision_tower)
-    assert torch.equal(loaded(**inputs).logits, output.logits)
+    assert same(loaded(**inputs).logits, output.logits)
 
 
 @pytest.mark.parametrize("name", ["clip", "dinov2-registers", "deit"])
@@ -168,10 +169,10 @@ def test_required_inputs_come_from_the_chosen_layer(name):
     reference = tower(pixels(2), output_hidden_states=True, output_attentions=True)
     for layer, attention_layer in ((1, 0), (2, 1), (-1, 1), (-2, 0)):
         found = extract_vision_features(tower, pixels(2), layer, "default", wanted)
-        assert torch.equal(found.cls_features, reference.hidden_states[layer][:, 0])
-        assert all(torch.equal(a, b) for a, b in zip(found.hidden_states, reference.hidden_states, strict=True))
+        assert same(found.cls_features, reference.hidden_states[layer][:, 0])
+        assert all(same(a, b) for a, b in zip(found.hidden_states, reference.hidden_states, strict=True))
         expected = reference.attentions[attention_layer][:, :, 0, num_prefix_tokens:]
-        assert torch.equal(found.cls_attentions, expected)
+        assert same(found.cls_attentions, expected)
     assert extract_vision_features(tower, pixels(2)).cls_features is None
 
 
