@@ -73,6 +73,12 @@ class CutoutLibrary(Sequence[Cutout]):
             known("noun of a cut-out", name, listed)
         self.nouns: dict[str, Noun] = {name: noun for name, noun in listed.items() if name in self._by_name}
         self._cutouts = [cutout for name in self.nouns for cutout in self._by_name[name]]
+        self._related = {
+            name: frozenset(
+                {name} | {other for other, that in self.nouns.items() if other in noun.related or name in that.related}
+            )
+            for name, noun in self.nouns.items()
+        }
 
     def __len__(self) -> int:
         return len(self._cutouts)
@@ -102,17 +108,16 @@ class CutoutLibrary(Sequence[Cutout]):
         """
         return self._by_name[known("noun", name, self.nouns)]
 
-    def related(self, name: str) -> set[str]:
+    def related(self, name: str) -> frozenset[str]:
         """Nouns that could be said of an object called `name`, with `name` itself.
 
         Args:
             name (`str`): a noun of this library.
 
         Returns:
-            `set[str]`: nouns of this library.
+            `frozenset[str]`: nouns of this library.
         """
-        own = self.nouns[name].related
-        return {name} | {other for other, noun in self.nouns.items() if other in own or name in noun.related}
+        return self._related[name]
 
 
 def load_cutouts(
@@ -219,7 +224,7 @@ def held_out_pictures(noun: Noun) -> set[str]:
     """Chooses the pictures of a noun that are for testing: about one in four, photographs and drawings alike.
 
     The choice is a hash of each picture's name. Variants of one picture go together. Of two photographs or more, at
-    least one is held out; a single photograph is held out for every other noun.
+    least one is held out; a single photograph is held out for about every third noun.
 
     Args:
         noun (`Noun`): a row of the table.
@@ -236,7 +241,7 @@ def held_out_pictures(noun: Noun) -> set[str]:
     drawings = sorted((variants[0] for photograph, variants in pictures if not photograph), key=rank)
     total = max(1, round(len(pictures) / _TEST_SHARE))
     if len(photographs) == 1:
-        from_photographs = int(rank(photographs[0]), 16) % 2
+        from_photographs = int(int(rank(photographs[0]), 16) % 3 == 0)
     else:
         from_photographs = min(total, max(1, round(len(photographs) / _TEST_SHARE))) if photographs else 0
     return {*photographs[:from_photographs], *drawings[: total - from_photographs]}
@@ -265,7 +270,7 @@ def cutout_scenes(
         single_fraction (`float`): share of scenes with one large object.
 
     Returns:
-        examples with the further columns `kind`, `answer` and `scene`.
+        examples with the further columns `kind`, `answer`, `scene` and `photograph` (see `scene_examples.py`).
     """
     from .scene_examples import cutout_scenes_dataset
 

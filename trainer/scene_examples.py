@@ -20,7 +20,9 @@ if TYPE_CHECKING:
 
 logger = logging.get_logger(__name__)
 
-EXTRA_FEATURES = Features({"kind": Value("string"), "answer": Value("string"), "scene": Value("int64")})
+EXTRA_FEATURES = Features(
+    {"kind": Value("string"), "answer": Value("string"), "scene": Value("int64"), "photograph": Value("bool")}
+)
 _CODE = (cutout_vocabulary, cutouts, scenes, scene_questions)
 
 
@@ -44,7 +46,7 @@ def render_scenes(
 
     Returns:
         `Path`: folder with `images/*.jpg` and `scenes.jsonl`, a line per scene: its image, its objects (name, box,
-        cut-out) and its questions (kind, question, answer).
+        cut-out, photograph) and its questions (kind, question, answer).
 
     Raises:
         ValueError: if an argument is out of range.
@@ -76,7 +78,10 @@ def render_scenes(
                 asked = scene_questions.scene_questions(scene, rng, library, single_fraction)
                 image = f"images/{index:06d}.jpg"
                 scene.image.save(content / image, quality=95, subsampling=0)
-                objects = [{"name": item.name, "box": item.box, "cutout": item.cutout} for item in scene.objects]
+                objects = [
+                    {"name": item.name, "box": item.box, "cutout": item.cutout, "photograph": item.photograph}
+                    for item in scene.objects
+                ]
                 record = {"image": image, "objects": objects, "questions": [entry._asdict() for entry in asked]}
                 lines.write(json.dumps(record) + "\n")
 
@@ -102,7 +107,8 @@ def cutout_scene_examples(
         prompt (`str`, *optional*): template with `{question}`.
 
     Yields:
-        `dict`: an example (see `data_examples.py`) with `kind`, `answer` and `scene`, the scene's index.
+        `dict`: an example (see `data_examples.py`) with `kind`, `answer`, `scene` (its index) and `photograph`
+            (whether all objects of the scene are photographs).
     """
     folder = render_scenes(split, num_scenes, seed, collections, size, single_fraction)
     yield from _examples(str(folder), split, source, prompt)
@@ -124,6 +130,7 @@ def _examples(folder: str, split: str, source: str, prompt: str | None) -> Itera
                     kind=asked["kind"],
                     answer=asked["answer"],
                     scene=index,
+                    photograph=all(item["photograph"] for item in record["objects"]),
                 )
                 row += 1
 

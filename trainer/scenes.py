@@ -28,12 +28,14 @@ class SceneObject:
         box (`tuple[int, int, int, int]`): left, top, width and height of what is visible, in pixels.
         mask (`np.ndarray`): `(size, size)`, boolean: what is visible of it.
         cutout (`str`): key of its picture.
+        photograph (`bool`): whether its picture is a photograph.
     """
 
     name: str
     box: tuple[int, int, int, int]
     mask: np.ndarray
     cutout: str
+    photograph: bool = False
 
 
 @dataclass
@@ -43,7 +45,7 @@ class Scene:
     Args:
         image (`PIL.Image.Image`): RGB, square.
         objects (`list[SceneObject]`): from the back to the front.
-        asked (`str`): the noun that a counting question is about: its number is balanced over scenes.
+        asked (`str`): the noun that a counting question is about; its number is balanced over scenes.
     """
 
     image: Image.Image
@@ -111,7 +113,10 @@ def make_scene(
     for picture, corner in placed:
         canvas.paste(picture, corner, picture)
         masks.append(_mask(picture, corner, size))
-    objects = [SceneObject(cutout.name, _box(mask), mask, cutout.key) for cutout, mask in zip(chosen, _visible(masks))]
+    objects = [
+        SceneObject(cutout.name, _box(mask), mask, cutout.key, cutout.photograph)
+        for cutout, mask in zip(chosen, _visible(masks))
+    ]
     return Scene(canvas, objects, asked)
 
 
@@ -154,25 +159,22 @@ def draw_absent(cutouts: CutoutLibrary, present: dict[str, int], rng: random.Ran
     Returns:
         `str` or `None`: a noun; `None` if none is left.
     """
-    excluded = set().union(*(_related(cutouts, name) for name in present))
+    excluded = frozenset[str]().union(*(cutouts.related(name) for name in present))
     names = [name for name in cutouts.names if name not in excluded]
     if not names:
         return None
     total = len(cutouts.names)
-    weights = [(1 - min(len(_related(cutouts, name)) / total, 0.9)) ** -len(present) for name in names]
+    weights = [(1 - min(len(cutouts.related(name)) / total, 0.9)) ** -len(present) for name in names]
     return rng.choices(names, weights)[0]
 
 
-@lru_cache(maxsize=4096)
-def _related(cutouts: CutoutLibrary, name: str) -> frozenset[str]:
-    return frozenset(cutouts.related(name))
-
-
 def _draw_pictures(cutouts: list[Cutout], count: int, rng: random.Random) -> list[Cutout]:
-    """The same picture several times, or several pictures."""
+    """The same picture several times or several pictures; of photographs and drawings equally often."""
+    kinds = [[cutout for cutout in cutouts if cutout.photograph is kind] for kind in (False, True)]
+    pools = [rng.choice(kinds) if all(kinds) else cutouts for _ in range(count)]
     if rng.random() < 0.5:
-        return [rng.choice(cutouts)] * count
-    return rng.choices(cutouts, k=count)
+        return [rng.choice(pools[0])] * count
+    return [rng.choice(pool) for pool in pools]
 
 
 @lru_cache(maxsize=4096)
