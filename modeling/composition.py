@@ -243,8 +243,8 @@ def compose_config(config_class, vision_config, text_config, overrides: Mapping[
     given = given.to_dict() if isinstance(given, PreTrainedConfig) else dict(given)
     given |= {name: value for name, value in overrides.items() if name not in fields}
     config = config_class(
-        vision_config=vision_config.to_dict(),
-        text_config=text_config.to_dict(),
+        vision_config=_without_path(vision_config),
+        text_config=_without_path(text_config),
         **{tokenizer_key: given},
         **{name: value for name, value in overrides.items() if name in fields and name != tokenizer_key},
     )
@@ -256,6 +256,11 @@ def compose_config(config_class, vision_config, text_config, overrides: Mapping[
             f"{', '.join(sorted(set(known) - set(PreTrainedConfig.__dataclass_fields__)))}."
         )
     return config
+
+
+def _without_path(config: PreTrainedConfig) -> dict[str, Any]:
+    """Where a checkpoint lay on this machine is nobody's business: `base_models` says what it is."""
+    return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
 def load_own_config(config_class, name_or_path: str, **hub_arguments) -> PreTrainedConfig:

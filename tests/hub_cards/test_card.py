@@ -355,6 +355,11 @@ class TestUse:
         exec(code, {})
         assert capsys.readouterr().out
 
+    def test_the_config_beside_a_card_names_folders_only_as_base_models(self, model, tmp_path):
+        save_trained_weights(model[0], tmp_path / "gvt-demo")
+        text = (tmp_path / "gvt-demo" / "config.json").read_text()
+        assert text.count(str(tmp_path)) == len(model[0].config.base_models) == 2
+
     def test_a_card_of_a_copied_folder_is_the_same_but_for_its_name(self, folder, tmp_path):
         write_card(folder, RESULTS, title="T")
         shutil.copytree(folder, tmp_path / "copy")
