@@ -3,6 +3,7 @@
 import itertools
 import math
 import os
+import textwrap
 from pathlib import Path
 from typing import Any, Literal
 
@@ -145,7 +146,7 @@ def draw_query_attention(
     title: str | None = None,
     question: str | None = None,
     answer: str | None = None,
-    dpi: int = 150,
+    dpi: int = 120,
 ) -> None:
     """
     Draws attention maps over an image: the image, all queries averaged over heads, and one query in two heads (GVT,
@@ -163,7 +164,7 @@ def draw_query_attention(
             attention is brightest.
         title (`str`, *optional*): heading; by default it counts the queries.
         question, answer (`str`, *optional*): written under the heading.
-        dpi (`int`, *optional*, defaults to 150): pixels per inch; the figure is about 13 inches wide.
+        dpi (`int`, *optional*, defaults to 120): pixels per inch; the figure is about 13 inches wide.
 
     Raises:
         ImportError: if matplotlib is missing.
@@ -241,11 +242,14 @@ class _Page:
         return axes
 
     def write(self, left: float, baseline: float, text: str, **style) -> None:
-        self.figure.text(left / self.width, 1 - baseline / self.height, text, **style)
+        # A dollar sign is a dollar sign, and no formula.
+        self.figure.text(left / self.width, 1 - baseline / self.height, text, parse_math=False, **style)
 
     def write_heading(self, title: str, question: str | None, answer: str | None) -> None:
         self.write(self.margin, self.margin + 0.6 * self.line, title, fontsize=19, fontweight="bold")
-        caption = "  →  ".join(filter(None, [question, answer]))
+        caption = textwrap.shorten("  →  ".join(filter(None, [question, answer])), 120, placeholder=" …")
+        # Fonts have no pictures for control characters.
+        caption = "".join(character for character in caption if character.isprintable())
         self.write(self.margin, self.margin + 1.6 * self.line, caption, fontsize=15, color="0.25")
 
     def draw_image(self, label: str) -> None:

@@ -152,7 +152,7 @@ def test_what_a_query_looks_at_glows_in_the_image_that_the_model_sees(left, top)
     dark = Image.new("RGB", seen.size)
     glow = overlay(dark, maps[0, 0], maps.max())
     assert glow.shape == (64, 48, 3)
-    assert 0 <= glow.min() and glow.max() <= 1
+    assert glow.min() >= 0 and glow.max() <= 1
     assert np.asarray(seen)[place_of_highest(glow.sum(-1))].min() > 200, "it glows beside the white square"
     away = overlay(dark, maps[1, 0], maps.max())
     assert np.asarray(seen)[place_of_highest(away.sum(-1))].max() < 110, "the other head looks at the grey background"
@@ -233,6 +233,18 @@ def test_one_colour_scale_shows_who_looks_harder_and_one_per_map_where_each_look
     middle = (2 * 0.3 + 4.7 + 7.6 / 2) * 50
     tiles = {(row > rows.min() + 7.6 * 50 / 4, column > middle) for row, column in zip(rows, columns)}
     assert len(tiles) == bright_tiles
+
+
+@pytest.mark.filterwarnings("error")
+def test_any_text_can_be_written_over_the_figure(tmp_path):
+    draw_query_attention(
+        Image.new("RGB", (8, 8)),
+        np.ones((1, 1, 2, 2)),
+        tmp_path / "figure.png",
+        question="Is it $5 or $x^{2? " + "very long " * 50,
+        answer="a\x11b\ncd",
+    )
+    assert (tmp_path / "figure.png").exists()
 
 
 def test_the_two_heads_that_differ_most_are_chosen(tmp_path):

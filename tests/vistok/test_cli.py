@@ -1,0 +1,352 @@
+"""The command line: what it prints, what it passes on, and how it fails."""
+
+import argparse
+import ast
+import json
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from huggingface_hub.errors import StrictDataclassFieldValidationError
+from PIL import Image
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+import vistok
+from tests.tiny import tiny_image
+from vistok import cli
+from vistok.modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, FetchError
+
+COMMANDS = ("demo", "fetch", "ask", "train", "evaluate")
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    tiny_image(3, size=(40, 30)).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
+
+
+def answer_of_generate(folder, image, question, max_new_tokens):
+    """What the model says, without pipeline: tokens behind a prompt written by hand."""
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    processor = AutoProcessor.from_pretrained(folder)
+    prompt = f"<image>\nQuestion: {question} Answer:"
+    inputs = processor(images=[image], text=prompt, return_tensors="pt")
+    with torch.no_grad():
+        tokens = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
+
+
+def fails(capsys, *arguments):
+    """The line on stderr of a command that ends with exit code 2."""
+    assert cli.main(arguments) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    lines = captured.err.splitlines()
+    assert len(lines) == 1, captured.err
+    assert lines[0].startswith(f"vistok {arguments[0]}: error: ")
+    return lines[0]
+
+
+class TestHelp:
+    def test_the_command_alone_lists_every_subcommand(self, capsys):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(["--help"])
+        assert exit.value.code == 0
+        text = capsys.readouterr().out
+        assert all(f"    {name} " in text for name in COMMANDS)
+
+    @pytest.mark.parametrize("name", COMMANDS)
+    def test_every_subcommand_explains_itself_with_an_example_that_parses(self, name, capsys):
+        with pytest.raises(SystemExit) as exit:
+            cli.main([name, "--help"])
+        assert exit.value.code == 0
+        text = capsys.readouterr().out
+        examples = [line.strip() for line in text.split("example:")[1].splitlines() if f"vistok {name}" in line]
+        assert examples
+        for example in examples:
+            options, rest = cli.build_parser().parse_known_args(shlex.split(example)[1:])
+            assert options.command == name
+            assert not rest or name == "train"
+
+    def test_the_help_of_fetch_names_everything_that_can_be_fetched(self):
+        described = {line.split()[0] for line in cli.FETCH.splitlines() if line.startswith("  ")} - {"vistok"}
+        assert described == {*BASE_WEIGHTS, *DATA_PACKAGES}
+
+    def test_the_module_imports_nothing_heavy_before_a_subcommand_runs(self):
+        tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
+        imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
+        imported |= {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
+        assert {name.split(".")[0] for name in imported} <= set(sys.stdlib_module_names)
+
+    def test_the_version_is_that_of_the_package(self, capsys):
+        with pytest.raises(SystemExit):
+            cli.main(["--version"])
+        assert capsys.readouterr().out.strip() == f"vistok {vistok.__version__}"
+
+    @pytest.mark.parametrize("arguments", [[], ["paint"], ["ask", "photo.png"], ["fetch", "--everything"]])
+    def test_what_the_parser_does_not_know_ends_with_code_2(self, arguments, capsys):
+        with pytest.raises(SystemExit) as exit:
+            cli.main(arguments)
+        assert exit.value.code == 2
+        assert "error:" in capsys.readouterr().err
+
+
+class TestFetch:
+    @pytest.fixture
+    def fetched(self, monkeypatch):
+        calls = []
+
+        def fetch(names, force=False):
+            calls.append((list(names), force))
+            return {name: Path("/cache") / name for name in names}
+
+        monkeypatch.setattr("vistok.modeling.base_weights.fetch", fetch)
+        return calls
+
+    def test_the_base_weights_are_the_default_and_each_place_is_a_line(self, fetched, capsys):
+        assert cli.main(["fetch"]) == 0
+        assert fetched == [(list(BASE_WEIGHTS), False)]
+        lines = capsys.readouterr().out.splitlines()
+        assert [line.split() for line in lines] == [[name, f"/cache/{name}"] for name in BASE_WEIGHTS]
+
+    @pytest.mark.parametrize(
+        ("arguments", "names", "force"),
+        [
+            (["easy-vqa"], ["easy-vqa"], False),
+            (["--data"], [*BASE_WEIGHTS, *DATA_PACKAGES], False),
+            (["easy-vqa", "dinov2-small", "--force"], ["easy-vqa", "dinov2-small"], True),
+            (["easy-vqa", "--data"], list(DATA_PACKAGES), False),
+        ],
+    )
+    def test_names_and_options_are_passed_on_and_nothing_is_fetched_twice(self, fetched, arguments, names, force):
+        assert cli.main(["fetch", *arguments]) == 0
+        assert fetched == [(names, force)]
+
+    def test_an_unknown_name_is_told_with_the_known_ones(self, capsys):
+        line = fails(capsys, "fetch", "dinov3-giant")
+        assert "'dinov3-giant'" in line and "dinov2-small" in line and "easy-vqa" in line
+
+
+class TestAsk:
+    def test_the_answer_and_nothing_else_is_printed(self, adapter_folder, image_file, capsys):
+        question = "is there a dog in the image?"
+        assert cli.main(["ask", image_file, question, "--model", adapter_folder, "--max-new-tokens", "5"]) == 0
+        expected = answer_of_generate(adapter_folder, Image.open(image_file), question, 5)
+        assert expected  # the random model says something, or equality would prove little
+        assert capsys.readouterr().out == expected + "\n"
+
+    def test_the_attention_is_drawn_into_a_file(self, adapter_folder, image_file, tmp_path, capsys):
+        picture = tmp_path / "new folder" / "attention.png"
+        arguments = ["ask", image_file, "what?", "--model", adapter_folder, "--attention", str(picture)]
+        assert cli.main([*arguments, "--max-new-tokens", "2"]) == 0
+        assert Image.open(picture).width > 1000
+        assert str(picture) in capsys.readouterr().err
+
+    def test_a_missing_image_is_told_before_a_model_is_loaded(self, capsys):
+        line = fails(capsys, "ask", "nowhere/photo.png", "what?", "--model", "no/such/model")
+        assert "nowhere/photo.png" in line and "does not exist" in line
+
+    def test_a_file_that_is_no_image_is_told(self, tmp_path, capsys):
+        (tmp_path / "photo.png").write_text("not a picture")
+        assert "not an image" in fails(capsys, "ask", str(tmp_path / "photo.png"), "what?")
+
+    def test_a_folder_without_a_model_is_told(self, image_file, tmp_path, capsys):
+        (tmp_path / "empty").mkdir()
+        assert "empty" in fails(capsys, "ask", image_file, "what?", "--model", str(tmp_path / "empty"))
+
+    def test_truncated_weights_are_told(self, adapter_folder, image_file, tmp_path, capsys):
+        for file in Path(adapter_folder).iterdir():
+            (tmp_path / file.name).write_bytes(file.read_bytes())
+        weights = tmp_path / "trained_weights.safetensors"
+        weights.write_bytes(weights.read_bytes()[:-100])
+        assert "truncated" in fails(capsys, "ask", image_file, "what?", "--model", str(tmp_path))
+
+    @pytest.mark.parametrize(
+        ("question", "tokens", "message"), [(" ", "5", "question is empty"), ("what?", "0", "max_new_tokens is 0")]
+    )
+    def test_senseless_arguments_are_told(self, adapter_folder, image_file, question, tokens, message, capsys):
+        arguments = ["ask", image_file, question, "--max-new-tokens", tokens, "--model", adapter_folder]
+        assert message in fails(capsys, *arguments)
+
+    def test_without_a_model_the_one_that_ships_is_asked(self, image_file, monkeypatch, capsys):
+        from vistok.configuration import shipped
+
+        monkeypatch.setattr(shipped, "_SHIPPED_IN", Path(image_file).parent)  # where nothing ships
+        line = fails(capsys, "ask", image_file, "what?")
+        assert "'checkpoints/gvt-demo'" in line
+
+
+class TestErrors:
+    def raise_error(self, monkeypatch, error):
+        def run(names, force=False):
+            raise error
+
+        monkeypatch.setattr("vistok.modeling.base_weights.fetch", run)
+
+    @pytest.mark.parametrize(
+        "error",
+        [
+            ValueError("first line\n  second line"),
+            FileNotFoundError("first line\nsecond line"),
+            ImportError("first line\n\nsecond line"),
+            FetchError("first line second line"),
+            StrictDataclassFieldValidationError("field", TypeError("first line\nsecond line")),
+        ],
+    )
+    def test_what_the_user_can_mend_is_one_line_and_code_2(self, error, monkeypatch, capsys):
+        self.raise_error(monkeypatch, error)
+        assert "first line second line" in fails(capsys, "fetch")
+
+    def test_with_debug_the_traceback_is_shown(self, monkeypatch):
+        self.raise_error(monkeypatch, ValueError("planted"))
+        with pytest.raises(ValueError, match="planted"):
+            cli.main(["fetch", "--debug"])
+
+    def test_a_defect_of_vistok_keeps_its_traceback(self, monkeypatch):
+        self.raise_error(monkeypatch, KeyError("planted"))
+        with pytest.raises(KeyError, match="planted"):
+            cli.main(["fetch"])
+
+    def test_an_interruption_ends_with_code_130(self, monkeypatch, capsys):
+        self.raise_error(monkeypatch, KeyboardInterrupt())
+        assert cli.main(["fetch"]) == 130
+        assert capsys.readouterr().err == "vistok fetch: interrupted\n"
+
+
+class TestTrain:
+    @pytest.fixture
+    def runs(self, monkeypatch):
+        calls = []
+
+        def run_recipe(recipe, resume="auto", command=None):
+            calls.append(argparse.Namespace(recipe=recipe, resume=resume, command=command))
+            return {"steps": 7, "train_seconds": 3.2, "metrics": {"eval_mine_answer_accuracy": 0.875}}
+
+        monkeypatch.setattr("vistok.trainer.run_recipe.run_recipe", run_recipe)
+        return calls
+
+    @pytest.fixture
+    def recipe_file(self, tmp_path):
+        path = tmp_path / "recipe.yaml"
+        path.write_text("training: {max_steps: 5, output_dir: runs/planted, learning_rate: 1e-3}\n")
+        return str(path)
+
+    def test_overrides_and_the_command_line_are_passed_on(self, runs, recipe_file, capsys):
+        overrides = ["--training.max_steps", "100", "--model.config.vision_feature_layer", "-3", "--training.seed=4"]
+        assert cli.main(["train", recipe_file, *overrides]) == 0
+        (run,) = runs
+        assert run.recipe.training == {
+            "max_steps": 100, "output_dir": "runs/planted", "learning_rate": 1e-3, "seed": 4,
+        }  # fmt: skip
+        assert run.recipe.model.config == {"vision_feature_layer": -3}
+        assert run.command == f"vistok train {recipe_file} {' '.join(overrides)}"
+        printed = capsys.readouterr().out
+        assert "7 steps in 3 s" in printed and "eval_mine_answer_accuracy: 87.50 %" in printed
+        assert "runs/planted" in printed
+
+    @pytest.mark.parametrize(
+        ("given", "passed"), [([], "auto"), (["--resume", "auto"], "auto"), (["--resume", "never"], False)]
+    )
+    def test_resume_is_automatic_unless_told_otherwise(self, runs, recipe_file, given, passed):
+        assert cli.main(["train", recipe_file, *given]) == 0
+        assert runs[0].resume == passed and type(runs[0].resume) is type(passed)
+
+    def test_resume_takes_the_folder_of_a_checkpoint(self, runs, recipe_file, tmp_path, capsys):
+        (tmp_path / "checkpoint-3").mkdir()
+        assert cli.main(["train", recipe_file, "--resume", str(tmp_path / "checkpoint-3")]) == 0
+        assert runs[0].resume == str(tmp_path / "checkpoint-3")
+        capsys.readouterr()
+        assert "checkpoint-4" in fails(capsys, "train", recipe_file, "--resume", str(tmp_path / "checkpoint-4"))
+
+    def test_the_recipes_that_ship_are_found_from_anywhere(self, runs, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        assert cli.main(["train", "recipes/gvt/demo.yaml"]) == 0
+        assert runs[0].recipe.model.vision == "vistok:dinov2-small"
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["missing.yaml"], "no recipe missing.yaml"),
+            (["{recipe}", "--training.max_steps"], "--training.max_steps has no value"),
+            (["{recipe}", "--bogus", "3"], "'--bogus' is no override"),
+            (["{recipe}", "--trianing.max_steps", "3"], "'trianing' is no field"),
+        ],
+    )
+    def test_a_wrong_recipe_or_override_is_told(self, runs, recipe_file, arguments, message, capsys):
+        line = fails(capsys, "train", *[argument.format(recipe=recipe_file) for argument in arguments])
+        assert message in line
+        assert not runs
+
+    def test_of_several_processes_one_speaks(self, runs, recipe_file, monkeypatch, capsys):
+        monkeypatch.setenv("RANK", "1")
+        assert cli.main(["train", recipe_file]) == 0
+        assert capsys.readouterr().out == ""
+
+
+class TestEvaluate:
+    @pytest.fixture
+    def task_file(self, adapter_folder, tmp_path):
+        """Five questions about five images; what the model says to the first three is the right answer."""
+        (tmp_path / "photos").mkdir()
+        records = []
+        for index in range(5):
+            image, question = tiny_image(index), f"what is {['in', 'on', 'at', 'by', 'of'][index]} the image?"
+            image.save(tmp_path / "photos" / f"{index}.png")
+            answer = answer_of_generate(adapter_folder, image, question, 4)
+            assert answer
+            turns = [
+                {"from": "human", "value": f"<image>\n{question}"},
+                {"from": "gpt", "value": answer if index < 3 else "something else"},
+            ]
+            records.append({"id": str(index), "image": f"{index}.png", "conversations": turns})
+        (tmp_path / "questions.json").write_text(json.dumps(records))
+        source = f"{{format: llava, path: {tmp_path}/questions.json, images: {tmp_path}/photos}}"
+        (tmp_path / "mine.yaml").write_text(f"test: {source}\ntrain: {source}\n")
+        return str(tmp_path / "mine.yaml")
+
+    def test_the_share_of_right_answers_is_printed_beside_its_floors(
+        self, adapter_folder, task_file, tmp_path, capsys
+    ):
+        output = tmp_path / "report"
+        arguments = ["--model", adapter_folder, "--task", task_file, "--max-new-tokens", "4", "--output", str(output)]
+        assert cli.main(["evaluate", *arguments]) == 0
+        row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("| all"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert cells[1] == "5"
+        assert cells[2].startswith("60.0")
+        results = json.loads((output / "mine-test.json").read_text())
+        assert results["accuracy"] == 0.6
+        assert results["floors"]["majority"]["accuracy"] == 0.4
+        assert results["floors"]["question_only_prior"]["accuracy"] == 1.0  # trained on the test questions, as planted
+        assert results["command"].startswith("vistok evaluate --model")
+
+    def test_the_type_of_a_question_is_found_under_its_other_name(self):
+        from datasets import Dataset
+
+        kinds = cli._with_answer_types(Dataset.from_dict({"kind": ["naming"], "id": ["0"]}))
+        assert kinds[0] == {"answer_type": "naming", "id": "0"}
+        types = Dataset.from_dict({"answer_type": ["color"]})
+        assert cli._with_answer_types(types) is types
+
+    @pytest.mark.parametrize("task", cli.TASKS)
+    def test_the_tasks_by_name_are_data_formats_with_a_training_split(self, task):
+        from vistok.trainer.data_formats import DataSource, data_formats
+
+        name, test, train = cli._describe_task(task, "test")
+        assert name == task
+        test, train = DataSource.from_dict(test), DataSource.from_dict(train)
+        assert test.format in data_formats()
+        assert (test.split, train.split) == ("test", "train")
+        assert test.name != train.name
+
+    @pytest.mark.parametrize(
+        ("content", "message"),
+        [(None, "no task"), ("train: {format: llava}", "must hold `test`"), ("- a\n- b", "must hold `test`")],
+    )
+    def test_a_wrong_task_is_told(self, adapter_folder, tmp_path, content, message, capsys):
+        path = tmp_path / "task.yaml"
+        if content is not None:
+            path.write_text(content)
+        assert message in fails(capsys, "evaluate", "--model", adapter_folder, "--task", str(path))
