@@ -147,6 +147,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
                 None, config=config, state_dict=state_dict, dtype=language_model.dtype, **kwargs
             )
         model.generation_config = generation_config
+        model.added_weights = {name for name, _ in model.named_parameters()} - set(state_dict)
         return model.eval()
 
     @classmethod
@@ -168,6 +169,9 @@ class ComposedPreTrainedModel(PreTrainedModel):
             trained = read_trained_weights(name, **_hub_arguments(kwargs))
         if trained is not None:
             return cls._from_trained_weights(name, trained, config, *model_args, **kwargs)
+        if config.base_models is not None:
+            config = copy.deepcopy(config)
+            config.base_models = None  # nothing has to complete a folder that holds all weights
         wants_info = kwargs.pop("output_loading_info", False)
         try:
             model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
@@ -202,6 +206,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
         with contextlib.suppress(OSError):  # optional
             model.generation_config = GenerationConfig.from_pretrained(name, **hub_arguments)
         model.name_or_path = str(name)
+        model.added_weights = set(trained)
         if lora:
             add_lora(model, config.lora_config)
             left_out = model.load_state_dict(lora, strict=False).unexpected_keys

@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -27,21 +28,44 @@ def is_lora_weight(name: str) -> bool:
 
 def trained_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """
-    The weights that are being trained.
+    The weights that base models lack: those that are being trained, and those that were trained before, or are new.
 
     Args:
-        model (`PreTrainedModel`): frozen where it is not trained.
+        model (`PreTrainedModel`): frozen where it is not trained. What it has beside its base models since it was
+            composed or loaded stands in its attribute `added_weights`.
 
     Returns:
-        `dict[str, torch.Tensor]`: parameters with `requires_grad`, by name.
+        `dict[str, torch.Tensor]`: parameters by the name that they have without adapters.
 
     Raises:
-        ValueError: if every parameter is frozen.
+        ValueError: if there are none.
     """
-    trained = {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+    added: set[str] = getattr(model, "added_weights", set())
+    trained = {
+        plain_name(name): parameter.detach()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad or plain_name(name) in added
+    }
     if not trained:
         raise ValueError("Every parameter of the model is frozen: there are no trained weights to save.")
     return trained
+
+
+def load_trained_state_dict(model: PreTrainedModel, trained: Mapping[str, torch.Tensor]) -> None:
+    """
+    Loads what [`trained_state_dict`] gave into a model that has the same adapters, or none, by then.
+
+    Args:
+        model (`PreTrainedModel`): changed in place.
+        trained (`dict[str, torch.Tensor]`): weights by the name that they have without adapters.
+    """
+    names = {plain_name(name): name for name, _ in model.named_parameters()}
+    model.load_state_dict({names[name]: tensor for name, tensor in trained.items()}, strict=False)
+
+
+def plain_name(name: str) -> str:
+    """The name of a weight as it was before an adapter was put around its layer."""
+    return name.replace(".base_layer.", ".")
 
 
 def save_trained_weights(
@@ -57,7 +81,7 @@ def save_trained_weights(
     Args:
         model (`PreTrainedModel`): a composed model whose `config.base_models` says where the frozen weights come from.
         folder (`str`): where `config.json`, `generation_config.json` and `trained_weights.safetensors` go.
-        state_dict (`dict[str, torch.Tensor]`, *optional*): weights to save; by default the trainable parameters.
+        state_dict (`dict[str, torch.Tensor]`, *optional*): weights to save; by default [`trained_state_dict`].
         dtype (`torch.dtype`, *optional*): saves in this dtype.
 
     Raises:
@@ -123,4 +147,11 @@ def read_trained_weights(name_or_path: str, **hub_arguments) -> dict[str, torch.
         ) from error
 
 
-__all__ = ["TRAINED_WEIGHTS_NAME", "CheckpointError", "read_trained_weights", "save_trained_weights"]
+__all__ = [
+    "TRAINED_WEIGHTS_NAME",
+    "CheckpointError",
+    "load_trained_state_dict",
+    "read_trained_weights",
+    "save_trained_weights",
+    "trained_state_dict",
+]

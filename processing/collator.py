@@ -58,20 +58,23 @@ def tokenize_conversation(processor, messages: Sequence[Mapping[str, Any]]) -> T
     return TokenizedConversation(list(encoded["input_ids"][0]), [bool(value) for value in mask])
 
 
-def shared_prefix_length(conversations: Sequence[TokenizedConversation]) -> int:
+def shared_prefix_length(conversations: Sequence[TokenizedConversation], image_token_id: int | None = None) -> int:
     """
     Number of first tokens that conversations about the same images have in common and that can be computed once: at
-    least one token before the first answer stays with each conversation, because it predicts that answer.
+    least one token before the first answer stays with each conversation, because it predicts that answer. 0 if an
+    image comes behind them, after words that differ: images are shared all or none.
     """
     limit = min(
         (conversation.supervised.index(True) if any(conversation.supervised) else len(conversation.input_ids)) - 1
         for conversation in conversations
     )
     first = conversations[0].input_ids
-    for position in range(limit):
+    length = max(limit, 0)
+    for position in range(length):
         if any(conversation.input_ids[position] != first[position] for conversation in conversations[1:]):
-            return position
-    return max(limit, 0)
+            length = position
+            break
+    return 0 if any(image_token_id in conversation.input_ids[length:] for conversation in conversations) else length
 
 
 @dataclass
@@ -116,13 +119,17 @@ class VisualLanguageCollator:
             BadSampleError: if an image is unreadable or counts do not agree; names file and row.
         """
         rows = [self._tokenize(example) for example in examples]
+        shows = [1] * len(rows)  # how often the images of each row are shown
         if self.is_encoder_decoder:
             batch = self._encoder_decoder_batch(rows)
         elif any(len(row) > 1 for row in rows):
-            batch = self._shared_batch(rows)
+            image_token_id = self.processor.image_token_id
+            prefixes = [shared_prefix_length(row, image_token_id) if len(row) > 1 else 0 for row in rows]
+            shows = [1 if prefix else len(row) for prefix, row in zip(prefixes, rows)]
+            batch = self._shared_batch(rows, prefixes)
         else:
             batch = self._plain_batch(rows)
-        return batch | self._images(examples)
+        return batch | self._images(examples, shows)
 
     def _tokenize(self, example) -> list[TokenizedConversation]:
         conversations = example.get("conversations") or [example["messages"]]
@@ -159,8 +166,8 @@ class VisualLanguageCollator:
             "labels": self._pad([_labels(row) for row in conversations], IGNORED),
         }
 
-    def _shared_batch(self, rows) -> dict[str, torch.Tensor]:
-        packed = [pack_conversations(row) for row in rows]
+    def _shared_batch(self, rows, prefixes) -> dict[str, torch.Tensor]:
+        packed = [pack_conversations(row, prefix) for row, prefix in zip(rows, prefixes)]
         length = max(len(row["input_ids"]) for row in packed)
         mask = torch.eye(length, dtype=torch.bool).repeat(len(packed), 1, 1)  # padding attends to itself: no NaN
         for index, row in enumerate(packed):
@@ -191,16 +198,23 @@ class VisualLanguageCollator:
             "labels": self._pad(answers, IGNORED),
         }
 
-    def _images(self, examples) -> dict[str, torch.Tensor]:
+    def _images(self, examples, shows: Sequence[int]) -> dict[str, torch.Tensor]:
         if self.features is not None:
-            cached = [self.features[image_key(image)] for example in examples for image in example.get("images") or []]
+            cached = [
+                self.features[image_key(image)]
+                for example, times in zip(examples, shows)
+                for image in (example.get("images") or []) * times
+            ]
             return {"vision_features": torch.stack(cached)} if cached else {}
-        images = [image for example in examples for image in load_example_images(example)]
+        images = [image for example, times in zip(examples, shows) for image in self.load_images(example) * times]
         if not images:
             return {}
-        if self.image_transform is not None:
-            images = [self.image_transform(image) for image in images]
         return {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
+
+    def load_images(self, example: Mapping[str, Any]) -> list[Image.Image]:
+        """Reads and transforms the images of an example."""
+        images = load_example_images(example)
+        return images if self.image_transform is None else [self.image_transform(image) for image in images]
 
     @property
     def _pad_token_id(self) -> int:
@@ -213,18 +227,19 @@ class VisualLanguageCollator:
         return torch.tensor([row + [value] * (length - len(row)) for row in rows])
 
 
-def pack_conversations(conversations: Sequence[TokenizedConversation]) -> dict[str, Any]:
+def pack_conversations(conversations: Sequence[TokenizedConversation], prefix: int | None = None) -> dict[str, Any]:
     """
     Writes conversations about the same images into one row: the tokens they share, then each one's own.
 
     Args:
         conversations (`list[TokenizedConversation]`): at least one.
+        prefix (`int`, *optional*): number of shared tokens; by default [`shared_prefix_length`].
 
     Returns:
         `dict`: `input_ids`, `labels` and `position_ids`, lists of one length, and `mask`, boolean, `(length, length)`:
         a token attends to the shared tokens and to those of its own conversation, never to later ones.
     """
-    prefix = shared_prefix_length(conversations)
+    prefix = shared_prefix_length(conversations) if prefix is None else prefix
     first = conversations[0]
     input_ids, labels = first.input_ids[:prefix], [IGNORED] * prefix
     position_ids, owner = list(range(prefix)), [-1] * prefix

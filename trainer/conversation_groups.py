@@ -26,16 +26,18 @@ def group_by_images(dataset: Dataset, max_conversations: int) -> Dataset:
     if max_conversations < 1:
         raise ValueError(f"max_conversations is {max_conversations}, expected at least 1.")
     groups: dict[tuple, list[int]] = defaultdict(list)
-    keys: dict[str, str] = {}
+    keys: dict[str, str] = {}  # a file is read once, however many questions are about it
+
+    def name(image) -> str:
+        if image["bytes"] is not None:
+            return image_key(image)
+        if image["path"] not in keys:
+            keys[image["path"]] = image_key(image)
+        return keys[image["path"]]
+
     for index, images in enumerate(dataset["images"]):
-        names = []
-        for image in images:
-            path = image["path"] if image["bytes"] is None else None
-            if path is None:
-                names.append(image_key(image))
-            else:
-                names.append(keys.setdefault(path, image_key(image)) if path not in keys else keys[path])
-        groups[tuple(names) if names else ("text", index)].append(index)
+        names = tuple(name(image) for image in images or [])
+        groups[names or ("text", index)].append(index)
     rows = [
         indices[start : start + max_conversations]
         for indices in groups.values()

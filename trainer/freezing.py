@@ -1,12 +1,16 @@
 """Which parts of a model are trained: said by name, applied, and checked while training runs."""
 
+import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from peft import LoraConfig
 from transformers import PreTrainedModel, TrainerCallback
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..modeling.composition import add_lora
+from ..modeling.trained_weights import is_lora_weight
 
 MODES = ("frozen", "full", "lora")
 
@@ -29,9 +33,24 @@ def part_prefixes(model: PreTrainedModel, part: str) -> tuple[str, ...]:
     return (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
 
 
-def set_trainable(
-    model: PreTrainedModel, trainable: Mapping[str, str], lora: Mapping[str, object] | None = None
-) -> None:
+def parameters_to_train(model: PreTrainedModel, part: str, mode: str) -> dict[str, torch.nn.Parameter]:
+    """
+    The parameters of a part that its mode trains: all but adapters, only adapters, or none.
+
+    Args:
+        model (`PreTrainedModel`): a composed model of vistok.
+        part (`str`): as in [`part_prefixes`].
+        mode (`str`): `"frozen"`, `"full"` or `"lora"`.
+    """
+    prefixes = part_prefixes(model, part)
+    return {
+        name: parameter
+        for name, parameter in model.named_parameters()
+        if name.startswith(prefixes) and mode == ("lora" if is_lora_weight(name) else "full")
+    }
+
+
+def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Mapping[str, Any] | None = None) -> None:
     """
     Freezes a model and then opens what is to be trained.
 
@@ -39,43 +58,65 @@ def set_trainable(
         model (`PreTrainedModel`): changed in place.
         trainable (`dict[str, str]`): for each part `"frozen"`, `"full"` or `"lora"`; parts left out are frozen.
         lora (`dict`, *optional*): fields of `peft.LoraConfig` (`r`, `lora_alpha`, `target_modules` …). By default the
-            attention and feed-forward projections of the part, with rank 16.
+            attention and feed-forward projections of the part, with rank 16. Names in `target_modules` are looked up
+            in the adapted parts only.
 
     Raises:
-        ValueError: if a part or a mode is unknown, or nothing would be trained.
+        ValueError: if a part or a mode is unknown, a part to be trained has nothing to train, nothing would be
+            trained, or the model has adapters already, and of another kind than `lora` asks for.
     """
     for part, mode in trainable.items():
         part_prefixes(model, part)
         if mode not in MODES:
             raise ValueError(f"{part} is to be {mode!r}: choose {', '.join(MODES)}.")
+    if all(mode == "frozen" for mode in trainable.values()):
+        raise ValueError(f"Nothing is trained: {dict(trainable)} freezes every part.")
     model.requires_grad_(False)
     lora_parts = [part for part, mode in trainable.items() if mode == "lora"]
     if lora_parts and getattr(model.config, "lora_config", None) is None:
         _inject_lora(model, lora_parts, dict(lora or {}))
+    elif lora_parts:
+        _compare_lora(model.config.lora_config, dict(lora or {}))
     for part, mode in trainable.items():
-        prefixes = part_prefixes(model, part)
-        for name, parameter in model.named_parameters():
-            is_lora = ".lora_" in name
-            if name.startswith(prefixes) and ((mode == "full" and not is_lora) or (mode == "lora" and is_lora)):
-                parameter.requires_grad_(True)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError(f"Nothing is trained: {dict(trainable)} freezes every part.")
+        opened = parameters_to_train(model, part, mode)
+        if not opened and mode != "frozen":
+            raise ValueError(f"{part} is to be trained ({mode}), but the model has no such weights.")
+        for parameter in opened.values():
+            parameter.requires_grad_(True)
 
 
-def _inject_lora(model: PreTrainedModel, parts: list[str], fields: dict) -> None:
-    if "target_modules" not in fields:
-        prefixes = [prefix.replace(".", r"\.") for part in parts for prefix in part_prefixes(model, part)]
-        linear = [
-            name
-            for name, module in model.named_modules()
-            if isinstance(module, torch.nn.Linear) and not name.endswith("lm_head")
-        ]
-        kinds = sorted({name.rsplit(".", 1)[-1] for name in linear})
-        fields["target_modules"] = rf"({'|'.join(prefixes)})\.(.*\.)?({'|'.join(kinds)})"
+def _inject_lora(model: PreTrainedModel, parts: list[str], fields: dict[str, Any]) -> None:
+    named = fields.get("target_modules")
+    if named is None or named == "all-linear" or not isinstance(named, str):
+        fields["target_modules"] = _modules_in_parts(model, parts, None if isinstance(named, str) else named)
     fields = {"r": 16, "lora_alpha": 32, "lora_dropout": 0.0, **fields}
-    LoraConfig(**fields)  # a wrong field is an error here, not at the end of the run
+    try:
+        LoraConfig(**fields)  # a wrong field is an error here, not at the end of the run
+    except TypeError as error:
+        raise ValueError(f"lora holds what is no field of peft.LoraConfig: {error}.") from error
     add_lora(model, fields)
     model.config.lora_config = fields
+
+
+def _modules_in_parts(model: PreTrainedModel, parts: list[str], names: list[str] | None) -> str:
+    """A regular expression for the linear layers of some parts, or those of them that have one of the names."""
+    prefixes = [prefix for part in parts for prefix in part_prefixes(model, part)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)]
+    kinds = {name.rsplit(".", 1)[-1] for name in linear if name.startswith(tuple(f"{p}." for p in prefixes))}
+    chosen = sorted(kinds if names is None else set(names))
+    pattern = rf"({'|'.join(map(re.escape, prefixes))})\.(.*\.)?({'|'.join(map(re.escape, chosen))})"
+    # A part may be a single linear layer, such as the projector. The head of a language model is left alone.
+    single = [prefix for prefix in prefixes if prefix in linear and prefix != "lm_head"] if names is None else []
+    return "|".join([pattern, *map(re.escape, single)])
+
+
+def _compare_lora(present: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    for name, value in wanted.items():
+        if name != "target_modules" and present.get(name) != value:
+            raise ValueError(
+                f"lora asks for {name}={value!r}, but the model has adapters with {name}={present.get(name)!r}: leave "
+                "the section lora out to train these on, or merge them first (save with save_trained_only=False)."
+            )
 
 
 def upcast_trained(model: PreTrainedModel) -> None:
@@ -83,6 +124,23 @@ def upcast_trained(model: PreTrainedModel) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad and parameter.dtype in (torch.float16, torch.bfloat16):
             parameter.data = parameter.data.float()
+
+
+def rest_frozen_parts(model: PreTrainedModel, trainable: Mapping[str, str]) -> None:
+    """
+    Takes frozen parts out of training mode: they have no dropout, and give the same features whenever they are asked.
+
+    Args:
+        model (`PreTrainedModel`): in training mode, changed in place.
+        trainable (`dict[str, str]`): as in [`set_trainable`].
+    """
+    frozen = [part for part in type(model).trainable_parts if trainable.get(part, "frozen") == "frozen"]
+    prefixes = tuple(prefix for part in frozen for prefix in part_prefixes(model, part))
+    for name, module in model.named_modules():
+        # Layers that save memory by computing twice do so in training mode only.
+        checkpointed = isinstance(module, GradientCheckpointingLayer) and module.gradient_checkpointing
+        if name.startswith(prefixes) and prefixes and not checkpointed:
+            module.training = False
 
 
 def count_parameters(model: PreTrainedModel) -> dict[str, int]:
@@ -101,47 +159,58 @@ class FreezeCheckCallback(TrainerCallback):
 
     Args:
         trainable (`dict[str, str]`): as in [`set_trainable`].
+
+    Raises:
+        RuntimeError: in the first step; names the part, or the first parameters.
     """
 
     def __init__(self, trainable: Mapping[str, str]):
         self.trainable = dict(trainable)
-        self.checksums: dict[str, float] = {}
+        self.checksums: dict[str, tuple[float, float]] = {}
         self.done = False
 
     def on_train_begin(self, args, state, control, model=None, **kwargs):
         self.done = False
-        self.checksums = _checksums(model)
+        self.checksums = self._checksums(model)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        if self.done:
+        # DeepSpeed and FSDP keep gradients elsewhere.
+        if self.done or getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
             return
         for part, mode in self.trainable.items():
-            if mode == "frozen":
-                continue
-            prefixes = part_prefixes(model, part)
-            opened = [p for name, p in model.named_parameters() if name.startswith(prefixes) and p.requires_grad]
-            if not any(parameter.grad is not None for parameter in opened):
+            to_train = parameters_to_train(model, part, mode).values()
+            if to_train and all(parameter.grad is None for parameter in to_train):
                 raise RuntimeError(
-                    f"{part} is to be trained ({mode}), but none of its {len(opened)} trainable parameters got a "
-                    "gradient in the first step: is it part of the loss?"
+                    f"{part} is to be trained ({mode}), but none of its {len(to_train)} parameters got a gradient in "
+                    "the first step: is it frozen, or no part of the loss?"
                 )
 
     def on_step_end(self, args, state, control, model=None, **kwargs):
         if self.done:
             return
         self.done = True
-        moved = [name for name, value in _checksums(model).items() if value != self.checksums[name]]
+        now = self._checksums(model)
+        moved = [name for name, value in self.checksums.items() if now.get(name) != value]
         self.checksums = {}
         if moved:
             raise RuntimeError(f"{len(moved)} frozen parameters changed in the first step, among them {moved[:3]}.")
 
+    def _checksums(self, model: PreTrainedModel) -> dict[str, tuple[float, float]]:
+        trained = {name for part, mode in self.trainable.items() for name in parameters_to_train(model, part, mode)}
+        checksums = {}
+        for name, parameter in model.named_parameters():
+            if name not in trained:
+                values = torch.nan_to_num(parameter.detach().double())  # NaN differs from itself
+                checksums[name] = (values.sum().item(), values.square().sum().item())
+        return checksums
 
-def _checksums(model) -> dict[str, float]:
-    return {
-        name: parameter.detach().double().sum().item() + parameter.detach().double().square().sum().item()
-        for name, parameter in model.named_parameters()
-        if not parameter.requires_grad
-    }
 
-
-__all__ = ["FreezeCheckCallback", "count_parameters", "part_prefixes", "set_trainable", "upcast_trained"]
+__all__ = [
+    "FreezeCheckCallback",
+    "count_parameters",
+    "parameters_to_train",
+    "part_prefixes",
+    "rest_frozen_parts",
+    "set_trainable",
+    "upcast_trained",
+]

@@ -1,16 +1,21 @@
 """Recipes: a whole training run in one YAML file."""
 
 import dataclasses
+import difflib
 import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 from ..configuration.optional import require
+from ..hub_cards.card_header import check_card_fields
+from .data_formats import DataSource
+from .visual_language_config import VisualLanguageConfig
 
 SECTIONS = ("model", "trainable", "lora", "data", "training", "card")
+GVT_TRAINABLE = {"vision": "frozen", "resampler": "full", "llm": "frozen"}
 
 
 @dataclass
@@ -21,11 +26,13 @@ class ModelRecipe:
     Args:
         vision, text (`str`): base models: names of vistok, folders or Hub ids.
         kind (`str`): `"gvt"`.
-        checkpoint (`str`, *optional*): starts from this folder in place of new weights.
+        checkpoint (`str`, *optional*):
+            Starts from the model in this folder. What `config` and `resampler` say must then be true of it.
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
         attn_implementation (`str`, *optional*): as in `from_pretrained`.
         image_size (`int`, *optional*): side of the images in pixels; by default what the tower's processor says.
-        chat_template (`str`): name of a chat template, or Jinja.
+        chat_template (`str`, *optional*): name of a chat template, or Jinja; by default `"question-answer"`, or that
+            of the checkpoint.
         processor (`dict`): further arguments of the processor.
         config (`dict`): fields of the model's config.
         resampler (`dict`): fields of the visual tokenizer's config.
@@ -38,7 +45,7 @@ class ModelRecipe:
     dtype: str | None = None
     attn_implementation: str | None = None
     image_size: int | None = None
-    chat_template: str = "question-answer"
+    chat_template: str | None = None
     processor: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     resampler: dict[str, Any] = field(default_factory=dict)
@@ -77,9 +84,7 @@ class Recipe:
     """
 
     model: ModelRecipe = field(default_factory=ModelRecipe)
-    trainable: dict[str, str] = field(
-        default_factory=lambda: {"vision": "frozen", "resampler": "full", "llm": "frozen"}
-    )
+    trainable: dict[str, str] = field(default_factory=lambda: dict(GVT_TRAINABLE))
     lora: dict[str, Any] | None = None
     data: DataRecipe = field(default_factory=DataRecipe)
     training: dict[str, Any] = field(default_factory=dict)
@@ -104,14 +109,14 @@ def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if a section or field is unknown, or an override is malformed.
+        ValueError: if it is no valid YAML, a section or field is unknown, or an override is malformed.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(
             f"There is no recipe {path}: give the path of a YAML file, such as recipes/gvt/demo.yaml."
         )
-    values = read_yaml(path.read_text(), str(path)) or {}
+    values = _mapping(str(path), read_yaml(path.read_text(encoding="utf-8"), str(path)))
     for key, value in parse_overrides(overrides).items():
         _set(values, key, value)
     return recipe_from_dict(values)
@@ -178,27 +183,81 @@ def recipe_from_dict(values: Mapping[str, Any]) -> Recipe:
         ValueError: if a section or a field is unknown.
     """
     _check_fields("recipe", values, SECTIONS)
-    model, data = values.get("model") or {}, values.get("data") or {}
-    _check_fields("model", model, ModelRecipe.__dataclass_fields__)
-    _check_fields("data", data, DataRecipe.__dataclass_fields__)
-    rest = {key: value for key, value in values.items() if key not in ("model", "data") and value is not None}
-    return Recipe(model=ModelRecipe(**model), data=DataRecipe(**data), **rest)
+    sections = {name: _mapping(name, values.get(name)) for name in SECTIONS}
+    for name, recipe_class in (("model", ModelRecipe), ("data", DataRecipe), ("training", VisualLanguageConfig)):
+        _check_fields(name, sections[name], recipe_class.__dataclass_fields__)
+    for name in ("trainable", "lora"):
+        if name in sections["training"]:
+            raise ValueError(f"{name!r} is a section of its own in a recipe: move it out of training.")
+    data = DataRecipe(**sections["data"])
+    for name in ("train", "eval"):
+        _check_sources(f"data.{name}", getattr(data, name))
+    return Recipe(
+        model=ModelRecipe(**sections["model"]),
+        trainable=sections["trainable"] or dict(GVT_TRAINABLE),
+        lora=sections["lora"] or None,
+        data=data,
+        training=_checked_types(sections["training"]),
+        card=check_card_fields(sections["card"]),
+    )
+
+
+def _mapping(section: str, values: Any) -> dict[str, Any]:
+    """A section that is there but empty is None in YAML."""
+    if values is not None and not isinstance(values, Mapping):
+        raise ValueError(f"{section} is {values!r}, expected fields with values: `field: value`, a line each.")
+    return dict(values or {})
 
 
 def _check_fields(section: str, values: Mapping[str, Any], known) -> None:
-    unknown = [name for name in values if name not in known]
-    if unknown:
-        raise ValueError(f"{unknown[0]!r} is no field of {section}, which has: {', '.join(known)}.")
+    for name in values:
+        if name not in known:
+            similar = difflib.get_close_matches(str(name), known, n=3)
+            choices = f"did you mean {' or '.join(similar)}?" if similar else f"it has: {', '.join(known)}."
+            raise ValueError(f"{name!r} is no field of {section}; {choices}")
+
+
+def _checked_types(training: Mapping[str, Any]) -> dict[str, Any]:
+    """TrainingArguments checks no types: a word for a number would be noticed far from here."""
+    hints, checked = get_type_hints(VisualLanguageConfig), dict(training)
+    for name, value in training.items():
+        kinds = set(get_args(hints[name]) or [hints[name]])
+        if isinstance(value, float) and value.is_integer() and int in kinds and float not in kinds:
+            checked[name] = int(value)  # 1e3
+        elif kinds <= {int, float, bool, type(None)} and not isinstance(value, (*kinds, *([int] * (float in kinds)))):
+            expected = " or ".join(sorted(kind.__name__ for kind in kinds if kind is not type(None)))
+            raise ValueError(f"training.{name} is {value!r}, expected {expected}.")
+    return checked
+
+
+def _check_sources(section: str, sources: Any) -> None:
+    if not isinstance(sources, list):
+        raise ValueError(f"{section} is {sources!r}, expected a list of data sources: `- {{format: …}}`.")
+    names = [DataSource.from_dict(_mapping(f"{section}.{index}", source)).name for index, source in enumerate(sources)]
+    for name in names:
+        if names.count(name) > 1:
+            raise ValueError(f"Several sources of {section} are called {name!r}: give each its own `name`.")
 
 
 def _set(values: Any, key: str, value: Any) -> None:
-    *parents, last = key.split(".")
-    for name in parents:
-        values = values[int(name)] if isinstance(values, list) else values.setdefault(name, {})
-    if isinstance(values, list):
-        values[int(last)] = value
-    else:
-        values[last] = value
+    """Sets a field by its path in nested dictionaries and lists; makes sections that the recipe leaves out."""
+    names = key.split(".")
+    if names[0] == "trainable" and not values.get("trainable"):
+        values["trainable"] = dict(GVT_TRAINABLE)
+    for depth, name in enumerate(names):
+        place = ".".join(names[:depth])
+        index: Any = name
+        if isinstance(values, list):
+            if not name.isdecimal() or int(name) >= len(values):
+                raise ValueError(f"--{key}: {place} is a list of {len(values)}, numbered from 0: it has no {name!r}.")
+            index = int(name)
+        elif not isinstance(values, dict):
+            raise ValueError(f"--{key}: {place} is {values!r}, it has no field {name!r}.")
+        if depth == len(names) - 1:
+            values[index] = value
+        elif isinstance(values, dict) and values.get(index) is None:
+            values[index] = {}
+        values = values[index]
 
 
 __all__ = ["DataRecipe", "ModelRecipe", "Recipe", "load_recipe", "parse_overrides", "recipe_from_dict"]

@@ -1,5 +1,6 @@
 """Running a recipe: from base models and data to a trained folder with card, results and loss curve."""
 
+import io
 import json
 import os
 import time
@@ -8,13 +9,15 @@ from typing import Any
 
 import torch
 from transformers import set_seed
-from transformers.trainer_utils import get_last_checkpoint
 from transformers.utils import logging
 
 from ..configuration.optional import require
+from ..hub_cards.card import write_card
+from ..hub_cards.run_results import merge_results, run_environment, write_text_atomically
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
+from ..processing.chat_templates import get_chat_template
 from ..processing.processing_gvt import GVTProcessor
-from .data_sources import load_data_source, mix_data_sources
+from .data_sources import DataSource, SkippedSamples, load_data_source, mix_data_sources
 from .freezing import count_parameters
 from .recipe import ModelRecipe, Recipe
 from .visual_language_config import VisualLanguageConfig
@@ -22,6 +25,7 @@ from .visual_language_trainer import VisualLanguageTrainer
 
 logger = logging.get_logger(__name__)
 
+LOG_NAME = "training_log.jsonl"
 KINDS = {"gvt": (GVTForConditionalGeneration, GVTProcessor)}
 
 
@@ -36,17 +40,20 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
         The model and its processor.
 
     Raises:
-        ValueError: if the kind is unknown.
+        ValueError: if the kind or the dtype is unknown, or the checkpoint is another model than the recipe describes.
     """
     if recipe.kind not in KINDS:
         raise ValueError(f"{recipe.kind!r} is no kind of model: choose {', '.join(KINDS)}.")
-    model_class, processor_class = KINDS[recipe.kind]
+    dtype = getattr(torch, recipe.dtype, None) if recipe.dtype else None
+    if recipe.dtype and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype of the model is {recipe.dtype!r}, expected one such as 'bfloat16' or 'float32'.")
     if recipe.checkpoint is not None:
-        return model_class.from_pretrained(recipe.checkpoint), processor_class.from_pretrained(recipe.checkpoint)
+        return _load_checkpoint(recipe, dtype)
+    model_class, processor_class = KINDS[recipe.kind]
     model = model_class.from_vision_text_pretrained(
         recipe.vision,
         recipe.text,
-        dtype=getattr(torch, recipe.dtype) if recipe.dtype else None,
+        dtype=dtype,
         attn_implementation=recipe.attn_implementation,
         **recipe.config,
         resampler_config=recipe.resampler,
@@ -62,27 +69,54 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
     return model, processor
 
 
+def _load_checkpoint(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    model_class, processor_class = KINDS[recipe.kind]
+    options = {"dtype": dtype, "attn_implementation": recipe.attn_implementation}
+    model = model_class.from_pretrained(
+        recipe.checkpoint, **{name: value for name, value in options.items() if value is not None}
+    )
+    parts = {"config": (recipe.config, model.config), "resampler": (recipe.resampler, model.config.resampler_config)}
+    for section, (fields, config) in parts.items():
+        for name, value in fields.items():
+            found = getattr(config, name, None)
+            if found != value:
+                raise ValueError(
+                    f"model.{section}.{name} is {value!r}, but {recipe.checkpoint} has {found!r}: leave it out of the "
+                    "recipe, or start from the base models."
+                )
+    processor = processor_class.from_pretrained(recipe.checkpoint, **recipe.processor)
+    if recipe.chat_template is not None:
+        processor.chat_template = get_chat_template(recipe.chat_template, processor.image_token)
+    if recipe.image_size is not None:
+        processor.image_processor.size = {"height": recipe.image_size, "width": recipe.image_size}
+    return model, processor
+
+
 def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None = None) -> dict[str, Any]:
     """
-    Trains as a recipe says.
+    Trains as a recipe says. The output folder then holds the model, as [`VisualLanguageTrainer.save_final`] saves it,
+    a card, `results.json`, `loss.png` and the log of the training, `training_log.jsonl`.
 
     Args:
         recipe ([`Recipe`]): the run.
         resume (`bool` or `str`, *optional*, defaults to `"auto"`):
-            `"auto"` continues from the last checkpoint in the output folder if there is one; a path continues from
-            that one; `False` starts anew.
+            `"auto"` continues from the last complete checkpoint in the output folder if there is one; a path continues
+            from that one; `False` starts anew.
         command (`str`, *optional*): the command line, for the card.
 
     Returns:
         `dict`: the results, as in the `results.json` that is written beside the model.
-    """
-    from ..hub_cards.card import write_card  # the end of a run, not needed to start it
 
+    Raises:
+        ImportError: if what draws the loss curve is missing.
+        ValueError: if the recipe does not fit together.
+    """
+    require("matplotlib.figure", "train")  # not found out about at the end of a run
     args = VisualLanguageConfig(**{"trainable": recipe.trainable, "lora": recipe.lora, **recipe.training})
     set_seed(args.seed)
     model, processor = build_model(recipe.model)
     train_dataset = mix_data_sources(recipe.data.train, recipe.data.seed, recipe.data.stopping_strategy)
-    eval_datasets = {dataset["name"]: load_data_source(dataset) for dataset in recipe.data.eval}
+    eval_datasets = load_eval_datasets(recipe.data.eval)
     trainer = VisualLanguageTrainer(
         model=model,
         args=args,
@@ -90,33 +124,59 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         eval_dataset=eval_datasets or None,
         processing_class=processor,
     )
-    checkpoint = (
-        get_last_checkpoint(args.output_dir) if resume == "auto" and os.path.isdir(args.output_dir) else resume
-    )
     started = time.perf_counter()
-    output = trainer.train(resume_from_checkpoint=checkpoint or None)
+    output = trainer.train(resume_from_checkpoint=resume or None)
+    seconds = time.perf_counter() - started
     metrics = trainer.evaluate() if eval_datasets else {}
+    skipped = SkippedSamples([dataset.skipped_samples for dataset in (train_dataset, *eval_datasets.values())])
+    if skipped.count:
+        logger.warning(skipped.summary())
+    history = trainer.state.log_history
     results = {
         "command": command,
         "recipe": recipe.to_dict(),
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        "train_loss": output.training_loss,
-        "train_seconds": round(time.perf_counter() - started, 1),
+        "train_loss": mean_training_loss(history, output.training_loss),
+        "train_seconds": round(seconds, 1),
+        "environment": run_environment(),
         "parameters": count_parameters(model),
         "metrics": metrics,
-        "skipped_samples": train_dataset.skipped_samples.count,
-        "log_history": trainer.state.log_history,
+        "skipped_samples": skipped.count,
+        "card": recipe.card,
+        "log_history": history,
     }
-    if train_dataset.skipped_samples.count:
-        logger.warning(train_dataset.skipped_samples.summary())
     if trainer.is_world_process_zero():
         folder = Path(args.output_dir)
         trainer.save_final(folder)
-        (folder / "results.json").write_text(json.dumps(results, indent=1, default=str) + "\n")
-        draw_loss_curve(trainer.state.log_history, folder / "loss.png")
-        write_card(folder, results, **recipe.card)
+        results = merge_results(folder, results)
+        write_text_atomically(folder / LOG_NAME, "".join(json.dumps(entry) + "\n" for entry in history))
+        draw_loss_curve(history, folder / "loss.png")
+        write_card(folder, results)
     return results
+
+
+def load_eval_datasets(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """Loads the data to evaluate on, by the names of its sources."""
+    described = [DataSource.from_dict(source) for source in sources]
+    return {str(source.name): load_data_source(source) for source in described}
+
+
+def mean_training_loss(log_history: list[dict[str, Any]], default: float) -> float:
+    """
+    The training loss, in nats per answer token, averaged over all steps up to the last that was logged: also those
+    before a run was interrupted.
+
+    Args:
+        log_history (`list[dict]`): the trainer's `state.log_history`.
+        default (`float`): where no loss was logged.
+    """
+    total, before = 0.0, 0
+    for entry in log_history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else default
 
 
 def draw_loss_curve(log_history: list[dict[str, Any]], path: str | os.PathLike) -> None:
@@ -130,25 +190,40 @@ def draw_loss_curve(log_history: list[dict[str, Any]], path: str | os.PathLike) 
     figure_module = require("matplotlib.figure", "train")
     figure = figure_module.Figure(figsize=(8, 4.5), layout="constrained")
     losses = figure.add_subplot()
-    points = [(entry["step"], entry["loss"]) for entry in log_history if "loss" in entry]
-    if points:
-        losses.plot(*zip(*points), color="tab:blue", linewidth=0.8, alpha=0.8, label="training loss")
+    losses.plot(*_series(log_history, "loss"), color="tab:blue", linewidth=0.8, alpha=0.8, label="training loss")
     losses.set_xlabel("step")
     losses.set_ylabel("loss (nats per answer token)")
     losses.set_yscale("log")
     losses.grid(alpha=0.3)
-    accuracies = losses.twinx()
-    names = sorted({key for entry in log_history for key in entry if key.endswith("_answer_accuracy")})
-    for index, key in enumerate(names):
-        series = [(entry["step"], 100 * entry[key]) for entry in log_history if key in entry]
-        label = key.removeprefix("eval_").removesuffix("_answer_accuracy").strip("_") or "evaluation"
-        accuracies.plot(
-            *zip(*series), marker="o", markersize=3, color=f"C{index + 1}", label=f"{label}: answers right"
-        )
-    accuracies.set_ylabel("answers right (%)")
-    accuracies.set_ylim(0, 101)
+    measured = [key for key in dict.fromkeys(key for entry in log_history for key in entry) if key.startswith("eval_")]
+    for index, key in enumerate(key for key in measured if key.endswith("_loss")):
+        label = f"{_source_name(key, '_loss')}: loss"
+        losses.plot(*_series(log_history, key), ":", marker=".", color=f"C{index + 1}", label=label)
+    accuracy_keys = [key for key in measured if key.endswith("_answer_accuracy")]
+    if accuracy_keys:
+        accuracies = losses.twinx()
+        accuracies.set_ylabel("answers right (%)")
+        accuracies.set_ylim(0, 101)
+    for index, key in enumerate(accuracy_keys):
+        label = f"{_source_name(key, '_answer_accuracy')}: answers right"
+        steps, shares = _series(log_history, key)
+        percent = [100 * share for share in shares]
+        accuracies.plot(steps, percent, marker="o", markersize=3, color=f"C{index + 1}", label=label)
     figure.legend(loc="outside upper center", ncols=3, fontsize=9)
-    figure.savefig(path, dpi=150)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=150)
+    temporary = Path(path).with_suffix(".part")
+    temporary.write_bytes(drawn.getvalue())
+    os.replace(temporary, path)
 
 
-__all__ = ["build_model", "draw_loss_curve", "run_recipe"]
+def _series(log_history: list[dict[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    entries = [entry for entry in log_history if key in entry]
+    return [entry["step"] for entry in entries], [entry[key] for entry in entries]
+
+
+def _source_name(key: str, suffix: str) -> str:
+    return key.removeprefix("eval").removesuffix(suffix).strip("_") or "evaluation"
+
+
+__all__ = ["build_model", "draw_loss_curve", "load_eval_datasets", "mean_training_loss", "run_recipe"]

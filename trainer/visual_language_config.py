@@ -3,6 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import TrainingArguments
 
 
@@ -26,7 +27,8 @@ class VisualLanguageConfig(TrainingArguments):
             the cost per question is lower.
         max_length (`int`, *optional*): cuts longer rows, in tokens.
         save_trained_only (`bool`, *optional*, defaults to `True`):
-            Saves what was trained (`trained_weights.safetensors`), and names the base models; otherwise everything.
+            Saves what was trained (`trained_weights.safetensors`), and names the base models; otherwise, or where
+            these are not known, everything, with adapters merged.
         save_dtype (`str`, *optional*): dtype of the weights in the final folder, such as `"bfloat16"`.
     """
 
@@ -44,6 +46,7 @@ class VisualLanguageConfig(TrainingArguments):
     save_dtype: str | None = field(default=None, metadata={"help": "dtype of the final weights."})
     remove_unused_columns: bool = field(default=False, metadata={"help": "Kept off: the collator reads all columns."})
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Labels."})
+    logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: training stops at such a loss."})
 
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "trainable", "lora"]
 
@@ -51,10 +54,31 @@ class VisualLanguageConfig(TrainingArguments):
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False
+        # The order of examples is that of the seed, whatever was drawn before.
+        self.data_seed: int | None = self.seed if self.data_seed is None else self.data_seed
+        if self.accelerator_config.dispatch_batches is None:
+            # Rows of different length, and images that are no rows, cannot be dealt out by one process.
+            self.accelerator_config.dispatch_batches = False
+        self._check_model_options()
+        self._check_data_options()
+
+    def _check_model_options(self):
+        if not isinstance(self.trainable, dict):
+            raise ValueError(f"trainable is {self.trainable!r}, expected frozen, full or lora for each part by name.")
+        if self.lora is not None and "lora" not in self.trainable.values():
+            raise ValueError(f"lora is given, but trainable adapts no part: {self.trainable}. Set a part to 'lora'.")
+        if self.save_dtype is not None and not isinstance(getattr(torch, self.save_dtype, None), torch.dtype):
+            raise ValueError(f"save_dtype is {self.save_dtype!r}, expected a dtype such as 'bfloat16' or 'float32'.")
+        if self.label_smoothing_factor:
+            raise ValueError("label_smoothing_factor is not supported: the model computes the loss. Set it to 0.")
+
+    def _check_data_options(self):
         if self.remove_unused_columns:
             raise ValueError("remove_unused_columns must stay False: the collator needs images and messages.")
         if self.conversations_per_row < 1:
             raise ValueError(f"conversations_per_row is {self.conversations_per_row}, expected at least 1.")
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length is {self.max_length}, expected at least 1 token, or none for no limit.")
         if self.cache_features and self.augment:
             raise ValueError("cache_features needs fixed images and augment changes them: choose one of the two.")
         if self.cache_features and self.trainable.get("vision", "frozen") != "frozen":

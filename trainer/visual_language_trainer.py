@@ -6,21 +6,36 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from torch import nn
 from transformers import PreTrainedModel, Trainer
-from transformers.trainer_utils import EvalPrediction
 from transformers.utils import logging
 
 from ..modeling.composition import check_weights
-from ..modeling.trained_weights import read_trained_weights, save_trained_weights, trained_state_dict
+from ..modeling.trained_weights import (
+    TRAINED_WEIGHTS_NAME,
+    CheckpointError,
+    load_trained_state_dict,
+    plain_name,
+    read_trained_weights,
+    save_trained_weights,
+    trained_state_dict,
+    write_safetensors,
+)
 from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.collator import IGNORED, VisualLanguageCollator
 from ..processing.feature_cache import FeatureCache
+from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
+from .checkpoints import check_checkpoint, last_complete_checkpoint
 from .conversation_groups import group_by_images
-from .freezing import FreezeCheckCallback, set_trainable, upcast_trained
+from .final_folder import ordinary_model, replacing_files
+from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
+from .seeded_augmentation import SeededAugmentationCollator, number_examples
 from .visual_language_config import VisualLanguageConfig
 
 logger = logging.get_logger(__name__)
+
+
+class DivergedError(ValueError):
+    """The loss or the gradient is no finite number: going on would only spoil the weights."""
 
 
 class VisualLanguageTrainer(Trainer):
@@ -31,13 +46,17 @@ class VisualLanguageTrainer(Trainer):
         model ([`GVTForConditionalGeneration`] or alike): frozen and opened as `args.trainable` says.
         args ([`VisualLanguageConfig`]): arguments.
         train_dataset, eval_dataset (`Dataset` or `IterableDataset`, *optional*): training examples (see
-            [`load_data_source`]), with `images` and `messages`.
+            [`load_data_source`]), with `images` and `messages`. Streams are repeated until `max_steps`.
         processing_class ([`GVTProcessor`] or alike): saved beside the model.
         data_collator (`Callable`, *optional*): by default a [`VisualLanguageCollator`].
         kwargs: passed to `transformers.Trainer`.
 
-    Evaluation reports `eval_loss` and `eval_answer_accuracy`: the share of answers of which every token, the end
-    included, is the most probable one, which are the answers that greedy decoding gets exactly right.
+    Raises:
+        ValueError: if a data set is empty, or the data does not go with the arguments.
+
+    Evaluation reports `eval_loss`, the mean over all answer tokens, and `eval_answer_accuracy`: the share of answers
+    of which every token, the end included, is the most probable one, which are the answers that greedy decoding gets
+    exactly right.
     """
 
     def __init__(
@@ -50,10 +69,9 @@ class VisualLanguageTrainer(Trainer):
         data_collator: Any = None,
         **kwargs,
     ):
+        _check_datasets(args, train_dataset, eval_dataset)
         set_trainable(model, args.trainable, args.lora)
         upcast_trained(model)
-        if args.gradient_checkpointing:
-            model.enable_input_require_grads()
         features = None
         if args.cache_features:
             features = self._cache_features(model, args, processing_class, train_dataset, eval_dataset)
@@ -65,14 +83,16 @@ class VisualLanguageTrainer(Trainer):
                 is_encoder_decoder=model.config.is_encoder_decoder,
             )
         self._eval_collator = data_collator
-        if args.augment:
-            size = processing_class.image_processor.size
-            transform = RandomResizedCropAndFlip(size.get("height") or size["shortest_edge"])
-            data_collator = VisualLanguageCollator(**{**vars(data_collator), "image_transform": transform})
-        self._train_collator = data_collator
         if args.conversations_per_row > 1:
-            train_dataset = self._group(train_dataset, args.conversations_per_row)
-            eval_dataset = self._group(eval_dataset, args.conversations_per_row)
+            train_dataset = _group(train_dataset, args.conversations_per_row)
+            eval_dataset = _group(eval_dataset, args.conversations_per_row)
+        if isinstance(train_dataset, IterableDataset):
+            # One pass without end: how long a pass is, a run that resumes behind its end could not know.
+            train_dataset = train_dataset.repeat(None)
+        if args.augment and train_dataset is not None:
+            train_dataset = number_examples(train_dataset)
+            data_collator = _augmenting(data_collator, args.seed)
+        self._train_collator = data_collator
         kwargs.setdefault("compute_metrics", answer_accuracy)
         super().__init__(
             model=model,
@@ -87,42 +107,98 @@ class VisualLanguageTrainer(Trainer):
 
     @staticmethod
     def _cache_features(model, args, processing_class, train_dataset, eval_dataset) -> FeatureCache:
-        evaluated = eval_dataset.values() if isinstance(eval_dataset, dict) else [eval_dataset]
-        datasets: list[Any] = [dataset for dataset in (train_dataset, *evaluated) if dataset is not None]
-        if any(isinstance(dataset, IterableDataset) for dataset in datasets):
-            raise ValueError("cache_features needs data of known size: load the sources with streaming off.")
+        datasets = [train_dataset, *_by_name(eval_dataset).values()]
+        examples = (example for dataset in datasets if dataset is not None for example in dataset)
         model.to(args.device)
-        examples = (example for dataset in datasets for example in dataset)
-        return FeatureCache.build(
-            model, processing_class, examples, args.feature_cache_dir, progress_bar=not args.disable_tqdm
-        )
-
-    @classmethod
-    def _group(cls, dataset, conversations_per_row: int):
-        if dataset is None:
-            return None
-        if isinstance(dataset, dict):
-            return {name: cls._group(part, conversations_per_row) for name, part in dataset.items()}
-        if isinstance(dataset, IterableDataset):
-            raise ValueError("conversations_per_row needs data of known size: load the sources with streaming off.")
-        return group_by_images(dataset, conversations_per_row)
+        # As they would be computed in the forward pass of a training step.
+        dtype = torch.bfloat16 if args.bf16 else torch.float16
+        with (
+            args.main_process_first(desc="computing features of the frozen tower"),
+            torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16),
+        ):
+            return FeatureCache.build(
+                model, processing_class, examples, args.feature_cache_dir, progress_bar=not args.disable_tqdm
+            )
 
     def get_eval_dataloader(self, eval_dataset=None):
-        training_collator = self._train_collator
+        return self._without_augmentation(super().get_eval_dataloader, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        return self._without_augmentation(super().get_test_dataloader, test_dataset)
+
+    def _without_augmentation(self, get_dataloader, dataset):
         self.data_collator: Any = self._eval_collator
         try:
-            return super().get_eval_dataloader(eval_dataset)
+            return get_dataloader(dataset)
         finally:
-            self.data_collator = training_collator
+            self.data_collator = self._train_collator
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        `Trainer.train`.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Folder of a checkpoint; `True` for the last complete one in the output folder, `"auto"` for the same if
+                there is one. Training goes on exactly as if it had not been interrupted.
+            args, kwargs: as in `transformers.Trainer`.
+
+        Raises:
+            CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model.
+            DivergedError: if the loss or the gradient is no finite number.
+        """
+        if resume_from_checkpoint == "auto" or resume_from_checkpoint is True:
+            found = last_complete_checkpoint(self.args.output_dir)
+            if found is None and resume_from_checkpoint is True:
+                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
+            resume_from_checkpoint = found
+        if resume_from_checkpoint:
+            check_checkpoint(resume_from_checkpoint)
+        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # a run that was at its end takes no further step
+            self.control.should_training_stop = True
+            return
+        if isinstance(self._train_collator, SeededAugmentationCollator):
+            self._train_collator.epoch.fill_(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self._stop_unless_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None and not self.args.fp16:  # the loss scaler of float16 skips such steps
+            self._stop_unless_finite("gradient norm", norm)
+        return norm
+
+    def _stop_unless_finite(self, what: str, value) -> None:
+        value = torch.as_tensor(value)
+        if not torch.isfinite(value).all():
+            raise DivergedError(
+                f"The {what} is {value.float().mean().item()} in step {self.state.global_step + 1}. The weights have "
+                f"not been updated with it. Lower learning_rate (now {self.args.learning_rate}), set max_grad_norm "
+                f"(now {self.args.max_grad_norm}) or look at the data, and resume from the last checkpoint."
+            )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Language modelling loss on the answers, with the head run at their positions only."""
         if not self.model.config.is_encoder_decoder:
             inputs = {**inputs, "skip_logits": True}
-        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        if model.training:
+            rest_frozen_parts(self.model, self.args.trainable)
+        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
+        if model.training and "pixel_values" not in inputs and "vision_features" not in inputs:
+            # A batch of text alone teaches a resampler nothing, but all processes wait for its gradients.
+            nothing = 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
+            result = (result[0] + nothing, result[1]) if return_outputs else result + nothing
+        return result
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
-        """Loss, and for each row of the batch which answers are exactly right (1), wrong (0) or absent (-100)."""
+        """Loss; of each row which answers are exactly right (see [`right_answers`]); and its loss ([`row_losses`])."""
         inputs = dict(self._prepare_inputs(inputs))
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
@@ -134,26 +210,64 @@ class VisualLanguageTrainer(Trainer):
                 positions = (shifted != IGNORED).any(0).nonzero().squeeze(-1)
                 logits, targets = model(**inputs, logits_to_keep=positions).logits, shifted[:, positions]
                 numbers = answer_numbers(shifted)[:, positions]
-        loss = nn.functional.cross_entropy(logits.float().flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+        losses = row_losses(logits, targets)
+        loss = losses[:, 0].sum() / losses[:, 1].sum()
         if prediction_loss_only:
             return loss, None, None
-        right = right_answers(logits.argmax(-1), targets, numbers)
-        return loss, right, right
+        # What generate() never writes, the image placeholder, is no answer of greedy decoding.
+        suppressed = getattr(getattr(self.model, "generation_config", None), "suppress_tokens", None)
+        logits[..., list(suppressed or [])] = -torch.inf
+        return loss, right_answers(logits.argmax(-1), targets, numbers), losses
+
+    def evaluate(self, *args, **kwargs):
+        """`Trainer.evaluate`, which leaves the random numbers of training alone."""
+        state = torch.get_rng_state()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            torch.set_rng_state(state)
 
     def _save(self, output_dir: str | None = None, state_dict=None):
-        if not self.args.save_trained_only or not getattr(self.model.config, "base_models", None):
+        # Adapters are resumed from as they are, and merged at the end.
+        if not self._saves_trained_only and getattr(self.model.config, "lora_config", None) is None:
             return super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return None
         folder = output_dir if output_dir is not None else self.args.output_dir
-        if state_dict is not None:
-            trained = {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
-            state_dict = {name: tensor for name, tensor in state_dict.items() if name in trained}
-        save_trained_weights(self.model, folder, state_dict)
+        trained = trained_state_dict(self.model)
+        if state_dict is not None:  # gathered from several devices
+            trained = {plain_name(name): t for name, t in state_dict.items() if plain_name(name) in trained}
+        if self._saves_trained_only:
+            save_trained_weights(self.model, folder, trained)
+        else:
+            self.model.config.save_pretrained(folder)
+            write_safetensors(
+                {name: tensor.cpu() for name, tensor in trained.items()}, Path(folder, TRAINED_WEIGHTS_NAME)
+            )
         if self.processing_class is not None:
             self.processing_class.save_pretrained(folder)
         torch.save(self.args, os.path.join(folder, "training_args.bin"))
         return None
+
+    @property
+    def _saves_trained_only(self) -> bool:
+        return self.args.save_trained_only and bool(getattr(self.model.config, "base_models", None))
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        since_log = {"loss": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
+        torch.save(since_log, self._loss_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._loss_file(checkpoint).exists():
+            # The first loss that is logged is the mean since the last one that was.
+            since_log = torch.load(self._loss_file(checkpoint), weights_only=True)
+            self._tr_loss += since_log["loss"]
+            self._globalstep_last_logged = since_log["last_logged_step"]
+
+    def _loss_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint, f"loss_since_log_{self.args.process_index}.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         if not self._load_trained(resume_from_checkpoint):
@@ -168,84 +282,67 @@ class VisualLanguageTrainer(Trainer):
         if trained is None:
             return False
         expected = trained_state_dict(self.model)
-        check_weights(folder, trained, {name: tensor.shape for name, tensor in expected.items()})
-        self.model.load_state_dict(trained, strict=False)
+        try:
+            check_weights(folder, trained, {name: tensor.shape for name, tensor in expected.items()})
+        except CheckpointError as error:
+            raise CheckpointError(
+                f"{error} Resume with the model and the `trainable` of that run, or start a new one."
+            ) from error
+        load_trained_state_dict(self.model, trained)
         return True
 
     def save_final(self, folder: str | os.PathLike) -> None:
         """
         Saves the trained model and its processor for use: only what was trained, or everything, as
-        `args.save_trained_only` says, in `args.save_dtype`.
+        `args.save_trained_only` says, in `args.save_dtype`. The folder has all of it in the end, or none.
 
         Args:
-            folder (`str`): where.
+            folder (`str`): where; files of other names stay.
         """
         dtype = getattr(torch, self.args.save_dtype) if self.args.save_dtype else None
-        model = self.accelerator.unwrap_model(self.model)
-        if self.args.save_trained_only and getattr(model.config, "base_models", None):
-            save_trained_weights(model, folder, dtype=dtype)
-        else:
-            merge_lora(model)
-            (model.to(dtype) if dtype is not None else model).save_pretrained(folder)
-        if self.processing_class is not None:
-            self.processing_class.save_pretrained(folder)
+        with replacing_files(folder) as temporary:
+            if self._saves_trained_only:
+                save_trained_weights(self.model, temporary, dtype=dtype)
+            else:
+                ordinary_model(self.model, dtype).save_pretrained(temporary)
+            if self.processing_class is not None:
+                self.processing_class.save_pretrained(temporary)
 
 
-def merge_lora(model: PreTrainedModel) -> None:
-    """Adds LoRA adapters into the weights they adapt and removes them, so that the model is an ordinary one again."""
-    from peft.tuners.tuners_utils import BaseTunerLayer
-    from peft.utils.other import _get_submodules
-
-    if getattr(model.config, "lora_config", None) is None:
-        return
-    for name, module in list(model.named_modules()):
-        if isinstance(module, BaseTunerLayer):
-            module.merge()
-            parent, _, child = _get_submodules(model, name)
-            setattr(parent, child, module.get_base_layer())
-    model.config.lora_config = None
-    model._hf_peft_config_loaded = False
-    if hasattr(model, "peft_config"):
-        del model.peft_config
+def _by_name(dataset) -> dict[str, Any]:
+    return dataset if isinstance(dataset, dict) else {"eval_dataset": dataset}
 
 
-def answer_numbers(labels: torch.Tensor) -> torch.Tensor:
-    """
-    Numbers the answers of each row: 0 at the tokens of its first supervised run, 1 at the second, -1 between.
-
-    Args:
-        labels (`torch.LongTensor` of shape `(batch, positions)`): -100 where unsupervised.
-    """
-    supervised = labels != IGNORED
-    starts = supervised.clone()
-    starts[:, 1:] &= ~supervised[:, :-1]
-    return torch.where(supervised, starts.cumsum(1) - 1, -1)
-
-
-def right_answers(predictions: torch.Tensor, targets: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """
-    Which answers were predicted exactly.
-
-    Args:
-        predictions, targets, numbers (`torch.LongTensor` of shape `(batch, positions)`): predicted and right tokens,
-            and the answer that each belongs to, from [`answer_numbers`].
-
-    Returns:
-        `torch.LongTensor` of shape `(batch, answers)`: 1 right, 0 wrong, -100 no such answer.
-    """
-    num_answers = max(int(numbers.max()) + 1, 1)
-    tokens = torch.zeros(len(targets), num_answers, dtype=torch.long, device=targets.device)
-    wrong = tokens.clone()
-    supervised = numbers >= 0
-    tokens.scatter_add_(1, numbers.clamp(min=0), supervised.long())
-    wrong.scatter_add_(1, numbers.clamp(min=0), (supervised & (predictions != targets)).long())
-    return torch.where(tokens > 0, (wrong == 0).long(), IGNORED)
+def _check_datasets(args: VisualLanguageConfig, train_dataset, eval_dataset) -> None:
+    for name, dataset in {"train_dataset": train_dataset, **_by_name(eval_dataset)}.items():
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError(f"{name} is empty: there is nothing to learn from or to measure on.")
+        if not isinstance(dataset, IterableDataset):
+            continue
+        if args.cache_features or args.conversations_per_row > 1:
+            option = "cache_features" if args.cache_features else "conversations_per_row"
+            raise ValueError(f"{option} needs data of known size: load {name} with streaming off.")
+        if dataset is not train_dataset and args.world_size > 1:
+            raise ValueError(f"Several processes share no stream to evaluate on: load {name} with streaming off.")
 
 
-def answer_accuracy(prediction: EvalPrediction) -> dict[str, float]:
-    """Share of answers that are exactly right, from what [`VisualLanguageTrainer.prediction_step`] returns."""
-    right = prediction.predictions
-    return {"answer_accuracy": float((right == 1).sum() / max((right >= 0).sum(), 1))}
+def _group(dataset, conversations_per_row: int):
+    if dataset is None:
+        return None
+    if isinstance(dataset, dict):
+        return {name: _group(part, conversations_per_row) for name, part in dataset.items()}
+    return group_by_images(dataset, conversations_per_row)
 
 
-__all__ = ["VisualLanguageTrainer", "answer_accuracy", "answer_numbers", "merge_lora", "right_answers"]
+def _augmenting(collator, seed: int) -> SeededAugmentationCollator:
+    if type(collator) is not VisualLanguageCollator:
+        raise ValueError(
+            f"augment works on VisualLanguageCollator, not on {type(collator).__name__}: give your own collator an "
+            "image_transform, and set augment to False."
+        )
+    size = collator.processor.image_processor.size
+    transform = RandomResizedCropAndFlip(size.get("height") or size["shortest_edge"])
+    return SeededAugmentationCollator(**{**vars(collator), "image_transform": transform}, seed=seed)
+
+
+__all__ = ["DivergedError", "VisualLanguageTrainer"]

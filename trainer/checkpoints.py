@@ -1,0 +1,100 @@
+"""Checkpoints to continue a training from: whether one is complete, and which is the last that is."""
+
+import json
+import os
+import re
+import zipfile
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from transformers.trainer_callback import TrainerState
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
+
+from ..modeling.trained_weights import CheckpointError
+
+logger = logging.get_logger(__name__)
+
+STATE_NAME = "trainer_state.json"  # written last
+
+
+def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
+    """
+    The checkpoint that a run which was interrupted goes on from. One that was being written when the run was killed
+    is passed over, with a warning.
+
+    Args:
+        output_dir (`str`): of the run; need not exist.
+
+    Returns:
+        `str`: the folder of the last complete checkpoint, or `None` if there is none.
+    """
+    found = []
+    for folder in Path(output_dir).glob("checkpoint-*"):
+        if match := re.fullmatch(r"checkpoint-(\d+)", folder.name):
+            found.append((int(match[1]), folder))
+    for _, folder in sorted(found, reverse=True):
+        try:
+            check_checkpoint(folder)
+        except CheckpointError as error:
+            logger.warning(f"Passing over a checkpoint that was not written to its end: {error}")
+        else:
+            return str(folder)
+    return None
+
+
+def check_checkpoint(folder: str | os.PathLike) -> TrainerState:
+    """
+    Makes sure that a checkpoint was written to its end, before a model is half loaded from it.
+
+    Args:
+        folder (`str`): of the checkpoint.
+
+    Returns:
+        `TrainerState`: of the run when it was written.
+
+    Raises:
+        CheckpointError: if there is no such folder, a file is missing, or a file is truncated.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise CheckpointError(f"There is no checkpoint {folder}: give the path of a checkpoint-… folder of a run.")
+    try:
+        state = TrainerState.load_from_json(str(folder / STATE_NAME))
+    except FileNotFoundError as error:
+        raise CheckpointError(
+            f"{folder} has no {STATE_NAME}, which is written last: resume from an earlier checkpoint."
+        ) from error
+    except (ValueError, TypeError) as error:
+        raise _truncated(folder / STATE_NAME, error) from error
+    weights = [*folder.glob("*.safetensors"), *_shards(folder)]
+    others = [entry for entry in folder.iterdir() if entry.is_dir() or entry.name.startswith("pytorch_model")]
+    if not weights and not others:
+        raise CheckpointError(f"{folder} holds no weights: resume from an earlier checkpoint.")
+    for path in weights:
+        try:
+            with safe_open(path, framework="pt"):
+                pass
+        except (SafetensorError, OSError) as error:
+            raise _truncated(path, error) from error
+    for path in [*folder.glob("*.pt"), *folder.glob("*.pth")]:
+        if not zipfile.is_zipfile(path):
+            raise _truncated(path, "the end is missing")
+    return state
+
+
+def _shards(folder: Path) -> list[Path]:
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    if not index.exists():
+        return []
+    try:
+        return sorted({folder / name for name in json.loads(index.read_text())["weight_map"].values()})
+    except (ValueError, KeyError) as error:
+        raise _truncated(index, error) from error
+
+
+def _truncated(path: Path, error: object) -> CheckpointError:
+    size = f"{path.stat().st_size} bytes" if path.exists() else "absent"
+    return CheckpointError(f"{path} ({size}) is truncated or damaged ({error}): resume from an earlier checkpoint.")
+
+
+__all__ = ["check_checkpoint", "last_complete_checkpoint"]
