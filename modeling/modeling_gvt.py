@@ -393,14 +393,11 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
         return outputs
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args, **kwargs):
-        # transformers encodes pixel values, and nothing else
+        # In place of transformers' own, which encodes no cached features and drops output_attentions.
         images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "vision_features")}
         if any(image is not None for image in images.values()):
             self.model.refuse_images_given_twice(model_kwargs.get("mm_encoder_outputs"), **images)
             model_kwargs["mm_encoder_outputs"] = {"image": self.get_image_features(**images)}
-        model_kwargs = super()._maybe_prepare_encoder_kwargs_for_generation(
-            inputs_tensor, model_kwargs, *args, **kwargs
-        )
         image_features = (model_kwargs.get("mm_encoder_outputs") or {}).get("image")
         if image_features is None:
             return model_kwargs

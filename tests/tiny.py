@@ -146,6 +146,10 @@ def tiny_gvt(*args, attn_implementation=None, **kwargs) -> GVTForConditionalGene
     config = tiny_gvt_config(*args, **kwargs)
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model = livelier(GVTForConditionalGeneration._from_config(config, **extra)).eval()
+    with torch.no_grad():
+        for name, parameter in model.model.resampler.named_parameters():
+            if name.endswith("v_proj.weight"):
+                parameter.mul_(4)  # so that queries say more about the image than about themselves
     for generation_config in {id(m): m.generation_config for m in _generators(model)}.values():
         generation_config.eos_token_id = None
         generation_config.pad_token_id = 2
