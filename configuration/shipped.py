@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-# The folder that holds `configuration/`: in an installed wheel and, through the symlinks, in a checkout it is `vistok/`;
-# in a checkout whose symlinks were not made it is the repository. `recipes/` and `checkpoints/` lie in it either way.
+# The folder that holds `configuration/`: `vistok/` in an installed wheel and, through the symlinks, in a checkout; the
+# repository itself in a checkout whose symlinks were not made. `recipes/` and `checkpoints/` lie in it either way.
 _SHIPPED_IN = Path(__file__).absolute().parents[1]
 
 
