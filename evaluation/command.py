@@ -9,8 +9,10 @@ import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..modeling.base_weights import resolve_checkpoint
-from .report import FLOORS, evaluate_questions, save_report
+from .report import FLOORS, evaluate_questions, file_stem, save_report
 from .vqa import choose_questions
+
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def evaluate_command(
@@ -62,8 +64,8 @@ def evaluate_command(
         ValueError: if an argument is out of range or unknown.
         ImportError: if `output` is given and matplotlib is not installed.
     """
-    if dtype != "auto" and not isinstance(getattr(torch, dtype, None), torch.dtype):
-        raise ValueError(f"dtype is {dtype!r}, expected auto, bfloat16, float16 or float32.")
+    if dtype not in DTYPES:
+        raise ValueError(f"dtype is {dtype!r}, expected {', '.join(DTYPES)}.")
     questions = choose_questions(test, max_questions, seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     attn_implementation = attn_implementation or ("eager" if device == "cpu" else None)
@@ -71,7 +73,7 @@ def evaluate_command(
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     loaded = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **extra).to(device).eval()
     processor = AutoProcessor.from_pretrained(path)
-    file = None if output is None else Path(output) / f"{task}-{split}.predictions.jsonl"
+    file = None if output is None else Path(output) / f"{file_stem(task, split)}.predictions.jsonl"
     # Of the training questions the texts are needed only: a data set decodes no other column then.
     if train is not None and hasattr(train, "select_columns"):
         train = train.select_columns(["messages"])

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -207,7 +208,7 @@ def _remarks(results) -> str:
         sentences.append(f"{100 * gain['accuracy']:+.1f} points{interval} over the {FLOOR_NAMES[gain['over']]}.")
     for name, floor in results["floors"].items():
         if floor["num_questions"] != results["num_questions"]:
-            sentences.append(f"{FLOOR_NAMES[name]}: on {floor['num_questions']:,} questions.")
+            sentences.append(f"{FLOOR_NAMES[name].capitalize()}: on {floor['num_questions']:,} questions.")
     sentences.append("Intervals are bootstrapped over images.")
     if results["command"]:
         sentences.append(f"\n\n`{results['command']}`")
@@ -217,6 +218,11 @@ def _remarks(results) -> str:
 def _percent(share: float, interval: Sequence[float] | None = None) -> str:
     text = f"{100 * share:.1f}"
     return f"{text} ({100 * interval[0]:.1f}–{100 * interval[1]:.1f})" if interval else text
+
+
+def file_stem(task: str, split: str) -> str:
+    """What the files of a report are called, whatever characters the names of task and split have."""
+    return re.sub(r"[^\w.-]+", "-", f"{task}-{split}")
 
 
 def save_report(results: Mapping[str, Any], folder: str | os.PathLike) -> dict[str, Path]:
@@ -235,7 +241,7 @@ def save_report(results: Mapping[str, Any], folder: str | os.PathLike) -> dict[s
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    name = f"{results['task']}-{results['split']}"
+    name = file_stem(results["task"], results["split"])
     files = {suffix: folder / f"{name}.{suffix}" for suffix in ("json", "md", "png")}
     files["json"].write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     files["md"].write_text(report_markdown(results), encoding="utf-8")
@@ -243,4 +249,4 @@ def save_report(results: Mapping[str, Any], folder: str | os.PathLike) -> dict[s
     return files
 
 
-__all__ = ["FLOORS", "evaluate_questions", "report_markdown", "save_report"]
+__all__ = ["FLOORS", "evaluate_questions", "file_stem", "report_markdown", "save_report"]

@@ -20,6 +20,7 @@ FLOOR_COLOURS = {
     "shuffled_images": "#e08e3c",
 }
 BAR_WIDTH = 0.16
+SUBTITLE = "Beside this model: answers found without the image. 95 % intervals over images."
 
 
 def draw_report(results: Mapping[str, Any], path: str | os.PathLike) -> None:
@@ -36,18 +37,18 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike) -> None:
     figure_module = require("matplotlib.figure", "draw")
     kinds = list(results.get("per_type", {}))
     groups = ["all questions", *kinds]
-    series = {"the model": _series(results, kinds)}
+    series = {"this model": _series(results, kinds)}
     series |= {FLOOR_NAMES[name]: _series(floor, kinds) for name, floor in results["floors"].items()}
     colours = [MODEL_COLOUR, *(FLOOR_COLOURS[name] for name in results["floors"])]
-    figure = figure_module.Figure(figsize=(max(5.5, 1.6 + 2.0 * len(groups)), 4.8), layout="constrained")
+    figure = figure_module.Figure(figsize=(max(7.0, 1.6 + 2.0 * len(groups)), 4.8), layout="constrained")
     axes = figure.add_subplot()
     for place, (label, measured) in enumerate(series.items()):
         offset = (place - (len(series) - 1) / 2) * BAR_WIDTH
         _draw_bars(axes, measured, offset, colours[place], label, bold=place == 0)
-    axes.set_xticks(range(len(groups)), [_label(name, m) for name, m in zip(groups, series["the model"])])
+    axes.set_xticks(range(len(groups)), [_label(name, m) for name, m in zip(groups, series["this model"])])
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.set_ylim(0, 109)
+    axes.set_ylim(0, 108)
     axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel("right answers (%)")
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
@@ -55,7 +56,8 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike) -> None:
     axes.spines[["top", "right", "left"]].set_visible(False)
     if kinds:
         axes.axvline(0.5, color="#bdbdbd", linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_title(f"{results['task']}, {results['split']} split", loc="left", fontweight="bold")
+    axes.set_title(f"{results['task']}, {results['split']} split", loc="left", fontweight="bold", pad=20)
+    axes.text(0, 1.02, SUBTITLE, transform=axes.transAxes, fontsize=8.5, color="#606060")
     figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=9, handlelength=1.2)
     figure.savefig(path, dpi=160)
 
@@ -66,7 +68,7 @@ def _series(measured: Mapping[str, Any], kinds: list[str]) -> list[Mapping[str, 
 
 
 def _label(name: str, measured: Mapping[str, Any] | None) -> str:
-    return name if measured is None else f"{name}\n{measured['num_questions']:,}"
+    return name if measured is None else f"{name}\nn = {measured['num_questions']:,}"
 
 
 def _draw_bars(axes, measured, offset: float, colour: str, label: str, bold: bool) -> None:

@@ -1,0 +1,169 @@
+"""A report tells a model that looks from one that guesses, and a killed evaluation ends as it would have."""
+
+import copy
+import json
+
+import pytest
+from PIL import Image
+
+from tests.tiny import assistant, calls
+from vistok.evaluation import report
+from vistok.evaluation.report import FLOORS, evaluate_questions, report_markdown, save_report
+
+
+@pytest.fixture
+def evaluate(taught, processor, questions):
+    def run(examples=questions, **arguments):
+        defaults = {"task": "planted", "split": "test", "progress_bar": False, "max_new_tokens": 4, "batch_size": 4}
+        return evaluate_questions(taught, processor, examples, **{"train": questions, **defaults, **arguments})
+
+    return run
+
+
+def without_times(results):
+    return {name: value for name, value in results.items() if name != "seconds"}
+
+
+def test_a_model_that_looks_beats_every_floor(evaluate):
+    results = evaluate(command="vistok evaluate …")
+    assert (results["accuracy"], results["num_questions"], results["num_images"]) == (1.0, 18, 6)
+    assert tuple(results["floors"]) == FLOORS
+    floors = {name: floor["accuracy"] for name, floor in results["floors"].items()}
+    assert floors["majority"] == floors["question_only_prior"] == pytest.approx(1 / 3)
+    assert max(floors["blank_images"], floors["shuffled_images"]) < 0.7
+    assert all(floor["num_questions"] == 18 and floor["interval"] for floor in results["floors"].values())
+    assert results["per_type"]["colour"]["num_questions"] == 12
+    assert results["floors"]["blank_images"]["per_type"]["other"]["num_questions"] == 6
+    assert results["gain"]["over"] == "question_only_prior"
+    assert results["gain"]["accuracy"] == pytest.approx(2 / 3)
+    low, high = results["gain"]["interval"]
+    assert 0 < low < 2 / 3 < high <= 1
+    assert results["command"] == "vistok evaluate …"
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_the_majority_of_a_type_is_that_of_its_own_questions(evaluate, questions):
+    examples = copy.deepcopy(questions)
+    for index, example in enumerate(examples):
+        example["answer_type"] = "most" if index < 14 else "few"
+        example["messages"][-1] = assistant("x" if index < 14 else "y")
+    majority = evaluate(examples, floors=["majority"])["floors"]["majority"]
+    assert (majority["answer"], majority["accuracy"]) == ("x", pytest.approx(14 / 18))
+    assert majority["per_type"]["few"]["accuracy"] == 1.0
+
+
+def test_floors_can_be_chosen(evaluate):
+    results = evaluate(floors=["majority", "shuffled_images"], max_floor_questions=7)
+    assert list(results["floors"]) == ["majority", "shuffled_images"]
+    assert results["floors"]["shuffled_images"]["num_questions"] == 7
+    assert results["gain"]["over"] == "majority"
+    assert evaluate(floors=[])["gain"] is None
+
+
+def test_without_training_examples_there_is_no_prior(evaluate):
+    assert list(evaluate(train=None)["floors"]) == ["majority", "blank_images", "shuffled_images"]
+
+
+def test_an_unknown_floor_and_an_empty_split_are_refused(evaluate, taught, processor):
+    with pytest.raises(ValueError, match="'ceiling' is no floor: choose majority"):
+        evaluate(floors=["ceiling"])
+    with pytest.raises(ValueError, match="dev split of nothing has no questions"):
+        evaluate_questions(taught, processor, [], task="nothing", split="dev")
+
+
+@pytest.mark.parametrize("batches", [1, 4, 6])
+def test_a_killed_evaluation_continues_with_the_same_result(evaluate, taught, tmp_path, monkeypatch, batches):
+    expected = evaluate(predictions_file=tmp_path / "whole.jsonl")
+    generate, count = taught.generate, iter(range(batches))
+
+    def dies(*args, **kwargs):
+        if next(count, None) is None:
+            raise KeyboardInterrupt
+        return generate(*args, **kwargs)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(taught, "generate", dies)
+        evaluate(predictions_file=tmp_path / "killed.jsonl")
+    lines = len((tmp_path / "killed.jsonl").read_text().splitlines())
+    assert 1 < lines < 1 + 3 * 18
+    generated = calls(monkeypatch, type(taught), "generate")
+    assert without_times(evaluate(predictions_file=tmp_path / "killed.jsonl")) == without_times(expected)
+    whole, killed = ((tmp_path / name).read_text().splitlines() for name in ("whole.jsonl", "killed.jsonl"))
+    assert killed == whole
+    before = len(generated)
+    assert before > 0
+    assert without_times(evaluate(predictions_file=tmp_path / "killed.jsonl")) == without_times(expected)
+    assert len(generated) == before, "nothing is asked twice"
+
+
+def test_predictions_of_other_settings_are_not_taken_over(evaluate, tmp_path):
+    evaluate(predictions_file=tmp_path / "file.jsonl", floors=[])
+    with pytest.raises(ValueError, match="seed is 0 there and 1 here"):
+        evaluate(predictions_file=tmp_path / "file.jsonl", floors=[], seed=1)
+
+
+# On paper
+
+
+@pytest.fixture
+def results(evaluate):
+    return evaluate(command="vistok evaluate --task planted", max_floor_questions=7)
+
+
+def test_the_table_has_a_row_for_each_type_and_a_column_for_each_floor(results):
+    text = report_markdown(results)
+    table = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
+    assert [row[0].strip("| ") for row in table] == ["questions", "---", "all", "colour", "other"]
+    assert {len(row) for row in table} == {3 + len(FLOORS)}
+    assert table[2][1:3] == ["18", "100.0 (100.0–100.0)"]
+    assert table[2][3] == "33.3"
+    assert "18 questions about 6 images" in text
+    assert "+66.7 points" in text
+    assert "Blank images: on 7 questions" in text
+    assert "`vistok evaluate --task planted`" in text
+
+
+def test_a_table_without_floors_is_a_table(evaluate):
+    table = [line for line in report_markdown(evaluate(floors=[])).splitlines() if line.startswith("|")]
+    assert {line.count("|") for line in table} == {4}
+
+
+def test_a_report_is_saved_as_json_table_and_chart(results, tmp_path):
+    files = save_report(results, tmp_path / "new")
+    assert sorted(file.name for file in files.values()) == [f"planted-test.{name}" for name in ("json", "md", "png")]
+    assert json.loads(files["json"].read_text("utf-8")) == results
+    assert files["md"].read_text("utf-8") == report_markdown(results)
+    with Image.open(files["png"]) as chart:
+        assert chart.width > 800
+        assert len(chart.convert("RGB").getcolors(1 << 20)) > 50
+
+
+def test_the_chart_has_a_bar_for_each_accuracy(results, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    drawn = calls(monkeypatch, Figure, "savefig")
+    save_report(results, tmp_path)
+    (axes,) = drawn[0][0][0].axes
+    bars = [container for container in axes.containers if hasattr(container, "patches")]
+    heights = [[bar.get_height() for bar in container] for container in bars]
+    kinds = ("colour", "other")
+    expected = [
+        [100 * measured["accuracy"], *(100 * measured["per_type"][kind]["accuracy"] for kind in kinds)]
+        for measured in (results, *results["floors"].values())
+    ]
+    assert heights == [pytest.approx(row) for row in expected]
+
+
+def test_a_name_that_is_no_file_name_stays_within_the_folder(results, tmp_path):
+    files = save_report({**results, "task": "my/task: a"}, tmp_path)
+    assert {file.parent for file in files.values()} == {tmp_path}
+
+
+def test_without_matplotlib_the_figures_are_saved_all_the_same(results, tmp_path, monkeypatch):
+    def missing(results, path):
+        raise ImportError('run pip install "vistok[draw]"')
+
+    monkeypatch.setattr(report, "draw_report", missing)
+    with pytest.raises(ImportError, match="vistok\\[draw\\]"):
+        save_report(results, tmp_path)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["planted-test.json", "planted-test.md"]
