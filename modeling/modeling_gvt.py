@@ -7,11 +7,11 @@ import torch
 from torch import nn
 from transformers import AutoModel, AutoModelForSeq2SeqLM, GenerationMixin
 from transformers.cache_utils import Cache
-from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_gvt import GVTConfig
+from .attention_masks import additive_mask, is_tree, mask_unused_placeholders, positions_from_mask
 from .composition import ComposedPreTrainedModel
 from .language_head import build_language_head, scale_logits
 from .outputs_gvt import GVTImageFeatures, GVTOutput
@@ -181,16 +181,13 @@ class GVTModel(GVTPreTrainedModel):
         placeholders = self.get_placeholder_mask(inputs_embeds if input_ids is None else input_ids, image_features)
         tokens = image_features.per_placeholder().to(inputs_embeds.device, inputs_embeds.dtype)
         inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
-        return inputs_embeds, self.mask_unused_placeholders(placeholders, attention_mask, image_features.token_mask)
+        return inputs_embeds, self.mask_unused(placeholders, attention_mask, image_features.token_mask)
 
-    def mask_unused_placeholders(self, placeholders, attention_mask, token_mask):
+    def mask_unused(self, placeholders, attention_mask, token_mask):
         """The attention mask without placeholders that belong to a padding visual token."""
         if not self.resampler.variable_num_tokens or token_mask is None:
             return attention_mask
-        if attention_mask is None:
-            attention_mask = torch.ones_like(placeholders, dtype=torch.long)
-        unused = torch.zeros_like(placeholders).masked_scatter(placeholders, ~token_mask.to(placeholders.device))
-        return attention_mask.masked_fill(unused[:, None, None, :] if attention_mask.ndim == 4 else unused, 0)
+        return mask_unused_placeholders(placeholders, attention_mask, token_mask)
 
     @can_return_tuple
     def forward(
@@ -237,7 +234,7 @@ class GVTModel(GVTPreTrainedModel):
             kwargs.update(self._decoder_arguments(inputs_embeds, attention_mask, position_ids, past_key_values))
         outputs = self.language_model(
             inputs_embeds=inputs_embeds,
-            attention_mask=self._additive_mask(attention_mask, inputs_embeds.dtype),
+            attention_mask=additive_mask(attention_mask, inputs_embeds.dtype),
             output_attentions=output_attentions,
             return_dict=True,
             **kwargs,
@@ -255,29 +252,19 @@ class GVTModel(GVTPreTrainedModel):
         )
 
     def _decoder_arguments(self, inputs_embeds, attention_mask, position_ids, past_key_values) -> dict:
-        arguments = {"past_key_values": past_key_values}
-        # Who may attend to whom: a token stands behind all that it may attend to.
-        is_tree = attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool
-        if self._takes_position_ids:
-            if attention_mask is not None and attention_mask.ndim == 2 and position_ids is None:
-                positions = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
-                position_ids = positions[:, -inputs_embeds.shape[1] :]
-            elif is_tree and (position_ids is None or self.resampler.variable_num_tokens):
-                position_ids = (attention_mask[:, 0].sum(-1) - 1).clamp(min=0)
-            arguments["position_ids"] = position_ids
-        elif is_tree:
+        shared = is_tree(attention_mask)
+        if shared and not self._takes_position_ids:
             raise ValueError(
                 f"{type(self.language_model).__name__} takes no position_ids, so conversations cannot share a row: "
                 "give each a row of its own (conversations_per_row=1)."
             )
-        return arguments
-
-    @staticmethod
-    def _additive_mask(attention_mask, dtype):
-        # Language models take a mask of four dimensions as it is, and eager attention adds it to the scores.
-        if attention_mask is None or attention_mask.ndim != 4 or attention_mask.dtype != torch.bool:
-            return attention_mask
-        return torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, torch.finfo(dtype).min)
+        if not self._takes_position_ids:
+            return {"past_key_values": past_key_values}
+        countable = attention_mask is not None and (shared or attention_mask.ndim == 2)
+        # Positions that came with shared rows count placeholders which the images may have left unused.
+        if countable and (position_ids is None or (shared and self.resampler.variable_num_tokens)):
+            position_ids = positions_from_mask(attention_mask, inputs_embeds.shape[1])
+        return {"past_key_values": past_key_values, "position_ids": position_ids}
 
 
 class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
@@ -383,7 +370,8 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
             logits = scale_logits(self.lm_head(hidden_states[predicts]), text_config)
             loss_arguments["shift_labels"] = labels[:, 1:][predicts[:, :-1]]
         else:
-            logits = scale_logits(self.lm_head(slice_logits_to_keep(hidden_states, logits_to_keep)), text_config)
+            positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+            logits = scale_logits(self.lm_head(hidden_states[:, positions]), text_config)
         if labels is not None:
             outputs.loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=text_config.vocab_size, **loss_arguments
@@ -402,13 +390,13 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
         if image_features is None:
             return model_kwargs
         placeholders = self.model.get_placeholder_mask(inputs_tensor, image_features)
-        attention_mask = self.model.mask_unused_placeholders(
+        attention_mask = self.model.mask_unused(
             placeholders, model_kwargs.get("attention_mask"), image_features.token_mask
         )
         if attention_mask is not model_kwargs.get("attention_mask"):
             # Positions were counted before anyone knew how many tokens an image has.
             model_kwargs["attention_mask"] = attention_mask
-            model_kwargs["position_ids"] = (attention_mask.long().cumsum(-1) - 1).clamp(min=0)
+            model_kwargs["position_ids"] = positions_from_mask(attention_mask, attention_mask.shape[1])
         # The mask has been told: from here on an image is a list of tokens, one for each placeholder.
         per_image = list(image_features.per_placeholder().split(self.model.resampler.max_num_tokens))
         model_kwargs["mm_encoder_outputs"] = {"image": GVTImageFeatures(pooler_output=per_image)}

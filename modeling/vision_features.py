@@ -65,7 +65,7 @@ def extract_vision_features(
         )
     outputs = vision_tower(
         pixel_values.to(vision_tower.dtype),
-        output_hidden_states=True if "hidden_states" in required_inputs else [feature_layer],
+        output_hidden_states=True,
         output_attentions=wants_attentions,
         return_dict=True,
         **_tower_arguments(vision_tower, pixel_values, grid_size),

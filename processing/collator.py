@@ -190,7 +190,9 @@ class VisualLanguageCollator:
             start = end
             while start > 0 and conversation.supervised[start - 1]:
                 start -= 1
-            prompts.append(conversation.input_ids[:start])
+            # The tokenizer may end every text (T5: `</s>`), as it will end the prompt when the model is asked.
+            ending = [token for token in conversation.input_ids[end:] if token in self._special_ids]
+            prompts.append(conversation.input_ids[:start] + ending)
             answers.append(conversation.input_ids[start:end])
         return {
             "input_ids": self._pad(prompts, self._pad_token_id),
@@ -220,6 +222,10 @@ class VisualLanguageCollator:
     def _pad_token_id(self) -> int:
         tokenizer = self.processor.tokenizer
         return tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+
+    @property
+    def _special_ids(self) -> set[int]:
+        return set(self.processor.tokenizer.all_special_ids)
 
     @staticmethod
     def _pad(rows: Sequence[list[int]], value: int) -> torch.Tensor:
