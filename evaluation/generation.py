@@ -210,9 +210,7 @@ class _Prefix:
         if image_outputs is not None:
             # A shorter image leaves placeholders unused: what follows must not attend to these either.
             placeholders = core.get_placeholder_mask(input_ids, image_outputs["image"])
-            attention_mask = core.mask_unused_placeholders(
-                placeholders, attention_mask, image_outputs["image"].token_mask
-            )
+            attention_mask = core.mask_unused(placeholders, attention_mask, image_outputs["image"].token_mask)
         return cls({keys: row for row, keys in enumerate(first)}, input_ids, attention_mask, cache)
 
     def select(self, rows: torch.Tensor) -> Cache:
