@@ -2,11 +2,11 @@
 
 import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
@@ -19,7 +19,14 @@ from transformers import (
 from transformers.utils import logging
 
 from .base_weights import resolve_checkpoint
-from .trained_weights import HUB_ARGUMENTS, CheckpointError, is_lora_weight, read_trained_weights
+from .trained_weights import (
+    HUB_ARGUMENTS,
+    TRAINED_WEIGHTS_NAME,
+    CheckpointError,
+    is_lora_weight,
+    one_checkpoint_error,
+    read_trained_weights,
+)
 from .vision_features import vision_tower_class
 
 logger = logging.get_logger(__name__)
@@ -38,7 +45,8 @@ def load_vision_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
     path = resolve_checkpoint(name_or_path)
     config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
     vision_config = getattr(config, "vision_config", config)
-    return vision_tower_class(vision_config).from_pretrained(path, config=vision_config, **kwargs)
+    with one_checkpoint_error(path):
+        return vision_tower_class(vision_config).from_pretrained(path, config=vision_config, **kwargs)
 
 
 def load_language_model(name_or_path: str, **kwargs) -> PreTrainedModel:
@@ -52,7 +60,8 @@ def load_language_model(name_or_path: str, **kwargs) -> PreTrainedModel:
     path = resolve_checkpoint(name_or_path)
     config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
     auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    return auto_class.from_pretrained(path, **kwargs)
+    with one_checkpoint_error(path):
+        return auto_class.from_pretrained(path, **kwargs)
 
 
 def add_image_token(tokenizer) -> int:
@@ -84,9 +93,15 @@ def grow_vocabulary(language_model: PreTrainedModel, image_token_id: int) -> Non
     num_rows = language_model.get_input_embeddings().weight.shape[0]
     if image_token_id < num_rows:
         return
+    before = language_model.get_output_embeddings().weight
+    was_tied = before is language_model.get_input_embeddings().weight
     language_model.resize_token_embeddings(image_token_id + 1, pad_to_multiple_of=8, mean_resizing=False)
-    embeddings = [language_model.get_input_embeddings(), language_model.get_output_embeddings()]
-    for embedding in embeddings:
+    embeddings, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
+    if head.weight is embeddings.weight and not was_tied:
+        # Resizing ties what the config says is tied, and the config of Flan-T5 says so of a head of its own.
+        head.weight = torch.nn.Parameter(torch.empty_like(embeddings.weight))
+        head.weight.data[:num_rows] = before.data
+    for embedding in (embeddings, head):
         weight = embedding.weight.data
         weight[num_rows:] = weight[:num_rows].float().mean(0).to(weight.dtype)
 
@@ -173,18 +188,22 @@ class ComposedPreTrainedModel(PreTrainedModel):
             config = copy.deepcopy(config)
             config.base_models = None  # nothing has to complete a folder that holds all weights
         wants_info = kwargs.pop("output_loading_info", False)
-        try:
-            model, info = super().from_pretrained(name, *model_args, config=config, output_loading_info=True, **kwargs)
-        except SafetensorError as error:
-            raise CheckpointError(
-                f"The weights of {name} are truncated or damaged ({error}): copy them anew."
-            ) from error
-        if info["missing_keys"]:
-            raise CheckpointError(
-                f"{name} lacks {len(info['missing_keys'])} of the weights of {cls.__name__}: "
-                f"{', '.join(sorted(info['missing_keys'])[:5])} …"
+        resize = kwargs.pop("ignore_mismatched_sizes", False)
+        with one_checkpoint_error(name), _quiet_loading():
+            model, info = super().from_pretrained(
+                name, *model_args, config=config, output_loading_info=True, ignore_mismatched_sizes=True, **kwargs
             )
+        mismatched = [f"{key} has shape {tuple(found)}" for key, found, _ in info["mismatched_keys"] if not resize]
+        if problems := [f"{key} is missing" for key in sorted(info["missing_keys"])] + mismatched:
+            raise CheckpointError(f"The weights of {name} do not fit its config: {_some_of(problems)}.")
+        if info["unexpected_keys"]:
+            logger.warning(f"{name} has weights without use: {_some_of(sorted(info['unexpected_keys']))}.")
         return (model, info) if wants_info else model
+
+    def save_pretrained(self, save_directory, *args, **kwargs):
+        """`PreTrainedModel.save_pretrained`. Trained weights that were saved there alone, and are older, go."""
+        super().save_pretrained(save_directory, *args, **kwargs)
+        (Path(save_directory) / TRAINED_WEIGHTS_NAME).unlink(missing_ok=True)
 
     @classmethod
     def _from_trained_weights(cls, name, trained, config, *model_args, **kwargs):
@@ -193,7 +212,12 @@ class ComposedPreTrainedModel(PreTrainedModel):
         grow_vocabulary(language_model, config.image_token_id)
         expected = _expected_shapes(cls, config)
         state_dict = cls._base_state_dict(config, tower, language_model, expected)
+        trained = _own_names(cls, trained, expected)
         lora = {key: tensor for key, tensor in trained.items() if is_lora_weight(key)}
+        if lora and not config.lora_config:
+            raise CheckpointError(
+                f"{name} holds adapters, but its config has no lora_config that says how to add them."
+            )
         state_dict |= {key: tensor for key, tensor in trained.items() if key not in lora}
         check_weights(name, state_dict, expected)
         hub_arguments = _hub_arguments(kwargs)
@@ -226,6 +250,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
         state_dict |= {f"model.language_model.{name}": tensor for name, tensor in decoder.state_dict().items()}
         state_dict |= {f"lm_head.{name}": tensor for name, tensor in head.items()}
         expected = _expected_shapes(cls, config) if expected is None else expected
+        state_dict = _own_names(cls, state_dict, expected)
         # A pooler or a text tower of the checkpoint may be no part of the composed model.
         return {name: tensor for name, tensor in state_dict.items() if name in expected}
 
@@ -300,8 +325,12 @@ def check_weights(name: str, state_dict: Mapping[str, torch.Tensor], expected: M
         if key in state_dict and state_dict[key].shape != shape
     ]
     if problems:
-        more = f" … and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise CheckpointError(f"The weights of {name} do not fit its config: {'; '.join(problems[:5])}{more}.")
+        raise CheckpointError(f"The weights of {name} do not fit its config: {_some_of(problems)}.")
+
+
+def _some_of(items: Sequence[str]) -> str:
+    more = f" … and {len(items) - 5} more" if len(items) > 5 else ""
+    return "; ".join(items[:5]) + more
 
 
 def add_lora(model: PreTrainedModel, lora_config: Mapping[str, Any]) -> None:
@@ -317,6 +346,14 @@ def add_lora(model: PreTrainedModel, lora_config: Mapping[str, Any]) -> None:
     model.add_adapter(LoraConfig(**lora_config))
 
 
+def _own_names(cls, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
+    """Weights of a model with a head, under the names that they have in `cls`, which may be the model without it."""
+    prefix = f"{cls.base_model_prefix}."
+    if any(name.startswith(prefix) for name in expected):
+        return dict(state_dict)
+    return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
+
+
 def _expected_shapes(cls, config) -> dict[str, torch.Size]:
     with torch.device("meta"):
         skeleton = cls._from_config(copy.deepcopy(config))
@@ -329,7 +366,7 @@ def _hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _quiet_loading() -> Iterator[None]:
-    """New weights are what composing is about: no warning that they are new."""
+    """No table of what is new, missing or of another size: that is what composing is about, or becomes an error."""
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:

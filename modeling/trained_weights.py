@@ -1,8 +1,9 @@
 """Folders that hold only the weights that were trained, and name the base models which complete them."""
 
+import contextlib
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +20,27 @@ HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "re
 
 class CheckpointError(ValueError):
     """A checkpoint that is truncated, incomplete or of another kind of model."""
+
+
+@contextlib.contextmanager
+def one_checkpoint_error(name: str) -> Iterator[None]:
+    """
+    Whatever goes wrong while the weights of a checkpoint are read is one kind of error, which names the checkpoint.
+
+    Args:
+        name (`str`): folder or Hub id.
+
+    Raises:
+        CheckpointError: if weights are truncated, or missing in a folder.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        raise CheckpointError(f"The weights of {name} are truncated or damaged ({error}): copy them anew.") from error
+    except OSError as error:
+        if not Path(name).is_dir():
+            raise
+        raise CheckpointError(f"{name} is incomplete ({error}): copy it anew.") from error
 
 
 def is_lora_weight(name: str) -> bool:

@@ -245,3 +245,23 @@ def calls(monkeypatch, owner, name: str) -> list[tuple[tuple, dict]]:
 
     monkeypatch.setattr(owner, name, recording)
     return recorded
+
+
+RESAMPLER_SIZES = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2, "head_dim": 10}
+RESAMPLER_SIZES |= {"num_latents": NUM_LATENTS, "intermediate_size": 40}
+
+
+def compose(base_models, **overrides) -> GVTForConditionalGeneration:
+    """A GVT of two saved checkpoints, always the same; what lies between them is small and lively."""
+    torch.manual_seed(3)
+    model = GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, **RESAMPLER_SIZES | overrides)
+    livelier(model.model.resampler)
+    livelier(model.model.projector)
+    return model
+
+
+def inputs_for(model, num_images: int = 2) -> dict[str, torch.Tensor]:
+    """A batch of rows with an image each."""
+    image = [model.config.image_token_id] * model.config.resampler_config.num_latents
+    rows = [[*image, *words(5, seed)] for seed in range(num_images)]
+    return batch(*rows) | {"pixel_values": pixels(num_images)}
