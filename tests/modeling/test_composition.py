@@ -65,7 +65,7 @@ def test_placeholder_is_a_new_row_of_the_embeddings_with_their_mean(base_models)
 def test_placeholder_is_never_generated(base_models):
     model = compose(base_models)
     with torch.no_grad():
-        model.lm_head.weight[340] = 10 * model.lm_head.weight[:340].abs().max()
+        model.lm_head.weight[340] = 1000 * model.lm_head.weight[:340].abs().max()
         model.lm_head.weight[341] = -model.lm_head.weight[340]  # either of the two has by far the highest logit
     assert model.generation_config.suppress_tokens == [340]
     inputs = inputs_for(model)
