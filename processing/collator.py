@@ -1,5 +1,6 @@
 """From training examples to batches: chat formatting, labels on the answers only, and shared visual tokens."""
 
+import bisect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -47,15 +48,35 @@ def tokenize_conversation(processor, messages: Sequence[Mapping[str, Any]]) -> T
         return_assistant_tokens_mask=True,
         **processor.tokenizer.special_tokens_map,
     )
+    if not generations[0] and any(message["role"] == "assistant" for message in messages):
+        raise ValueError(
+            "The chat template marks no answers: write {% generation %} before and {% endgeneration %} behind the "
+            "text of an assistant's turn."
+        )
     num_images = texts[0].count(processor.image_token)
     expanded, offsets = processor.get_text_with_replacements(
         list(texts), [processor.replace_image_token({}, index) for index in range(num_images)]
     )
-    encoded = processor.tokenizer(expanded, return_offsets_mapping=True)
-    encoded["text_replacement_offsets"] = offsets
-    # transformers' own bookkeeping: spans of answers, moved behind the placeholders that were expanded before them
-    mask = processor._adjust_assistant_masks_indices(encoded, generations)["assistant_masks"][0]
-    return TokenizedConversation(list(encoded["input_ids"][0]), [bool(value) for value in mask])
+    tokenizer = processor.tokenizer
+    # As `apply_chat_template` does when the model is asked: a template may begin texts itself.
+    begins = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
+    encoded = tokenizer(expanded[0], return_offsets_mapping=True, add_special_tokens=not begins)
+    answers = _behind_expansions(generations[0], offsets[0] if offsets else [])
+    # A token counts where it ends: the one behind a block that ends in white space begins with that white space.
+    supervised = [any(start < end <= stop for start, stop in answers) for _, end in encoded["offset_mapping"]]
+    return TokenizedConversation(list(encoded["input_ids"]), supervised)
+
+
+def _behind_expansions(
+    spans: Sequence[tuple[int, int]], expansions: Sequence[Mapping[str, Any]]
+) -> list[tuple[int, int]]:
+    """Moves spans of a text by what the placeholders before them have grown."""
+    ends = [expansion["span"][1] for expansion in expansions]
+    grown = [0, *(expansion["new_span"][1] - expansion["span"][1] for expansion in expansions)]
+    return [
+        (start + grown[bisect.bisect_right(ends, start)], stop + grown[bisect.bisect_right(ends, stop)])
+        for start, stop in spans
+    ]
 
 
 def shared_prefix_length(conversations: Sequence[TokenizedConversation], image_token_id: int | None = None) -> int:

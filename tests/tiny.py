@@ -33,6 +33,7 @@ _CORPUS = [
     "Question: is there a dog in the image? Answer: yes, there is a dog",
     "USER: how many cats are there? ASSISTANT: three cats and no dog",
     "<Img> </Img> line one\nline two\n",
+    *["a USER: three cats"] * 4,
 ]
 _SPECIAL = {"bos_token": "<s>", "eos_token": "</s>", "pad_token": "<pad>"}
 
