@@ -101,8 +101,11 @@ class FeatureCache(Mapping):
             with tempfile.TemporaryDirectory(dir=parent, prefix=".building-") as building:
                 _write(core, processor, images, Path(building), batch_size, progress_bar)
                 finished = Path(building) / "finished"
-                if not target.exists():
+                try:
                     os.replace(finished, target)
+                except OSError:
+                    if not (target / "index.json").exists():  # not another process that was faster
+                        raise
         return cls(target)
 
 
@@ -116,7 +119,8 @@ def _write(core, processor, images, building: Path, batch_size: int, progress_ba
         batch = [load_example_images(images[key])[0] for key in keys[start : start + batch_size]]
         pixel_values = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            features = core.get_vision_features(pixel_values.to(core.vision_tower.device)).patch_features.cpu()
+            features = core.get_vision_features(pixel_values.to(core.vision_tower.device)).patch_features
+        features = features.to("cpu", dtype)
         if stored is None:
             shape = (len(keys), *features.shape[1:])
             stored = np.lib.format.open_memmap(finished / "features.npy", "w+", dtype=_STORED[dtype], shape=shape)
@@ -130,7 +134,7 @@ def _write(core, processor, images, building: Path, batch_size: int, progress_ba
 
 
 def _fingerprint(model, processor, keys: list[str]) -> str:
-    """Changes with the tower's weights, the layer, the preparation of images and the images."""
+    """Changes with the tower's weights and precision, the layer, the preparation of images and the images."""
     core = model.model
     digest = hashlib.sha256()
     for parameter in core.vision_tower.parameters():
@@ -143,6 +147,9 @@ def _fingerprint(model, processor, keys: list[str]) -> str:
         processor.image_processor.to_json_string(),
         sorted(keys),
     ]
+    device = core.vision_tower.device.type
+    if torch.is_autocast_enabled(device):
+        settings.append(f"autocast {torch.get_autocast_dtype(device)}")
     digest.update(json.dumps(settings).encode())
     return digest.hexdigest()[:24]
 

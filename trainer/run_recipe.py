@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import IterableDataset
 from transformers import set_seed
 from transformers.utils import logging
 
@@ -127,7 +128,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     started = time.perf_counter()
     output = trainer.train(resume_from_checkpoint=resume or None)
     seconds = time.perf_counter() - started
-    metrics = trainer.evaluate() if eval_datasets else {}
+    metrics = final_metrics(trainer, eval_datasets)
     skipped = SkippedSamples([dataset.skipped_samples for dataset in (train_dataset, *eval_datasets.values())])
     if skipped.count:
         logger.warning(skipped.summary())
@@ -136,7 +137,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "command": command,
         "recipe": recipe.to_dict(),
         "steps": trainer.state.global_step,
-        "epochs": trainer.state.epoch,
+        "epochs": None if isinstance(train_dataset, IterableDataset) else trainer.state.epoch,
         "train_loss": mean_training_loss(history, output.training_loss),
         "train_seconds": round(seconds, 1),
         "environment": run_environment(),
@@ -160,6 +161,17 @@ def load_eval_datasets(sources: list[dict[str, Any]]) -> dict[str, Any]:
     """Loads the data to evaluate on, by the names of its sources."""
     described = [DataSource.from_dict(source) for source in sources]
     return {str(source.name): load_data_source(source) for source in described}
+
+
+def final_metrics(trainer: VisualLanguageTrainer, eval_datasets: dict[str, Any]) -> dict[str, float]:
+    """The metrics of the trained model: those of the evaluation in its last step, or else of one more."""
+    measured: dict[str, float] = {}
+    for entry in trainer.state.log_history:
+        if entry["step"] == trainer.state.global_step and not trainer.args.load_best_model_at_end:
+            measured |= {name: value for name, value in entry.items() if name.startswith("eval_")}
+    if all(f"eval_{name}_answer_accuracy" in measured for name in eval_datasets):
+        return measured
+    return trainer.evaluate()
 
 
 def mean_training_loss(log_history: list[dict[str, Any]], default: float) -> float:

@@ -70,6 +70,12 @@ class VisualLanguageTrainer(Trainer):
         **kwargs,
     ):
         _check_datasets(args, train_dataset, eval_dataset)
+        if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
+            raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
+        if args.n_gpu > 1:
+            # One process could only split a batch by rows, and images are no rows.
+            logger.warning(f"Training on one of {args.n_gpu} GPUs: start with `accelerate launch` to use all of them.")
+            args._n_gpu = 1
         set_trainable(model, args.trainable, args.lora)
         upcast_trained(model)
         features = None
@@ -294,7 +300,8 @@ class VisualLanguageTrainer(Trainer):
     def save_final(self, folder: str | os.PathLike) -> None:
         """
         Saves the trained model and its processor for use: only what was trained, or everything, as
-        `args.save_trained_only` says, in `args.save_dtype`. The folder has all of it in the end, or none.
+        `args.save_trained_only` says, in `args.save_dtype`. The folder has all of it in the end, or none. (What
+        `save_model` and checkpoints hold is to be trained on: adapters are not merged.)
 
         Args:
             folder (`str`): where; files of other names stay.

@@ -87,6 +87,9 @@ def test_a_run_ends_with_a_folder_that_answers(recipe, tmp_path):
     assert stored["command"] == "vistok train tiny.yaml" and stored["steps"] == 4
     assert stored["skipped_samples"] == 1
     assert stored["recipe"]["model"]["resampler"] == RESAMPLER
+    evaluations = [entry for entry in stored["log_history"] if "eval_held-out_loss" in entry]
+    assert [entry["step"] for entry in evaluations] == [2, 4]
+    assert stored["metrics"].items() <= evaluations[-1].items()
     assert 0 <= stored["metrics"]["eval_held-out_answer_accuracy"] <= 1
     assert stored["parameters"]["trained"] < stored["parameters"]["all"]
     log = [json.loads(line) for line in (folder / "training_log.jsonl").read_text().splitlines()]
@@ -106,7 +109,8 @@ def test_a_run_ends_with_a_folder_that_answers(recipe, tmp_path):
 
 
 def test_everything_is_saved_if_asked_for(recipe, tmp_path):
-    run_recipe(recipe(training={"save_trained_only": False, "max_steps": 1, "save_strategy": "no"}))
+    results = run_recipe(recipe(training={"save_trained_only": False, "max_steps": 1, "save_strategy": "no"}))
+    assert results["metrics"]["eval_held-out_loss"] > 0  # measured once, at the end
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "run")
     assert loaded.config.base_models is None
     assert (tmp_path / "run" / "model.safetensors").exists()

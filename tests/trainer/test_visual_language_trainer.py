@@ -11,7 +11,13 @@ from torch import nn
 from tests.tiny import save_base_models, tiny_dinov2_config, tiny_t5_config
 from tests.trainer.conftest import RESAMPLER
 from tests.trainer.tiny_training import largest_difference, losses, parameters, question, questions
-from vistok import GVTForConditionalGeneration, GVTProcessor, VisualLanguageCollator
+from vistok import (
+    GVTForConditionalGeneration,
+    GVTProcessor,
+    VisualLanguageCollator,
+    VisualLanguageConfig,
+    VisualLanguageTrainer,
+)
 from vistok.processing.images import load_example_images
 from vistok.trainer.answer_accuracy import answer_numbers, right_answers
 from vistok.trainer.data_examples import FEATURES
@@ -132,6 +138,8 @@ def test_bfloat16_trains_float32_weights_to_nearly_the_same(model, trainer_for, 
     options = {"cache_features": True, "feature_cache_dir": str(tmp_path / "features"), "bf16": True}
     _, cached = trained(model, trainer_for, questions(4), max_steps=4, **options)
     assert cached == pytest.approx(autocast, rel=1e-3)
+    trainer_for(model, questions(4), **{**options, "bf16": False})  # computes its own, exact features
+    assert len(list((tmp_path / "features").iterdir())) == 2
 
 
 def test_a_frozen_bfloat16_model_is_trained_in_float32(base_models, trainer_for):
@@ -301,6 +309,8 @@ def test_images_are_augmented_anew_each_epoch_in_training_and_never_in_evaluatio
     for loader in (trainer.get_eval_dataloader(), trainer.get_test_dataloader(data)):
         assert torch.equal(next(iter(loader))["pixel_values"], plain)
     assert trainer.data_collator is collator
+    trainer.train()
+    assert int(collator.epoch) == trainer.args.max_steps - 1  # an epoch is one step here
 
 
 def test_streams_are_passed_over_until_the_last_step(model, trainer_for):
@@ -333,6 +343,20 @@ def test_streams_are_passed_over_until_the_last_step(model, trainer_for):
 def test_data_that_cannot_be_trained_on_is_refused_at_once(model, trainer_for, train, evaluate, options, message):
     with pytest.raises(ValueError, match=message):
         trainer_for(model, train, evaluate, **options)
+
+
+def test_an_encoder_decoder_model_shares_no_rows(model, trainer_for):
+    model.config.is_encoder_decoder = True
+    with pytest.raises(ValueError, match="set conversations_per_row to 1"):
+        trainer_for(model, questions(2), conversations_per_row=2)
+
+
+def test_one_process_trains_on_one_device(model, trainer_for, processor, tmp_path, caplog):
+    args = VisualLanguageConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", max_steps=1)
+    args._n_gpu = 2
+    with caplog.at_level("WARNING", logger="vistok"):
+        VisualLanguageTrainer(model, args, questions(2), processing_class=processor).train()
+    assert "Training on one of 2 GPUs" in caplog.text
 
 
 def test_an_own_collator_is_augmented_by_its_owner(model, trainer_for):
