@@ -16,6 +16,7 @@ COUNTS = (1, 2, 3, 4, 5)
 _CROWD_WEIGHTS = (1, 2, 2, 2, 2)
 _STORED_SIDE = 256  # cut-outs are scaled down to it once
 _MAX_ENLARGEMENT = 2.5
+_SHRINKINGS = 12  # to less than a tenth: what has no place then is too thin to have a mask
 _BACKGROUNDS = ("white", "plain", "gradient", "noise")
 
 
@@ -87,19 +88,20 @@ def make_scene(
         rng (`random.Random`): where every choice comes from.
         size (`int`): side of the image, in pixels.
         single_fraction (`float`): probability of one large object.
-        min_visible (`float`): the least visible part of an object that others cover, between 0 and 1.
+        min_visible (`float`): the least visible part of an object that others cover, at most 1.
 
     Returns:
         `Scene`: image and objects.
 
     Raises:
-        ValueError: if `size`, `single_fraction` or `min_visible` is out of range.
+        ValueError: if `size`, `single_fraction` or `min_visible` is out of range, or a picture too thin for `size`.
     """
     if size < 32:
         raise ValueError(f"size must be at least 32 pixels, got {size}.")
-    for name, value in (("single_fraction", single_fraction), ("min_visible", min_visible)):
-        if not 0 <= value <= 1:
-            raise ValueError(f"{name} must lie between 0 and 1, got {value}.")
+    if not 0 <= single_fraction <= 1:
+        raise ValueError(f"single_fraction must lie between 0 and 1, got {single_fraction}.")
+    if not 0 < min_visible <= 1:
+        raise ValueError(f"min_visible must be greater than 0 and at most 1, got {min_visible}.")
     single = rng.random() < single_fraction
     asked = rng.choice(cutouts.names)
     counts = {asked: 1} if single else draw_counts(cutouts, asked, rng)
@@ -226,7 +228,7 @@ def _place(
     pictures: list[Image.Image], size: int, min_visible: float, rng: random.Random
 ) -> list[tuple[Image.Image, tuple[int, int]]]:
     """Finds places at which enough of every picture stays visible; where there are none, pictures shrink."""
-    while True:
+    for _ in range(_SHRINKINGS):
         placed: list[tuple[Image.Image, tuple[int, int]]] = []
         masks: list[np.ndarray] = []
         for picture in pictures:
@@ -245,6 +247,7 @@ def _place(
             picture.resize((max(4, picture.width * 4 // 5), max(4, picture.height * 4 // 5)), Image.Resampling.BICUBIC)
             for picture in pictures
         ]
+    raise ValueError(f"the objects of a scene do not fit into {size} pixels: choose a larger size.")
 
 
 def _mask(picture: Image.Image, corner: tuple[int, int], size: int) -> np.ndarray:

@@ -120,9 +120,9 @@ def test_missing_collections_name_the_command_that_fetches_them(tmp_path, monkey
 
 
 def test_unknown_collections_and_splits_name_the_known_ones():
-    with pytest.raises(ValueError, match="unknown collection of cut-outs 'fluent'.*'fluent-emoji'"):
+    with pytest.raises(ValueError, match=r"unknown collection of cut-outs 'fluent'.*'fluent-emoji'"):
         load_cutouts(["fluent"])
-    with pytest.raises(ValueError, match="unknown split of the cut-outs 'validation'.*'train', 'test'"):
+    with pytest.raises(ValueError, match=r"unknown split of the cut-outs 'validation'.*'train', 'test'"):
         load_cutouts(split="validation")
 
 
