@@ -39,20 +39,23 @@ FLOOR_LABELS = {
 
 
 class Photograph(NamedTuple):
-    """A question about a photograph of scikit-image, and what is right."""
+    """A question about a photograph of scikit-image: which function returns it, what it shows, and what is right."""
 
     name: str
+    shows: str
     question: str
     answer: str
 
 
+KIND = "What does the image show: an animal, a vehicle or a food?"
 PHOTOGRAPHS = (
-    Photograph("chelsea", "What object is in the image?", "cat"),
-    Photograph("chelsea", "Is there a cat in the image?", "yes"),
-    Photograph("coffee", "Is there a cup in the image?", "yes"),
-    Photograph("coffee", "What does the image show: an animal, a vehicle or a household thing?", "household"),
-    Photograph("astronaut", "Is there a car in the image?", "no"),
-    Photograph("rocket", "Is there a dog in the image?", "no"),
+    Photograph("chelsea", "a cat", "What object is in the image?", "cat"),
+    Photograph("chelsea", "a cat", KIND, "animal"),
+    Photograph("stereo_motorcycle", "a motorcycle", KIND, "vehicle"),
+    Photograph("stereo_motorcycle", "a motorcycle", "Is there a motorcycle in the image?", "yes"),
+    Photograph("coffee", "a cup of coffee", "Is there a cup in the image?", "yes"),
+    Photograph("astronaut", "an astronaut", "Is there a pizza in the image?", "no"),
+    Photograph("rocket", "a rocket", "Is there a dog in the image?", "no"),
 )
 
 
@@ -170,7 +173,7 @@ def _introduce(story: Story, model: Any) -> None:
 
 def _ask(story: Story, answerer: Any, test: Any) -> list[dict[str, Any]]:
     asked = [
-        (f"photograph {photo.name}", photograph(photo.name), photo.question, photo.answer) for photo in PHOTOGRAPHS
+        (f"photo of {photo.shows}", photograph(photo.name), photo.question, photo.answer) for photo in PHOTOGRAPHS
     ]
     for example in _one_of_each_type(test):
         file = Path(example["images"][0]["path"])
@@ -181,7 +184,7 @@ def _ask(story: Story, answerer: Any, test: Any) -> list[dict[str, Any]]:
         is_right = answer_is_right(answer, right)
         answers.append({"image": name, "question": question, "answer": answer, "expected": right, "right": is_right})
         verdict = "✓" if is_right else f"✗ ({right})"
-        print(f"      {name:<21}{question}  →  {answer} {verdict}", flush=True)
+        print(f"      {name:<25}{question}  →  {answer} {verdict}", flush=True)
     return answers
 
 
@@ -200,7 +203,8 @@ def photograph(name: str) -> Image.Image:
     Raises:
         ImportError: if scikit-image is not installed.
     """
-    return Image.fromarray(getattr(require("skimage.data", "demo"), name)())
+    pixels = getattr(require("skimage.data", "demo"), name)()
+    return Image.fromarray(pixels[0] if isinstance(pixels, tuple) else pixels)  # the left one of a stereo pair
 
 
 def _score(story: Story, answerer: Any, test: Any, seed: int) -> dict[str, Any]:

@@ -84,11 +84,11 @@ def test_answers_are_marked_right_or_wrong(arguments, monkeypatch, capsys):
     replies = iter([photo.answer for photo in demo.PHOTOGRAPHS[:-1]] + ["a horse"] + ["violet"])
     monkeypatch.setattr(demo, "answer_question", lambda *inputs, **options: next(replies, "anything"))
     results = demo.run_demo(**arguments)
-    assert [answer["right"] for answer in results["answers"]] == [True] * 5 + [False] * 2
+    assert [answer["right"] for answer in results["answers"]] == [True] * 6 + [False] * 2
     printed = capsys.readouterr().out
     assert f"a horse ✗ ({demo.PHOTOGRAPHS[-1].answer})" in printed
-    assert printed.count("✓") == 5
-    assert "5 of 7 questions" in printed.split(demo.RULE)[1]
+    assert printed.count("✓") == 6
+    assert "6 of 8 questions" in printed.split(demo.RULE)[1]
 
 
 def test_a_reloaded_model_that_differs_is_told_and_fails(arguments, monkeypatch, capsys):
