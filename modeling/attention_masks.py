@@ -1,6 +1,9 @@
 """Attention masks and positions of rows with images: padding, unused placeholders, conversations that share a row."""
 
+from typing import Any
+
 import torch
+from transformers import PreTrainedModel
 
 
 def is_tree(attention_mask: torch.Tensor | None) -> bool:
@@ -48,4 +51,32 @@ def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype) -> to
     return torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, torch.finfo(dtype).min)
 
 
-__all__ = ["additive_mask", "is_tree", "mask_unused_placeholders", "positions_from_mask"]
+def refuse_tree(language_model: PreTrainedModel, position_ids: torch.Tensor, takes_position_ids: bool) -> None:
+    """
+    Makes sure that a language model can tell conversations that share a row apart.
+
+    Args:
+        language_model (`PreTrainedModel`): about to read the row.
+        position_ids (`torch.LongTensor` of shape `(batch, length)`): of the row.
+        takes_position_ids (`bool`): whether the model lets itself be told positions.
+
+    Raises:
+        ValueError: if it takes no positions or no such mask, or attends within a window shorter than the row.
+    """
+    config: Any = language_model.config
+    window = getattr(config, "sliding_window", None)
+    problem = None
+    if not takes_position_ids:
+        problem = "takes no position_ids"
+    elif "flash" in str(config._attn_implementation):
+        problem = f"runs {config._attn_implementation}, which takes no mask of who may attend to whom"
+    elif window is not None and (length := int(position_ids.max()) + 1) > window:
+        problem = f"attends within a window of {window} tokens, which conversations of {length} tokens do not fit"
+    if problem is not None:
+        raise ValueError(
+            f"{type(language_model).__name__} {problem}, so conversations cannot share a row: give each a row of its "
+            "own (conversations_per_row=1)."
+        )
+
+
+__all__ = ["additive_mask", "is_tree", "mask_unused_placeholders", "positions_from_mask", "refuse_tree"]

@@ -11,7 +11,7 @@ from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_gvt import GVTConfig
-from .attention_masks import additive_mask, is_tree, mask_unused_placeholders, positions_from_mask
+from .attention_masks import additive_mask, is_tree, mask_unused_placeholders, positions_from_mask, refuse_tree
 from .composition import ComposedPreTrainedModel
 from .language_head import build_language_head, scale_logits
 from .outputs_gvt import GVTImageFeatures, GVTOutput
@@ -253,17 +253,14 @@ class GVTModel(GVTPreTrainedModel):
 
     def _decoder_arguments(self, inputs_embeds, attention_mask, position_ids, past_key_values) -> dict:
         shared = is_tree(attention_mask)
-        if shared and not self._takes_position_ids:
-            raise ValueError(
-                f"{type(self.language_model).__name__} takes no position_ids, so conversations cannot share a row: "
-                "give each a row of its own (conversations_per_row=1)."
-            )
-        if not self._takes_position_ids:
-            return {"past_key_values": past_key_values}
-        countable = attention_mask is not None and (shared or attention_mask.ndim == 2)
         # Positions that came with shared rows count placeholders which the images may have left unused.
+        countable = attention_mask is not None and (shared or attention_mask.ndim == 2)
         if countable and (position_ids is None or (shared and self.resampler.variable_num_tokens)):
             position_ids = positions_from_mask(attention_mask, inputs_embeds.shape[1])
+        if shared:
+            refuse_tree(self.language_model, position_ids, self._takes_position_ids)
+        if not self._takes_position_ids:
+            return {"past_key_values": past_key_values}
         return {"past_key_values": past_key_values, "position_ids": position_ids}
 
 

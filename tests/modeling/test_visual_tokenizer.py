@@ -21,6 +21,7 @@ from tests.tiny import (
 from vistok import GVTForConditionalGeneration, PerceiverResampler, VisualTokenizer, VisualTokenizerOutput
 from vistok.modeling.modeling_gvt import GVTModel
 from vistok.modeling.vision_features import extract_vision_features
+from vistok.processing.collator import TokenizedConversation, pack_conversations
 
 MAX_TOKENS = 5
 SLOTS = [IMAGE_TOKEN_ID] * MAX_TOKENS
@@ -219,6 +220,27 @@ def test_beams_of_a_padded_batch_equal_those_of_each_image_alone():
             **alone, pixel_values=chosen, max_new_tokens=4, num_beams=3, num_return_sequences=3, do_sample=False
         )[:, alone["input_ids"].shape[1] :]
         assert torch.equal(together[index], expected)
+
+
+def test_conversations_that_share_a_row_see_only_the_tokens_that_the_image_has():
+    model = variable_gvt()
+    images, lengths = three_images(model)
+    for image in range(3):
+        prefix, own = [*words(2), *SLOTS, *words(2, 1)], [words(4, 2), words(3, 3)]
+        talks = [TokenizedConversation(prefix + words_of_one, [False] * 10 + [True] * 2) for words_of_one in own]
+        packed = pack_conversations(talks, prefix=len(prefix))
+        logits = model(
+            torch.tensor([packed["input_ids"]]),
+            pixel_values=images[image : image + 1],
+            attention_mask=packed["mask"][None, None],
+            position_ids=torch.tensor([packed["position_ids"]]),
+        ).logits[0]
+        start = len(prefix)
+        for words_of_one in own:
+            row = [words(2), image, words(2, 1) + words_of_one]
+            expected = compact_logits(model, compact_embeddings(model, row, images))[-len(words_of_one) :]
+            assert same(logits[start : start + len(words_of_one)], expected, 1e-4), lengths[image]
+            start += len(words_of_one)
 
 
 def test_image_features_say_which_tokens_are_real():

@@ -16,7 +16,9 @@ def test_the_encoder_reads_the_prompt_as_the_processor_will_write_it_when_asked(
 
 def test_the_target_is_the_answer_and_one_end_token():
     processor = tiny_processor(tiny_tokenizer(add_eos=True))
-    batch = VisualLanguageCollator(processor, is_encoder_decoder=True)([example([user("how many?"), assistant("two")])])
+    batch = VisualLanguageCollator(processor, is_encoder_decoder=True)(
+        [example([user("how many?"), assistant("two")])]
+    )
     (target,) = batch["labels"].tolist()
     assert processor.tokenizer.decode(target[:-1]).strip() == "two"
     assert target.count(processor.tokenizer.eos_token_id) == 1
