@@ -118,7 +118,8 @@ def upsample_attention(attention: np.ndarray, size: tuple[int, int]) -> np.ndarr
 
 def overlay(image: Image.Image, attention: np.ndarray, highest: float) -> np.ndarray:
     """
-    Lays a map over an image: where there is no attention the image is dark and grey, where there is much it glows.
+    Lays a map over an image: where there is no attention the image is dark and pale, where there is much it glows. The
+    colour goes with the square root of the attention.
 
     Args:
         image (`PIL.Image.Image`): as the model sees it.
@@ -129,10 +130,12 @@ def overlay(image: Image.Image, attention: np.ndarray, highest: float) -> np.nda
         `np.ndarray` of shape `(height, width, 3)` and dtype float64, between 0 and 1.
     """
     color_map = require("matplotlib", "draw").colormaps[COLOR_MAP]
-    strength = (upsample_attention(attention, image.size) / max(highest, 1e-12)).clip(0, 1)
+    # A trained query looks hard at few places: with the square root the others are seen too.
+    strength = (upsample_attention(attention, image.size) / max(highest, 1e-12)).clip(0, 1) ** 0.5
     grey = np.asarray(image.convert("L"), dtype=np.float64)[..., None] / 255
+    pale = 0.6 * grey + 0.4 * np.asarray(image.convert("RGB"), dtype=np.float64) / 255
     weight = (0.35 + 0.45 * strength)[..., None]
-    return (1 - weight) * grey * 0.9 + weight * color_map(strength)[..., :3]
+    return (1 - weight) * pale * 0.9 + weight * color_map(strength)[..., :3]
 
 
 def draw_query_attention(
@@ -157,8 +160,9 @@ def draw_query_attention(
         attention (`np.ndarray` of shape `(num_heads, num_queries, grid_height, grid_width)`):
             From [`query_attention`].
         path (`str`): PNG file to write. Its folder is made if need be.
-        query (`int`, *optional*): the query shown in two heads; by default the one whose heads differ most.
-        heads (`tuple[int, int]`, *optional*): its two heads; by default the two that differ most.
+        query (`int`, *optional*): the query shown in two heads; by default the one whose heads look at the most
+            distant places.
+        heads (`tuple[int, int]`, *optional*): its two heads; by default those two.
         scale (`str`, *optional*, defaults to `"shared"`):
             `"shared"`: a colour means the same attention in all maps of a panel; `"per map"`: each map's own highest
             attention is brightest.
@@ -197,18 +201,23 @@ def draw_query_attention(
 
 
 def _choose(attention: np.ndarray, query: int | None, heads: tuple[int, int] | None) -> tuple[int, tuple[int, int]]:
-    """The query and the two heads to show: by default those whose maps, each brought to sum 1, differ most."""
+    """The query and the two heads to show: by default those that look at the most distant places."""
     num_heads, num_queries = attention.shape[:2]
-    shares = attention / attention.sum((-2, -1), keepdims=True).clip(min=1e-12)
     pairs = [heads] if heads is not None else list(itertools.combinations(range(num_heads), 2)) or [(0, 0)]
     queries = [query] if query is not None else range(num_queries)
     if not all(0 <= head < num_heads for pair in pairs for head in pair):
         raise ValueError(f"heads is {heads}, but there are {num_heads} heads, 0 to {num_heads - 1}.")
     if not all(0 <= number < num_queries for number in queries):
         raise ValueError(f"query is {query}, but there are {num_queries} queries, 0 to {num_queries - 1}.")
+    # Blurred, so that maps differ less that look at neighbouring patches.
+    height, width = attention.shape[2:]
+    padded = np.pad(attention, [(0, 0), (0, 0), (1, 1), (1, 1)])
+    blurred: Any = sum(
+        padded[..., row : row + height, column : column + width] for row in range(3) for column in range(3)
+    )
     return max(
         itertools.product(queries, pairs),
-        key=lambda choice: np.abs(shares[choice[1][0], choice[0]] - shares[choice[1][1], choice[0]]).sum(),
+        key=lambda choice: np.abs(blurred[choice[1][0], choice[0]] - blurred[choice[1][1], choice[0]]).sum(),
     )
 
 
@@ -294,10 +303,10 @@ class _Page:
     def _draw_color_bar(self, left: float, top: float, highest: float | None) -> None:
         axes = self.axes(left, top + 0.06, 1.3, 0.13)
         axes.imshow(np.linspace(0, 1, 256)[None], cmap=COLOR_MAP, aspect="auto")
-        note = "0 to the highest of each map"
+        note = "0 to the highest attention of each map"
         if highest is not None:
-            note = f"0 to {highest:.1%} of a query's attention on one patch"
-        self.write(left + 1.4, top + 0.18, note, fontsize=9, color="0.35")
+            note = f"0 to {highest:.1%} of a query's attention"
+        self.write(left + 1.4, top + 0.18, f"{note}, square-root scale", fontsize=9, color="0.35")
 
 
 __all__ = ["draw_query_attention", "overlay", "patch_attention", "query_attention", "seen_image", "upsample_attention"]
