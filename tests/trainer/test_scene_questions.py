@@ -12,7 +12,7 @@ from PIL import Image
 
 from tests.trainer.planted_cutouts import NOUNS_OF_COLORS, planted_cutouts, unseen_library
 from vistok.trainer import scene_questions
-from vistok.trainer.cutout_vocabulary import CATEGORIES, NOUNS
+from vistok.trainer.cutout_vocabulary import CATEGORIES, NOUNS, Noun
 from vistok.trainer.scene_questions import caption, draw_options, with_article
 from vistok.trainer.scenes import Scene, SceneObject, draw_absent, draw_counts, make_scene, scene_rng
 
@@ -128,6 +128,16 @@ def test_related_nouns_are_never_absent_nor_beside_each_other():
         assert draw_absent(library, {"duck": 1}, rng) in ("cow", "ball", "penguin")
     assert ("cow", "bird") in beside and ("duck", "penguin") in beside
     assert not beside & {("bird", "duck"), ("duck", "bird"), ("bird", "penguin"), ("penguin", "bird")}
+
+
+def test_a_noun_with_many_related_ones_is_asked_for_as_absent_as_often_as_others():
+    others = [Noun(f"n{index}", f"n{index}s", "thing") for index in range(19)]
+    hub = Noun("hub", "hubs", "thing", related=tuple(noun.name for noun in others[:8]))
+    library = unseen_library([hub, *others])
+    rng = random.Random(0)
+    absent = Counter(draw_absent(library, {rng.choice(library.names): 1}, rng) for _ in range(20000))
+    # Chosen evenly among the nouns left in each scene, it would be absent in 11 of 20 scenes, and 40 % too seldom.
+    assert abs(absent["hub"] - 1000) < 100
 
 
 def test_every_count_is_the_answer_equally_often(many):
