@@ -199,18 +199,20 @@ def draw_loss_curve(log_history: list[dict[str, Any]], path: str | os.PathLike) 
         log_history (`list[dict]`): the trainer's `state.log_history`.
         path (`str`): PNG file.
     """
-    figure_module = require("matplotlib.figure", "train")
+    figure_module, ticker = require("matplotlib.figure", "train"), require("matplotlib.ticker", "train")
     figure = figure_module.Figure(figsize=(8, 4.5), layout="constrained")
     losses = figure.add_subplot()
     losses.plot(*_series(log_history, "loss"), color="tab:blue", linewidth=0.8, alpha=0.8, label="training loss")
     losses.set_xlabel("step")
     losses.set_ylabel("loss (nats per answer token)")
-    losses.set_yscale("log")
+    losses.set_yscale("log", subs=[])
+    losses.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+    losses.yaxis.set_major_formatter("{x:g}")
     losses.grid(alpha=0.3)
     measured = [key for key in dict.fromkeys(key for entry in log_history for key in entry) if key.startswith("eval_")]
     for index, key in enumerate(key for key in measured if key.endswith("_loss")):
         label = f"{_source_name(key, '_loss')}: loss"
-        losses.plot(*_series(log_history, key), ":", marker=".", color=f"C{index + 1}", label=label)
+        losses.plot(*_series(log_history, key), ":", marker="x", markersize=4, color=f"C{index + 1}", label=label)
     accuracy_keys = [key for key in measured if key.endswith("_answer_accuracy")]
     if accuracy_keys:
         accuracies = losses.twinx()

@@ -116,6 +116,14 @@ def test_everything_is_saved_if_asked_for(recipe, tmp_path):
     assert (tmp_path / "run" / "model.safetensors").exists()
 
 
+def test_a_stream_is_trained_on_past_its_bad_samples_which_are_counted_once(recipe):
+    (source,) = recipe().data.train
+    evaluation = {"eval_strategy": "no", "max_steps": 12, "save_strategy": "no"}  # two passes and a bit
+    results = run_recipe(recipe(data={"train": [{**source, "streaming": True}]}, training=evaluation))
+    assert results["steps"] == 12 and results["skipped_samples"] == 1
+    assert results["epochs"] is None  # how long a pass is, nobody knows
+
+
 def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(recipe, tmp_path, monkeypatch):
     whole = run_recipe(recipe(training={"output_dir": str(tmp_path / "whole")}))
     step = VisualLanguageTrainer.training_step
