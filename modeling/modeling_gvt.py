@@ -270,15 +270,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
 
     Args:
         config ([`GVTConfig`]): see there.
-
-    Example:
-
-    ```python
-    >>> from vistok import GVTForConditionalGeneration, GVTProcessor
-
-    >>> model = GVTForConditionalGeneration.from_vision_text_pretrained("vistok:dinov2-small", "vistok:smollm2-135m")
-    >>> processor = GVTProcessor.from_vision_text_pretrained("vistok:dinov2-small", "vistok:smollm2-135m")
-    ```"""
+    """
 
     def __init__(self, config: GVTConfig):
         super().__init__(config)

@@ -256,6 +256,7 @@ def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--floors", nargs="*", metavar="FLOOR", help="which to measure, by default all: majority, "
                         "question_only_prior, blank_images, shuffled_images")  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="write report, chart and predictions there; resumable")
+    parser.add_argument("--update-card", action="store_true", help="add the report to the card in the model's folder")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="questions at once (default 64)")
     parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="limit of an answer (default 16)")
     parser.add_argument("--dtype", default="auto", help="bfloat16, float16, float32 or auto, as saved (default)")
@@ -292,6 +293,10 @@ def evaluate(options: argparse.Namespace) -> None:
     print(report_markdown(results).rstrip())
     if options.output:
         print(f"\nReport, chart and predictions: {options.output}")
+    if options.update_card:
+        from .hub_cards.card import write_evaluation
+
+        print(f"\nCard: {write_evaluation(model, results)}")
 
 
 def _describe_task(task: str, split: str) -> tuple[str, dict[str, Any], dict[str, Any] | None]:

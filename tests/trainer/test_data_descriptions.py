@@ -65,3 +65,13 @@ TYPOS = {
 def test_a_wrong_description_names_the_value_and_the_known_ones(message):
     with pytest.raises(ValueError, match=message):
         load_data_source(TYPOS[message])
+
+
+def test_a_broken_json_document_is_an_error_of_the_file(tmp_path):
+    path = tmp_path / "broken.json"
+    path.write_text('[{"id": 1}')
+    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
+        load_data_source({"format": "llava", "path": str(path)})
+    path.write_text('{"id": 1}')
+    with pytest.raises(ValueError, match="must hold a JSON list of records, got a dict"):
+        load_data_source({"format": "llava", "path": str(path)})

@@ -411,13 +411,3 @@ def test_missing_files_and_folders_are_named(llava_file, tmp_path):
         load_data_source({"format": "webdataset", "path": str(tmp_path / "gone-*.tar")})
     with pytest.raises(FileNotFoundError, match=r"holds no metadata\.jsonl or metadata\.csv"):
         load_data_source({"format": "image-folder", "path": str(tmp_path)})
-
-
-def test_a_broken_json_document_is_an_error_of_the_file(tmp_path):
-    path = tmp_path / "broken.json"
-    path.write_text('[{"id": 1}')
-    with pytest.raises(ValueError, match=r"broken\.json is not valid JSON"):
-        load_data_source({"format": "llava", "path": str(path)})
-    path.write_text('{"id": 1}')
-    with pytest.raises(ValueError, match="must hold a JSON list of records, got a dict"):
-        load_data_source({"format": "llava", "path": str(path)})
