@@ -75,7 +75,8 @@ class VisionFeatures:
 class VisualTokenizer(PreTrainedModel):
     """
     Base class of visual tokenizers. A tokenizer is a model of its own: it has a config and is registered with
-    `AutoModel`, and composite models build it from their config by its `model_type`, whichever it is.
+    `AutoModel`, and composite models build it from their config by its `model_type`, whichever it is. As in every
+    `PreTrainedModel`, parameters that belong to no layer of PyTorch get their first values in `_init_weights`.
 
     Class attributes:
         required_inputs (`tuple[str, ...]`): fields of [`VisionFeatures`] it needs beside `patch_features`, out of

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from transformers import AutoImageProcessor, AutoTokenizer
+from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
 from ..modeling.base_weights import resolve_checkpoint
@@ -89,6 +90,22 @@ class GVTProcessor(ProcessorMixin):
         if tokenizer.pad_token is None:
             tokenizer.pad_token = tokenizer.eos_token
         return cls(image_processor=image_processor, tokenizer=tokenizer, **kwargs)
+
+    def validate_inputs(self, images=None, text=None, **kwargs):
+        """
+        Raises:
+            ValueError: if there are not as many placeholders as images; names both numbers.
+        """
+        # newer versions of transformers compare them too
+        if text is not None and self.image_token is not None and not kwargs.get("sanitize_control_tokens"):
+            written = sum(sample.count(self.image_token) for sample in text)
+            given = 0 if images is None else len(make_flat_list_of_images(images))
+            if written != given:
+                raise ValueError(
+                    f"The text has {written} {self.image_token} tokens and {given} images were given: write one "
+                    f"{self.image_token} for each image."
+                )
+        super().validate_inputs(images=images, text=text, **kwargs)
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return f"{self.image_start_text}{self.image_token * self.num_image_tokens}{self.image_end_text}"

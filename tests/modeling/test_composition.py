@@ -120,6 +120,18 @@ def test_seed_alone_decides_on_the_new_weights(base_models, tmp_path):
     assert not torch.equal(third.model.resampler.latents, first.model.resampler.latents)
 
 
+def test_new_weights_are_drawn_like_those_of_a_model_from_its_config(base_models):
+    sizes = RESAMPLER_SIZES | {"hidden_size": 64, "num_latents": 64}
+    composed = GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, **sizes).model
+    built = GVTForConditionalGeneration(composed.config).model
+    assert abs(composed.resampler.latents.std() - 1) < 0.1
+    assert abs(composed.projector.weight.std() - 0.02) < 0.005
+    for name, parameter in composed.resampler.named_parameters():
+        expected = built.resampler.get_parameter(name)
+        assert abs(parameter.std() - expected.std()) <= 0.3 * expected.std(), name
+        assert abs(parameter.mean() - expected.mean()) <= max(0.5 * expected.std(), 1e-6), name
+
+
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16, "float16"])
 def test_dtype_is_that_of_the_language_model_or_as_asked(tmp_path, dtype):
     vision, text = save_base_models(tmp_path)

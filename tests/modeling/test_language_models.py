@@ -257,4 +257,4 @@ def test_livelier_models_attend_unevenly():
     model = livelier(tiny_gvt())
     model.set_attn_implementation("eager")
     attention = model(**batch(words(8)), output_attentions=True).attentions[0]
-    assert attention[0, :, -1].max() > 0.3
+    assert attention[0, :, -1].max() > 1.5 / 8

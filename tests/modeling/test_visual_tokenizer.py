@@ -5,6 +5,7 @@ import torch
 from huggingface_hub.dataclasses import strict
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, LlamaConfig, PreTrainedConfig
+from transformers import initialization as init
 
 from tests.tiny import (
     IMAGE_TOKEN_ID,
@@ -44,8 +45,14 @@ class BrightPatches(VisualTokenizer):
 
     def __init__(self, config):
         super().__init__(config)
-        self.scale = nn.Parameter(torch.ones(config.patch_hidden_size))
+        self.scale = nn.Parameter(torch.empty(config.patch_hidden_size))
         self.post_init()
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, BrightPatches):
+            init.ones_(module.scale)
 
     @property
     def output_size(self):

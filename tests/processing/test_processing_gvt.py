@@ -67,12 +67,12 @@ def test_prompts_are_padded_on_the_left_so_that_answers_follow_them():
     [("<image> one", 2, ("1", "2")), ("<image> <image>", 1, ("2", "1")), ("none", 1, ("0", "1"))],
 )
 def test_wrong_number_of_images_names_both_numbers(text, images, numbers):
-    with pytest.raises(ValueError, match=rf"{numbers[0]} <image> tokens and {numbers[1]} images"):
+    with pytest.raises(ValueError, match=rf"{numbers[0]} <image> tokens and {numbers[1]} images were given"):
         tiny_processor()(images=[tiny_image(seed) for seed in range(images)], text=text)
 
 
 def test_placeholders_without_images_are_refused():
-    with pytest.raises(ValueError, match=r"2 <image> tokens in the text but no images"):
+    with pytest.raises(ValueError, match=r"2 <image> tokens and 0 images were given"):
         tiny_processor()(text="<image> <image>")
 
 
