@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 
-from tests.tiny import assistant, image_bytes, tiny_gvt, tiny_gvt_config, tiny_processor, user
+from tests.tiny import assistant, image_bytes, livelier, tiny_gvt, tiny_gvt_config, tiny_processor, user
 from vistok import GVTForConditionalGeneration, VisualLanguageCollator
 
 TEXTS = ("a?", "is there a red dog in it?", "how many are there?")
@@ -64,14 +64,17 @@ def teach():
         torch.manual_seed(0)
         model = GVTForConditionalGeneration._from_config(tiny_gvt_config(text_config=text_config))
         batch = VisualLanguageCollator(processor, is_encoder_decoder=model.config.is_encoder_decoder)(examples)
-        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
-        for _ in range(500):
+        livelier(model, 3.0)
+        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+        for _ in range(3000):
             loss = model(**batch).loss
             if loss < 0.02:
                 break
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
+        else:
+            raise RuntimeError(f"The model did not learn its answers by heart: the loss is still {loss:.3f}.")
         model.generation_config.eos_token_id = processor.tokenizer.eos_token_id
         model.generation_config.pad_token_id = processor.tokenizer.pad_token_id
         return model.eval()
