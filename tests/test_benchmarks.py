@@ -31,10 +31,13 @@ def run_benchmark(name: str, folder: Path, *options: str) -> list[dict[str, str]
 
 def test_resampler_compares_both_formulations_in_both_dtypes(tmp_path):
     rows = run_benchmark("resampler", tmp_path)
+    assert [row["formulation"] for row in rows] == ["plain", "absorbed", "absorbed, checkpointed"] * 4
     assert {(row["depth"], row["dtype"]) for row in rows} == {
         (depth, dtype) for depth in ("6", "1") for dtype in ("float32", "bfloat16")
     }
-    assert all(float(row["time ratio"]) > 0 and float(row["memory ratio"]) > 0 for row in rows)
+    for plain, absorbed, checkpointed in zip(rows[::3], rows[1::3], rows[2::3]):
+        assert plain["time ratio"] == plain["memory ratio"] == plain["FLOP ratio"] == "1.00"
+        assert float(absorbed["FLOP ratio"]) > float(checkpointed["FLOP ratio"])
 
 
 def test_visual_tokens_compares_prompts_of_640_and_96_tokens(tmp_path):
