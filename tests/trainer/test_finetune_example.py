@@ -2,13 +2,14 @@
 
 import importlib.util
 import json
+import math
 import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.tiny import tiny_image
+from tests.trainer.tiny_training import largest_difference, moved, parameters
 from vistok import GVTForConditionalGeneration
 
 EXAMPLE = Path(__file__).parents[2] / "examples" / "finetune_gvt.py"
@@ -20,9 +21,19 @@ def example(monkeypatch):
     module = importlib.util.module_from_spec(specification)
     specification.loader.exec_module(module)
 
+    trainers = []
+
+    class Watched(module.Trainer):
+        def train(self, *args, **kwargs):
+            trainers.append((self, parameters(self.model)))
+            return super().train(*args, **kwargs)
+
     def run(*arguments):
+        monkeypatch.setattr(module, "Trainer", Watched)
         monkeypatch.setattr(sys, "argv", ["finetune_gvt.py", *map(str, arguments)])
         module.main()
+        ((trainer, before),) = trainers
+        return trainer, before
 
     return run
 
@@ -34,7 +45,7 @@ def test_the_example_fine_tunes_on_ones_own_data(example, base_models, tmp_path,
     image = ["a.png"] * question.count("<image>")
     rows = [{"id": index, "image": image, "conversations": conversation} for index in range(4)]
     (tmp_path / "mine.json").write_text(json.dumps(rows))
-    example(
+    trainer, before = example(
         *("--vision", base_models[0], "--text", base_models[1], "--output_dir", tmp_path / "out"),
         *("--data", "llava", "--path", tmp_path / "mine.json", "--images", tmp_path, "--max_samples", 3),
         *("--max_steps", 2, "--batch_size", 2, "--image_size", 24, "--num_latents", 4),
@@ -43,10 +54,13 @@ def test_the_example_fine_tunes_on_ones_own_data(example, base_models, tmp_path,
     assert f"{words} →" in capsys.readouterr().out
     model = GVTForConditionalGeneration.from_pretrained(tmp_path / "out")
     assert model.model.resampler.latents.shape == (4, 384)
-    # Only the resampler was trained: the language model is the one that it started from.
-    base = GVTForConditionalGeneration.from_vision_text_pretrained(*base_models)
-    name = "model.language_model.layers.0.self_attn.q_proj.weight"
-    assert torch.equal(model.get_parameter(name), base.get_parameter(name))
+    (logged,) = [entry for entry in trainer.state.log_history if "train_loss" in entry]
+    assert math.isfinite(logged["train_loss"]) and logged["train_loss"] > 0
+    assert moved(trainer.model, before) == {
+        name for name in before if name.startswith(("model.resampler.", "model.projector."))
+    }
+    # What was saved is what was trained, and the rest is loaded from the models that it started from.
+    assert largest_difference(parameters(model), parameters(trainer.model)) == 0
 
 
 def test_the_example_is_short_enough_to_read():
