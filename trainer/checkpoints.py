@@ -15,6 +15,36 @@ from ..modeling.trained_weights import CheckpointError
 logger = logging.get_logger(__name__)
 
 STATE_NAME = "trainer_state.json"  # written last
+RESUMED_FROM = ("optimizer.pt", "scheduler.pt", "rng_state.pth")  # the last with a number each of several processes
+SHARDED = ("global_step", "pytorch_model", "optimizer_")  # DeepSpeed and FSDP keep all of it in files of their own
+
+
+def checkpoint_to_resume(resume: str | os.PathLike | bool | None, output_dir: str | os.PathLike) -> str | None:
+    """
+    The checkpoint that a training is to go on from.
+
+    Args:
+        resume (`str` or `bool`, *optional*):
+            Folder of a checkpoint; `True` for the last complete one in the output folder, `"auto"` for the same if
+            there is one.
+        output_dir (`str`): of the run; need not exist.
+
+    Returns:
+        `str`: its folder, or `None` to start anew.
+
+    Raises:
+        CheckpointError: if the given checkpoint is incomplete or truncated.
+        ValueError: if there has to be one in the output folder and there is none.
+    """
+    if resume == "auto" or resume is True:
+        found = last_complete_checkpoint(output_dir)
+        if found is None and resume is True:
+            raise ValueError(f"There is no complete checkpoint in {output_dir} to resume from.")
+        return found
+    if not resume:
+        return None
+    check_checkpoint(resume)
+    return os.fspath(resume)
 
 
 def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
@@ -36,7 +66,7 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
         try:
             check_checkpoint(folder)
         except CheckpointError as error:
-            logger.warning(f"Passing over a checkpoint that was not written to its end: {error}")
+            logger.warning(f"Passing over a checkpoint that no training can go on from: {error}")
         else:
             return str(folder)
     return None
@@ -44,7 +74,8 @@ def last_complete_checkpoint(output_dir: str | os.PathLike) -> str | None:
 
 def check_checkpoint(folder: str | os.PathLike) -> TrainerState:
     """
-    Makes sure that a checkpoint was written to its end, before a model is half loaded from it.
+    Makes sure that a checkpoint was written to its end and that a training can go on from it, before a model is half
+    loaded from it.
 
     Args:
         folder (`str`): of the checkpoint.
@@ -53,7 +84,8 @@ def check_checkpoint(folder: str | os.PathLike) -> TrainerState:
         `TrainerState`: of the run when it was written.
 
     Raises:
-        CheckpointError: if there is no such folder, a file is missing, or a file is truncated.
+        CheckpointError: if there is no such folder, a file is missing (with `save_only_model` all but the weights), or
+            a file is truncated.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -76,10 +108,25 @@ def check_checkpoint(folder: str | os.PathLike) -> TrainerState:
                 pass
         except (SafetensorError, OSError) as error:
             raise _truncated(path, error) from error
+    _check_rest(folder)
+    return state
+
+
+def _check_rest(folder: Path) -> None:
+    """What a training goes on with beside the weights."""
     for path in [*folder.glob("*.pt"), *folder.glob("*.pth")]:
         if not zipfile.is_zipfile(path):
             raise _truncated(path, "the end is missing")
-    return state
+    if any(entry.name.startswith(SHARDED) for entry in folder.iterdir()):
+        return
+    missing = [name for name in RESUMED_FROM if not any(folder.glob(name.replace(".", "*.")))]
+    if len(missing) == len(RESUMED_FROM):
+        raise CheckpointError(
+            f"{folder} holds weights without {', '.join(missing)}, as save_only_model saves it: no training can go on "
+            "from it. Resume from a checkpoint with all of these, or start anew, with save_only_model off."
+        )
+    if missing:
+        raise CheckpointError(f"{folder} has no {', '.join(missing)}: resume from an earlier checkpoint.")
 
 
 def _shards(folder: Path) -> list[Path]:
@@ -97,4 +144,4 @@ def _truncated(path: Path, error: object) -> CheckpointError:
     return CheckpointError(f"{path} ({size}) is truncated or damaged ({error}): resume from an earlier checkpoint.")
 
 
-__all__ = ["check_checkpoint", "last_complete_checkpoint"]
+__all__ = ["check_checkpoint", "checkpoint_to_resume", "last_complete_checkpoint"]

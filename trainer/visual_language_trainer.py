@@ -24,7 +24,7 @@ from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.collator import IGNORED, VisualLanguageCollator
 from ..processing.feature_cache import FeatureCache
 from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
-from .checkpoints import check_checkpoint, last_complete_checkpoint
+from .checkpoints import checkpoint_to_resume
 from .conversation_groups import group_by_images
 from .final_folder import ordinary_model, replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
@@ -52,7 +52,7 @@ class VisualLanguageTrainer(Trainer):
         kwargs: passed to `transformers.Trainer`.
 
     Raises:
-        ValueError: if a data set is empty, or the data does not go with the arguments.
+        ValueError: if a data set is empty, or the data or the collator does not go with the arguments.
 
     Evaluation reports `eval_loss`, the mean over all answer tokens, and `eval_answer_accuracy`: the share of answers
     of which every token, the end included, is the most probable one, which are the answers that greedy decoding gets
@@ -70,6 +70,7 @@ class VisualLanguageTrainer(Trainer):
         **kwargs,
     ):
         _check_datasets(args, train_dataset, eval_dataset)
+        _check_own_collator(args, data_collator)
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
         if args.n_gpu > 1:
@@ -153,14 +154,7 @@ class VisualLanguageTrainer(Trainer):
             CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model.
             DivergedError: if the loss or the gradient is no finite number.
         """
-        if resume_from_checkpoint == "auto" or resume_from_checkpoint is True:
-            found = last_complete_checkpoint(self.args.output_dir)
-            if found is None and resume_from_checkpoint is True:
-                raise ValueError(f"There is no complete checkpoint in {self.args.output_dir} to resume from.")
-            resume_from_checkpoint = found
-        if resume_from_checkpoint:
-            check_checkpoint(resume_from_checkpoint)
-        return super().train(resume_from_checkpoint or None, *args, **kwargs)
+        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # a run that was at its end takes no further step
@@ -331,6 +325,16 @@ def _check_datasets(args: VisualLanguageConfig, train_dataset, eval_dataset) -> 
             raise ValueError(f"{option} needs data of known size: load {name} with streaming off.")
         if dataset is not train_dataset and args.world_size > 1:
             raise ValueError(f"Several processes share no stream to evaluate on: load {name} with streaming off.")
+
+
+def _check_own_collator(args: VisualLanguageConfig, collator) -> None:
+    for option, its_own in {"cache_features": "features", "max_length": "max_length"}.items():
+        if collator is not None and getattr(args, option):
+            raise ValueError(
+                f"{option} is {getattr(args, option)!r}, but only the trainer's own collator follows it, not the "
+                f"given {type(collator).__name__}: give that one its `{its_own}`, and leave {option} out of the "
+                "arguments."
+            )
 
 
 def _group(dataset, conversations_per_row: int):

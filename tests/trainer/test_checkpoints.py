@@ -139,6 +139,10 @@ BREAKAGES = {
     "holds no weights": lambda folder: (folder / "trained_weights.safetensors").unlink(),
     "optimizer.pt": lambda folder: truncate(folder / "optimizer.pt"),
     "rng_state.pth": lambda folder: truncate(folder / "rng_state.pth", 0.0),
+    "optimizer.pt absent": lambda folder: (folder / "optimizer.pt").unlink(),
+    "scheduler.pt absent": lambda folder: (folder / "scheduler.pt").unlink(),
+    "rng_state.pth absent": lambda folder: (folder / "rng_state.pth").unlink(),
+    "save_only_model": lambda folder: [path.unlink() for path in (*folder.glob("*.pt"), *folder.glob("*.pth"))],
 }
 
 
@@ -175,12 +179,34 @@ def test_a_checkpoint_of_all_weights_in_shards_is_checked_shard_by_shard(model, 
     folder = tmp_path / "checkpoint-1"
     model.save_pretrained(folder, max_shard_size="50KB")
     (folder / "trainer_state.json").write_text(json.dumps({"global_step": 1}))
+    for name in ("optimizer.pt", "scheduler.pt", "rng_state.pth"):
+        torch.save({}, folder / name)
     assert check_checkpoint(folder).global_step == 1
     shards = sorted(folder.glob("model-*.safetensors"))
     assert len(shards) > 1
     shards[-1].unlink()
     with pytest.raises(CheckpointError, match=f"{shards[-1].name} .absent. is truncated or damaged"):
         check_checkpoint(folder)
+
+
+@pytest.mark.parametrize("of_its_own", ["global_step1", "pytorch_model_fsdp_0", "optimizer_0"])
+def test_a_checkpoint_of_deepspeed_or_fsdp_keeps_the_rest_in_files_of_its_own(model, tmp_path, of_its_own):
+    model.save_pretrained(tmp_path)
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 1}))
+    with pytest.raises(CheckpointError, match=r"holds weights without optimizer\.pt, scheduler\.pt, rng_state\.pth"):
+        check_checkpoint(tmp_path)
+    (tmp_path / of_its_own).mkdir()
+    assert check_checkpoint(tmp_path).global_step == 1
+
+
+def test_where_nothing_but_the_model_was_saved_a_training_starts_anew_and_says_why(model, trainer_for, caplog):
+    options = {"save_strategy": "steps", "save_steps": 1, "save_only_model": True}
+    trainer_for(copy.deepcopy(model), questions(4), max_steps=2, **options).train()
+    again = trainer_for(model, questions(4), max_steps=1, **options)
+    with caplog.at_level("WARNING", logger="vistok"):
+        again.train(resume_from_checkpoint="auto")
+    assert again.state.global_step == 1
+    assert "checkpoint-2 holds weights without optimizer.pt" in caplog.text and "save_only_model off" in caplog.text
 
 
 def test_without_a_complete_checkpoint_training_starts_anew_or_says_so(run, tmp_path):

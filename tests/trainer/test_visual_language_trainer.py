@@ -364,6 +364,14 @@ def test_an_own_collator_is_augmented_by_its_owner(model, trainer_for):
         trainer_for(model, questions(2), augment=True, data_collator=lambda examples: {})
 
 
+@pytest.mark.parametrize("options", [{"max_length": 8}, {"cache_features": True}], ids=str)
+def test_what_only_the_trainers_own_collator_follows_is_refused_beside_another(model, processor, trainer_for, options):
+    (name, value) = next(iter(options.items()))
+    message = f"{name} is {value}, but only the trainer's own collator .* not the given VisualLanguageCollator"
+    with pytest.raises(ValueError, match=message):
+        trainer_for(model, questions(2), data_collator=VisualLanguageCollator(processor), **options)
+
+
 # What goes wrong
 
 
