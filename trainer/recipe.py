@@ -14,6 +14,7 @@ from ..hub_cards.card_header import check_card_fields
 from .data_formats import DataSource
 from .visual_language_config import VisualLanguageConfig
 
+DEFAULT_VISION, DEFAULT_TEXT = "vistok:dinov2-small", "vistok:smollm2-135m"
 SECTIONS = ("model", "trainable", "lora", "data", "training", "card")
 GVT_TRAINABLE = {"vision": "frozen", "resampler": "full", "llm": "frozen"}
 
@@ -24,10 +25,12 @@ class ModelRecipe:
     What the model is composed of.
 
     Args:
-        vision, text (`str`): base models: names of vistok, folders or Hub ids.
+        vision, text (`str`, *optional*): base models: names of vistok, folders or Hub ids. By default the small ones
+            of `vistok fetch`, or those of the checkpoint.
         kind (`str`): `"gvt"`.
         checkpoint (`str`, *optional*):
-            Starts from the model in this folder. What `config` and `resampler` say must then be true of it.
+            Starts from the model in this folder. What `vision`, `text`, `config` and `resampler` say must then be true
+            of it.
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
         attn_implementation (`str`, *optional*): as in `from_pretrained`.
         image_size (`int`, *optional*): side of the images in pixels; by default what the tower's processor says.
@@ -38,8 +41,8 @@ class ModelRecipe:
         resampler (`dict`): fields of the visual tokenizer's config.
     """
 
-    vision: str = "vistok:dinov2-small"
-    text: str = "vistok:smollm2-135m"
+    vision: str | None = None
+    text: str | None = None
     kind: str = "gvt"
     checkpoint: str | None = None
     dtype: str | None = None
@@ -49,6 +52,10 @@ class ModelRecipe:
     processor: dict[str, Any] = field(default_factory=dict)
     config: dict[str, Any] = field(default_factory=dict)
     resampler: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.checkpoint is None:
+            self.vision, self.text = self.vision or DEFAULT_VISION, self.text or DEFAULT_TEXT
 
 
 @dataclass

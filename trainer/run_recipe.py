@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import time
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +13,15 @@ from transformers.utils import logging
 
 from ..configuration.optional import require
 from ..hub_cards.card import write_card
-from ..hub_cards.run_results import merge_results, run_environment, write_text_atomically
+from ..hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
 from ..processing.chat_templates import get_chat_template
 from ..processing.processing_gvt import GVTProcessor
+from .checkpoints import check_checkpoint, checkpoint_to_resume
 from .data_sources import DataSource, SkippedSamples, load_data_source, mix_data_sources
 from .freezing import count_parameters
 from .recipe import ModelRecipe, Recipe
+from .training_record import TrainingRecord, check_same_recipe, seconds_trained
 from .visual_language_config import VisualLanguageConfig
 from .visual_language_trainer import VisualLanguageTrainer
 
@@ -81,10 +82,11 @@ def _load_checkpoint(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[An
         for name, value in fields.items():
             found = getattr(config, name, None)
             if found != value:
-                raise ValueError(
-                    f"model.{section}.{name} is {value!r}, but {recipe.checkpoint} has {found!r}: leave it out of the "
-                    "recipe, or start from the base models."
-                )
+                raise _is_otherwise(recipe, f"{section}.{name}", value, found)
+    for part in ("vision", "text"):
+        value, found = getattr(recipe, part), (model.config.base_models or {}).get(part)
+        if value is not None and (found is None or os.path.realpath(found) != os.path.realpath(value)):
+            raise _is_otherwise(recipe, part, value, found)
     processor = processor_class.from_pretrained(recipe.checkpoint, **recipe.processor)
     if recipe.chat_template is not None:
         processor.chat_template = get_chat_template(recipe.chat_template, processor.image_token)
@@ -93,16 +95,25 @@ def _load_checkpoint(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[An
     return model, processor
 
 
+def _is_otherwise(recipe: ModelRecipe, name: str, value: Any, found: Any) -> ValueError:
+    return ValueError(
+        f"model.{name} is {value!r}, but {recipe.checkpoint} has {found!r}: leave it out of the recipe, or start from "
+        "the base models."
+    )
+
+
 def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None = None) -> dict[str, Any]:
     """
     Trains as a recipe says. The output folder then holds the model, as [`VisualLanguageTrainer.save_final`] saves it,
-    a card, `results.json`, `loss.png` and the log of the training, `training_log.jsonl`.
+    a card, `results.json`, `loss.png` and the log of the training, `training_log.jsonl`. A run that is at its end
+    already takes no step, and its folder stays as it is.
 
     Args:
         recipe ([`Recipe`]): the run.
         resume (`bool` or `str`, *optional*, defaults to `"auto"`):
             `"auto"` continues from the last complete checkpoint in the output folder if there is one; a path continues
-            from that one; `False` starts anew.
+            from that one; `False` starts anew. A run continues with the recipe that it began with, save for its length
+            and for what it saves, evaluates and logs on the way.
         command (`str`, *optional*): the command line, for the card.
 
     Returns:
@@ -110,10 +121,13 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
 
     Raises:
         ImportError: if what draws the loss curve is missing.
-        ValueError: if the recipe does not fit together.
+        ValueError: if the recipe does not fit together, or is another than that of the run to continue.
     """
     require("matplotlib.figure", "train")  # not found out about at the end of a run
     args = VisualLanguageConfig(**{"trainable": recipe.trainable, "lora": recipe.lora, **recipe.training})
+    checkpoint = checkpoint_to_resume(resume, args.output_dir)
+    if checkpoint is not None:
+        check_same_recipe(checkpoint, recipe.to_dict())
     set_seed(args.seed)
     model, processor = build_model(recipe.model)
     train_dataset = mix_data_sources(recipe.data.train, recipe.data.seed, recipe.data.stopping_strategy)
@@ -124,22 +138,30 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         train_dataset=train_dataset,
         eval_dataset=eval_datasets or None,
         processing_class=processor,
+        callbacks=[TrainingRecord(recipe.to_dict())],
     )
-    started = time.perf_counter()
-    output = trainer.train(resume_from_checkpoint=resume or None)
-    seconds = time.perf_counter() - started
+    steps_before = check_checkpoint(checkpoint).global_step if checkpoint is not None else 0
+    output = trainer.train(resume_from_checkpoint=checkpoint)
+    if trainer.state.global_step == steps_before and (recorded := results_of_run(args.output_dir, trainer)):
+        logger.warning(
+            f"{args.output_dir} holds this run at its end: there was no step left to take, and the folder stays as it "
+            "is. To train once more, start with --resume never (resume=False)."
+        )
+        return recorded
     metrics = final_metrics(trainer, eval_datasets)
     skipped = SkippedSamples([dataset.skipped_samples for dataset in (train_dataset, *eval_datasets.values())])
     if skipped.count:
         logger.warning(skipped.summary())
     history = trainer.state.log_history
+    described = recipe.to_dict()
+    described["model"] |= model.config.base_models or {}
     results = {
         "command": command,
-        "recipe": recipe.to_dict(),
+        "recipe": described,
         "steps": trainer.state.global_step,
         "epochs": None if isinstance(train_dataset, IterableDataset) else trainer.state.epoch,
         "train_loss": mean_training_loss(history, output.training_loss),
-        "train_seconds": round(seconds, 1),
+        "train_seconds": round(seconds_trained(trainer.state), 1),
         "environment": run_environment(),
         "parameters": count_parameters(model),
         "metrics": metrics,
@@ -147,14 +169,34 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "card": recipe.card,
         "log_history": history,
     }
-    if trainer.is_world_process_zero():
-        folder = Path(args.output_dir)
-        trainer.save_final(folder)
-        results = merge_results(folder, results)
-        write_text_atomically(folder / LOG_NAME, "".join(json.dumps(entry) + "\n" for entry in history))
-        draw_loss_curve(history, folder / "loss.png")
-        write_card(folder, results)
+    return _save_run(trainer, results) if trainer.is_world_process_zero() else results
+
+
+def _save_run(trainer: VisualLanguageTrainer, results: dict[str, Any]) -> dict[str, Any]:
+    folder, history = Path(str(trainer.args.output_dir)), results["log_history"]
+    trainer.save_final(folder)
+    results = merge_results(folder, results)
+    write_text_atomically(folder / LOG_NAME, "".join(json.dumps(entry) + "\n" for entry in history))
+    draw_loss_curve(history, folder / "loss.png")
+    write_card(folder, results)
     return results
+
+
+def results_of_run(folder: str | os.PathLike, trainer: VisualLanguageTrainer) -> dict[str, Any] | None:
+    """
+    The results that stand beside a model, if they are those of the run that a trainer is at the end of.
+
+    Args:
+        folder (`str`): output folder of the run.
+        trainer ([`VisualLanguageTrainer`]): after training.
+
+    Returns:
+        `dict`: as in `results.json`, or `None` if this run, as far as it has come, was not recorded or not saved.
+    """
+    results, state = read_results(folder), trainer.state
+    same_curve = _series(results.get("log_history") or [], "loss") == _series(state.log_history, "loss")
+    saved = any(Path(folder).glob("*.safetensors"))
+    return results if results.get("steps") == state.global_step and same_curve and saved else None
 
 
 def load_eval_datasets(sources: list[dict[str, Any]]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from tests.tiny import tiny_image
 from tests.trainer.conftest import RESAMPLER
 from tests.trainer.tiny_training import ANSWERS, QUESTIONS
 from vistok import VisualLanguageTrainer
-from vistok.modeling.trained_weights import read_trained_weights
+from vistok.hub_cards.run_results import merge_results
+from vistok.modeling.trained_weights import read_trained_weights, save_trained_weights
 from vistok.trainer.recipe import recipe_from_dict
 from vistok.trainer.run_recipe import build_model, draw_loss_curve, mean_training_loss, run_recipe
 
@@ -124,19 +125,36 @@ def test_a_stream_is_trained_on_past_its_bad_samples_which_are_counted_once(reci
     assert results["epochs"] is None  # how long a pass is, nobody knows
 
 
-def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(recipe, tmp_path, monkeypatch):
-    whole = run_recipe(recipe(training={"output_dir": str(tmp_path / "whole")}))
+@pytest.fixture
+def killed(recipe, monkeypatch):
+    """Starts a run that dies in its last step but one, with a checkpoint of its half behind it."""
     step = VisualLanguageTrainer.training_step
 
-    def killed(self, *args, **kwargs):
+    def mortal(self, *args, **kwargs):
         if self.state.global_step == 3:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
-    with monkeypatch.context() as context:
-        context.setattr(VisualLanguageTrainer, "training_step", killed)
-        with pytest.raises(KeyboardInterrupt):
-            run_recipe(recipe())
+    def kill():
+        with monkeypatch.context() as context:
+            context.setattr(VisualLanguageTrainer, "training_step", mortal)
+            with pytest.raises(KeyboardInterrupt):
+                run_recipe(recipe())
+
+    return kill
+
+
+def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(recipe, tmp_path, killed, monkeypatch):
+    step, clock = VisualLanguageTrainer.training_step, [0.0]
+
+    def slow(self, *args, **kwargs):
+        clock[0] += 10
+        return step(self, *args, **kwargs)
+
+    whole = run_recipe(recipe(training={"output_dir": str(tmp_path / "whole")}))
+    monkeypatch.setattr("vistok.trainer.training_record.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(VisualLanguageTrainer, "training_step", slow)
+    killed()
     assert not (tmp_path / "run" / "results.json").exists()
     again = run_recipe(recipe())
     assert again["steps"] == whole["steps"]
@@ -148,10 +166,38 @@ def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(re
     assert curve(again) == pytest.approx(curve(whole), abs=1e-5)
     first, second = read_trained_weights(tmp_path / "whole"), read_trained_weights(tmp_path / "run")
     assert all(torch.allclose(first[name], second[name], atol=1e-4) for name in first)
-    # Started once more there is nothing left to do.
-    assert curve(run_recipe(recipe())) == curve(again)
+    assert again["train_seconds"] == 40  # two steps of the first session and two of the second
     # And from the beginning it is another run, of the same outcome.
     assert curve(run_recipe(recipe(), resume=False)) == pytest.approx(curve(whole), abs=1e-5)
+
+
+def test_a_finished_run_that_is_started_again_leaves_what_is_recorded_as_it_is(recipe, tmp_path, caplog):
+    folder = tmp_path / "run"
+    run_recipe(recipe(), command="vistok train tiny.yaml")
+    report = {"task": "shapes", "split": "test", "num_questions": 100, "accuracy": 90.0}
+    recorded = merge_results(folder, {"evaluation": [report]})
+    content = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+    with caplog.at_level("WARNING", logger="vistok"):
+        assert run_recipe(recipe(training={"save_steps": 3}), command="vistok train --resume auto") == recorded
+    assert "no step left to take" in caplog.text
+    with pytest.raises(ValueError, match=r"checkpoint-4 is of .*: training\.learning_rate is 0\.5 and was 0\.01"):
+        run_recipe(recipe(training={"learning_rate": 0.5}))
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == content
+    # A run that was killed before it recorded its end does so now, and one that is to be longer goes on.
+    (folder / "results.json").unlink()
+    assert run_recipe(recipe())["steps"] == 4 and (folder / "results.json").exists()
+    assert run_recipe(recipe(training={"max_steps": 5}))["steps"] == 5
+
+
+def test_a_run_cannot_be_changed_half_way(recipe, tmp_path, killed):
+    killed()
+    (source,) = recipe().data.train
+    other = recipe(data={"train": [{**source, "on_error": "raise", "max_samples": 2}]})
+    with pytest.raises(ValueError, match=r"data\.train\.0\.on_error is 'raise' and was 'skip'; .*max_samples is 2"):
+        run_recipe(other)
+    with pytest.raises(ValueError, match="checkpoint-2 is of a run with another recipe"):
+        run_recipe(other, resume=str(tmp_path / "run" / "checkpoint-2"))
+    assert not (tmp_path / "run" / "results.json").exists()
 
 
 def test_a_second_stage_starts_from_the_folder_of_the_first(recipe, tmp_path, base_models):
@@ -167,6 +213,24 @@ def test_a_second_stage_starts_from_the_folder_of_the_first(recipe, tmp_path, ba
     wrong = recipe(model={"checkpoint": str(tmp_path / "run"), "resampler": {"num_latents": 8}})
     with pytest.raises(ValueError, match=r"model\.resampler\.num_latents is 8, but .* has 3: leave it out"):
         build_model(wrong.model)
+
+
+@pytest.mark.parametrize("part", ["vision", "text"])
+def test_the_base_models_of_a_checkpoint_are_its_own(recipe, tmp_path, base_models, model, processor, part):
+    for folder in ("first", "whole"):
+        processor.save_pretrained(tmp_path / folder)
+    save_trained_weights(model.requires_grad_(False), tmp_path / "first")
+    model.save_pretrained(tmp_path / "whole")
+    stage = {"checkpoint": str(tmp_path / "first")}
+    with pytest.raises(ValueError, match=rf"model\.{part} is 'other', but .*first has '.*': leave it out"):
+        build_model(recipe(model={**stage, part: "other"}).model)
+    build_model(recipe(model={**stage, part: os.path.relpath(base_models[part == "text"])}).model)
+    with pytest.raises(ValueError, match=r"but .*whole has None"):
+        build_model(recipe(model={"checkpoint": str(tmp_path / "whole")}).model)
+    short = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no"}
+    results = run_recipe(recipe(model={**stage, "vision": None, "text": None}, training=short, data={"eval": []}))
+    recorded = results["recipe"]["model"]
+    assert (recorded["vision"], recorded["text"]) == ("vision", "text")  # of the folders' paths what is published
 
 
 @pytest.mark.parametrize(
