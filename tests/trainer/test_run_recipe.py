@@ -127,15 +127,16 @@ def test_a_stream_is_trained_on_past_its_bad_samples_which_are_counted_once(reci
 
 @pytest.fixture
 def killed(recipe, monkeypatch):
-    """Starts a run that dies in its last step but one, with a checkpoint of its half behind it."""
-    step = VisualLanguageTrainer.training_step
-
-    def mortal(self, *args, **kwargs):
-        if self.state.global_step == 3:
-            raise KeyboardInterrupt
-        return step(self, *args, **kwargs)
+    """Starts a run that dies in its last step, with a checkpoint of its half behind it."""
 
     def kill():
+        step = VisualLanguageTrainer.training_step
+
+        def mortal(self, *args, **kwargs):
+            if self.state.global_step == 3:
+                raise KeyboardInterrupt
+            return step(self, *args, **kwargs)
+
         with monkeypatch.context() as context:
             context.setattr(VisualLanguageTrainer, "training_step", mortal)
             with pytest.raises(KeyboardInterrupt):
