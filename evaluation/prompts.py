@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from ..processing.chat_templates import adds_special_tokens
 from ..processing.collator import tokenize_conversation
 from ..processing.images import BadSampleError, image_key
 
@@ -109,7 +110,8 @@ def _tokenize(processor, examples) -> list[list[int]]:
             )  # fmt: skip
         replacements = [processor.replace_image_token({}, index) for index in range(num_images)]
         expanded.append(processor.get_text_with_replacements([text], replacements)[0][0])
-    return processor.tokenizer(expanded)["input_ids"]
+    tokenizer = processor.tokenizer
+    return [tokenizer(text, add_special_tokens=adds_special_tokens(tokenizer, text))["input_ids"] for text in expanded]
 
 
 def _answer_tokens(processor, example) -> list[int]:

@@ -1,5 +1,7 @@
 """Chat templates for composed models: how messages with images become one text."""
 
+from transformers import PreTrainedTokenizerBase
+
 # Text of a message whose content is a string or a list of parts; an image part becomes the placeholder.
 _CONTENT = """\
 {%- macro content_text(content, after_image) -%}
@@ -89,4 +91,19 @@ def get_chat_template(name: str, image_token: str = "<image>") -> str:
     return "{%- set image_token = '" + image_token + "' -%}\n" + CHAT_TEMPLATES[name]
 
 
-__all__ = ["CHAT_TEMPLATES", "get_chat_template"]
+def adds_special_tokens(tokenizer: PreTrainedTokenizerBase, text: str) -> bool:
+    """
+    Whether the tokenizer is to add special tokens to a text, by the rule of `apply_chat_template`: not where the
+    template has written the first one itself.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): its `bos_token` is what a text may begin with.
+        text (`str`): what a chat template wrote.
+
+    Returns:
+        `bool`: for the tokenizer's `add_special_tokens`.
+    """
+    return tokenizer.bos_token is None or not text.startswith(tokenizer.bos_token)
+
+
+__all__ = ["CHAT_TEMPLATES", "adds_special_tokens", "get_chat_template"]

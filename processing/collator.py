@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from .chat_templates import adds_special_tokens
 from .images import BadSampleError, image_key, load_example_images
 
 IGNORED = -100
@@ -58,9 +59,8 @@ def tokenize_conversation(processor, messages: Sequence[Mapping[str, Any]]) -> T
         list(texts), [processor.replace_image_token({}, index) for index in range(num_images)]
     )
     tokenizer = processor.tokenizer
-    # As `apply_chat_template` does when the model is asked: a template may begin texts itself.
-    begins = tokenizer.bos_token is not None and texts[0].startswith(tokenizer.bos_token)
-    encoded = tokenizer(expanded[0], return_offsets_mapping=True, add_special_tokens=not begins)
+    add_special_tokens = adds_special_tokens(tokenizer, texts[0])
+    encoded = tokenizer(expanded[0], return_offsets_mapping=True, add_special_tokens=add_special_tokens)
     answers = _behind_expansions(generations[0], offsets[0] if offsets else [])
     # A token counts where it ends: the one behind a block that ends in white space begins with that white space.
     supervised = [any(start < end <= stop for start, stop in answers) for _, end in encoded["offset_mapping"]]

@@ -5,11 +5,22 @@ import copy
 import pytest
 from transformers import MistralConfig
 
-from tests.tiny import assistant, calls, image_bytes, tiny_gvt, tiny_llama_config, tiny_processor, tiny_t5_config, user
+from tests.tiny import (
+    assistant,
+    calls,
+    image_bytes,
+    tiny_gvt,
+    tiny_llama_config,
+    tiny_processor,
+    tiny_t5_config,
+    tiny_tokenizer,
+    user,
+)
 from vistok.evaluation import generation
 from vistok.evaluation.generation import generate_answers, score_answers
 from vistok.evaluation.image_encoder import ImageEncoder
 from vistok.evaluation.prompts import make_prompts
+from vistok.processing.chat_templates import get_chat_template
 from vistok.processing.feature_cache import FeatureCache
 from vistok.processing.images import BadSampleError, load_example_images
 
@@ -17,13 +28,29 @@ QUIET = {"progress_bar": False}
 SHORT = {"progress_bar": False, "max_new_tokens": 10}
 
 
+def as_asked(processor, example):
+    """What the processor makes of an example's images and question, template and tokens in one, as pipelines do."""
+    images = iter(load_example_images(example))
+    messages = [
+        {
+            "role": message["role"],
+            "content": [
+                {"type": "image", "image": next(images)} if part["type"] == "image" else part
+                for part in message["content"]
+            ],
+        }
+        for message in example["messages"][:-1]
+    ]
+    return processor.apply_chat_template(
+        messages, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt"
+    )
+
+
 def one_at_a_time(model, processor, examples, max_new_tokens=10):
     """As a user would ask: through the processor and `generate`, without batches, caches or this module."""
     answers = []
     for example in examples:
-        text = processor.apply_chat_template(example["messages"][:-1], add_generation_prompt=True)
-        images = load_example_images(example)
-        inputs = processor(images=images or None, text=text, return_tensors="pt")
+        inputs = as_asked(processor, example)
         output = model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
         start = 0 if model.config.is_encoder_decoder else inputs["input_ids"].shape[1]
         answers.append(processor.tokenizer.decode(output[0, start:], skip_special_tokens=True).strip())
@@ -67,6 +94,16 @@ def test_prompts_of_any_kind_can_be_mixed(model, mixed, template):
     expected = one_at_a_time(model, processor, mixed)
     for batch_size in (2, 50):
         assert generate_answers(model, processor, mixed, batch_size, **SHORT) == expected
+
+
+@pytest.mark.parametrize("begins", ["", "{{ bos_token }}"])
+def test_prompts_begin_once_whether_the_template_or_the_tokenizer_begins_them(mixed, begins):
+    template = begins + get_chat_template("vicuna")
+    processor = tiny_processor(tiny_tokenizer(add_bos=True), chat_template=template)
+    prompts = {index: prompt for prompt in make_prompts(processor, mixed) for index in prompt.examples}
+    for index, example in enumerate(mixed):
+        assert prompts[index].input_ids == as_asked(processor, example)["input_ids"][0].tolist()
+        assert prompts[index].input_ids.count(processor.tokenizer.bos_token_id) == 1
 
 
 def test_a_sliding_window_is_not_shared(processor, questions):
