@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from ..processing.images import image_key
 from .vqa import answer_is_right, answer_of, question_of
 
 Examples = Sequence[Mapping[str, Any]]
@@ -127,7 +128,7 @@ def fingerprint(model, processor, examples: Examples) -> dict[str, str]:
         examples (`list[dict]`): what is asked.
 
     Returns:
-        `dict[str, str]`: hashes of the weights, of the processor and of the questions.
+        `dict[str, str]`: hashes of the weights, of the processor, of the questions and of the images.
     """
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -137,10 +138,12 @@ def fingerprint(model, processor, examples: Examples) -> dict[str, str]:
             weights.update(some.view(torch.uint8).cpu().numpy().tobytes())
     prepared = json.dumps([processor.chat_template, processor.image_processor.to_json_string()])
     asked = json.dumps([[*name, question_of(example)] for name, example in zip(_names(examples), examples)])
+    shown = json.dumps([[image_key(image) for image in example.get("images") or []] for example in examples])
     return {
         "weights": weights.hexdigest()[:16],
         "processor": hashlib.sha256(prepared.encode()).hexdigest()[:16],
         "questions": hashlib.sha256(asked.encode()).hexdigest()[:16],
+        "images": hashlib.sha256(shown.encode()).hexdigest()[:16],
     }
 
 

@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from tests.tiny import image_bytes
 from vistok.evaluation.predictions import PredictionsFile, check_distinct, fingerprint
 
 SETTINGS = {"seed": 0, "weights": "abc"}
@@ -72,6 +73,12 @@ def test_examples_of_equal_id_cannot_be_told_apart(questions):
     check_distinct([questions[0], {**questions[0], "source": "another"}])
     with pytest.raises(ValueError, match="Two examples of 'planted' have the id 'q2'"):
         check_distinct([*questions, questions[2]])
+
+
+def test_a_fingerprint_changes_with_the_images_of_the_same_questions(model, processor, questions):
+    before = fingerprint(model, processor, questions)
+    after = fingerprint(model, processor, [{**questions[0], "images": [image_bytes(99)]}, *questions[1:]])
+    assert [name for name in before if after[name] != before[name]] == ["images"]
 
 
 def test_a_fingerprint_changes_with_weights_processor_and_questions(model, processor, questions):
