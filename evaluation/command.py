@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
+from ..configuration.optional import require
 from ..modeling.base_weights import resolve_checkpoint
 from .report import FLOORS, evaluate_questions, file_stem, save_report
 from .vqa import choose_questions
@@ -62,10 +63,12 @@ def evaluate_command(
 
     Raises:
         ValueError: if an argument is out of range or unknown.
-        ImportError: if `output` is given and matplotlib is not installed.
+        ImportError: if `output` is given and matplotlib is not installed; at once, before anything is asked.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected {', '.join(DTYPES)}.")
+    if output is not None:
+        require("matplotlib.figure", "draw")  # the chart comes last, hours later
     questions = choose_questions(test, max_questions, seed)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     attn_implementation = attn_implementation or ("eager" if device == "cpu" else None)

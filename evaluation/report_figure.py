@@ -1,10 +1,13 @@
 """The chart of a report: accuracy per type of question, beside the floors."""
 
+import io
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from ..configuration.optional import require
+from ..modeling.atomic_folder import write_bytes_atomically
 
 FLOOR_NAMES = {
     "majority": "majority answer",
@@ -59,7 +62,9 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike) -> None:
     axes.set_title(f"{results['task']}, {results['split']} split", loc="left", fontweight="bold", pad=20)
     axes.text(0, 1.02, SUBTITLE, transform=axes.transAxes, fontsize=8.5, color="#606060")
     figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=9, handlelength=1.2)
-    figure.savefig(path, dpi=160)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=160)
+    write_bytes_atomically(Path(path), drawn.getvalue())
 
 
 def _series(measured: Mapping[str, Any], kinds: list[str]) -> list[Mapping[str, Any] | None]:

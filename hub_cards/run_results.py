@@ -3,7 +3,6 @@
 import json
 import os
 import platform
-import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 import torch
 import transformers
 
+from ..modeling.atomic_folder import write_text_atomically
 from .published_text import published_values
 
 RESULTS_NAME = "results.json"
@@ -107,25 +107,6 @@ def run_environment() -> dict[str, str]:
 
 def _identity(report: Mapping[str, Any]) -> tuple[Any, ...]:
     return tuple(report.get(key) for key in ("task", "split", "num_questions"))
-
-
-def write_text_atomically(path: Path, text: str) -> None:
-    """
-    Writes a text file whole or not at all.
-
-    Args:
-        path (`Path`): in a folder that exists.
-        text (`str`): written as UTF-8 with plain line feeds.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        with open(temporary, "x", encoding="utf-8", newline="\n") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 __all__ = ["RESULTS_NAME", "merge_results", "read_results", "run_environment", "write_text_atomically"]

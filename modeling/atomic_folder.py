@@ -1,4 +1,4 @@
-"""Folders of the cache that are either complete or absent, however many processes build them and wherever they die."""
+"""Folders and files that are either complete or absent, however many processes write them and wherever they die."""
 
 import errno
 import json
@@ -179,3 +179,33 @@ def _move_into_place(content: Path, folder: Path, aside: Path) -> None:
         os.replace(folder, aside)
     os.replace(content, folder)
     _fsync(folder.parent)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """
+    Writes a text file whole or not at all.
+
+    Args:
+        path (`Path`): in a folder that exists.
+        text (`str`): written as UTF-8 with plain line feeds.
+    """
+    write_bytes_atomically(path, text.encode("utf-8"))
+
+
+def write_bytes_atomically(path: Path, content: bytes) -> None:
+    """
+    Writes a file whole or not at all.
+
+    Args:
+        path (`Path`): in a folder that exists.
+        content (`bytes`): of the file.
+    """
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,6 +1,7 @@
 """What `vistok evaluate` does: a saved model, its questions, a folder with the report."""
 
 import json
+import sys
 
 import pytest
 from datasets import Dataset
@@ -30,6 +31,12 @@ def test_a_saved_model_is_evaluated_and_reported(folder, questions, tmp_path):
     assert len({line["id"] for line in asked if line["images"] == "given"}) == 12
     again = evaluate_command(folder, data, data, **arguments)
     assert (again["accuracy"], again["floors"]) == (results["accuracy"], results["floors"])
+
+
+def test_a_missing_matplotlib_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(ImportError, match="vistok\\[draw\\]"):
+        evaluate_command("no such model", [], task="planted", output=tmp_path / "out")
 
 
 def test_the_dtype_can_be_chosen(folder, questions):

@@ -1,11 +1,10 @@
 """The `results.json` beside a model."""
 
 import json
-import os
 
 import pytest
 
-from vistok.hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
+from vistok.hub_cards.run_results import merge_results, read_results, run_environment
 
 RUN = {"command": "vistok train a.yaml", "steps": 10, "train_loss": 0.25, "train_seconds": 3.0, "log_history": [{}]}
 REPORT = {"task": "shapes", "split": "test", "num_questions": 100, "accuracy": 90.0}
@@ -69,27 +68,6 @@ class TestMerging:
         (tmp_path / "results.json").write_text("[]")
         with pytest.raises(ValueError, match="holds a list"):
             read_results(tmp_path)
-
-
-class TestAtomicWriting:
-    @pytest.mark.parametrize("step", ["fsync", "replace"])
-    def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch, step):
-        path = tmp_path / "README.md"
-        write_text_atomically(path, "old")
-
-        def interrupt(*args):
-            raise KeyboardInterrupt
-
-        monkeypatch.setattr(os, step, interrupt)
-        with pytest.raises(KeyboardInterrupt):
-            write_text_atomically(path, "new")
-        assert path.read_text() == "old"
-        assert [entry.name for entry in tmp_path.iterdir()] == ["README.md"]
-
-    def test_the_file_has_the_permissions_of_any_new_file(self, tmp_path):
-        (tmp_path / "any").write_text("")
-        write_text_atomically(tmp_path / "ours", "")
-        assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
 
 
 class TestEnvironment:

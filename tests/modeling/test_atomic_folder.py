@@ -1,4 +1,4 @@
-"""Folders of the cache are complete or absent: after errors, kills, and with several processes at once."""
+"""Folders of the cache are complete or absent, and files: after errors, kills, and with several processes at once."""
 
 import json
 import os
@@ -12,7 +12,13 @@ from pathlib import Path
 import pytest
 
 from vistok.modeling import atomic_folder
-from vistok.modeling.atomic_folder import FetchError, build_folder_once, cache_dir, is_complete
+from vistok.modeling.atomic_folder import (
+    FetchError,
+    build_folder_once,
+    cache_dir,
+    is_complete,
+    write_text_atomically,
+)
 
 SOURCE = {"name": "tiny", "sha256": "0" * 64, "revision": 1}
 
@@ -190,3 +196,24 @@ def test_cache_that_cannot_be_written_is_said_with_the_remedy(tmp_path, monkeypa
     monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(FetchError, match="VISTOK_CACHE"):
         build_folder_once(cache_dir() / "models" / "tiny", SOURCE, write_answer)
+
+
+class TestAtomicWriting:
+    @pytest.mark.parametrize("step", ["fsync", "replace"])
+    def test_an_interrupted_write_leaves_the_old_file_and_nothing_else(self, tmp_path, monkeypatch, step):
+        path = tmp_path / "README.md"
+        write_text_atomically(path, "old")
+
+        def interrupt(*args):
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(os, step, interrupt)
+        with pytest.raises(KeyboardInterrupt):
+            write_text_atomically(path, "new")
+        assert path.read_text() == "old"
+        assert [entry.name for entry in tmp_path.iterdir()] == ["README.md"]
+
+    def test_the_file_has_the_permissions_of_any_new_file(self, tmp_path):
+        (tmp_path / "any").write_text("")
+        write_text_atomically(tmp_path / "ours", "")
+        assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
