@@ -341,6 +341,23 @@ class TestEvaluate:
         assert (test.split, train.split) == ("test", "train")
         assert test.name != train.name
 
+    def test_the_scenes_are_those_that_the_recipe_trains_and_evaluates_on(self):
+        from vistok.configuration.shipped import shipped_path
+        from vistok.trainer.recipe import read_yaml
+
+        recipe = read_yaml(shipped_path("recipes/gvt/demo.yaml").read_text(encoding="utf-8"), "demo.yaml")
+        _, test, train = cli._describe_task("cutout-scenes", "test")
+        for described, part in ((train, "train"), (test, "eval")):
+            (source,) = (source for source in recipe["data"][part] if source["format"] == "cutout-scenes")
+            assert (described["split"], described["options"]) == (source["split"], source["options"])
+
+    @pytest.mark.parametrize("task", cli.TASKS)
+    def test_training_questions_are_asked_only_if_a_file_says_so(self, task, tmp_path):
+        with pytest.raises(ValueError, match=f"'train', and {task} is asked about its test split only"):
+            cli._describe_task(task, "train")
+        (tmp_path / "mine.yaml").write_text(f"test: {{format: {task}, split: train}}")
+        assert cli._describe_task(str(tmp_path / "mine.yaml"), "train")[1] == {"format": task, "split": "train"}
+
     @pytest.mark.parametrize(
         ("content", "message"),
         [(None, "no task"), ("train: {format: llava}", "must hold `test`"), ("- a\n- b", "must hold `test`")],
