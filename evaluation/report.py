@@ -4,6 +4,7 @@ import json
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,13 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from ..modeling.atomic_folder import write_text_atomically
 from .generation import generate_answers
 from .image_encoder import ImageEncoder
 from .predictions import PredictionsFile, check_distinct, fingerprint
 from .report_figure import FLOOR_NAMES, draw_report
 from .vqa import (
+    BREAKDOWNS,
     answer_is_right,
     answer_of,
     bootstrap_interval,
@@ -73,8 +76,10 @@ def evaluate_questions(
 
     Returns:
         `dict`: `task`, `split`, `model`; what [`measure`] returns of the answers; `floors`, the same for each floor
-        (`per_type` of the majority is the majority of each type); `gain` over the question-only prior, or the majority
-        without training examples, with its interval; `settings`, `command`, `seconds`.
+        (of the majority, `per_type` and `breakdowns` are the majority of each type and group); `gain` over the
+        question-only prior, or the majority without training examples, with its interval; `settings`, `command`;
+        `seconds` of the answers about the given images and of all; `num_generated`, how many of these answers were
+        generated in this time and not read from `predictions_file`.
 
     Raises:
         ValueError: if a floor is unknown, there are no questions, or `predictions_file` is of another evaluation.
@@ -97,11 +102,13 @@ def evaluate_questions(
         check_distinct(test)
         file = PredictionsFile(predictions_file, settings | fingerprint(model, processor, test))
     encoder = ImageEncoder(model, processor, features, batch_size)
+    generated: Counter[str] = Counter()
 
     def ask(images: str, examples: list) -> list[str]:
         known = file.known(images, examples) if file is not None else {}
 
         def write(indices: list[int], answers: list[str]) -> None:
+            generated[images] += len(indices)
             if file is not None:
                 file.append(images, [examples[index] for index in indices], answers)
 
@@ -129,6 +136,7 @@ def evaluate_questions(
     for floor, images in (("blank_images", "blank"), ("shuffled_images", "shuffled")):
         if floor in floors:
             results["floors"][floor] = measure(ask(images, fewer), fewer, type_column)
+    results["num_generated"] = generated["given"]
     results["seconds"] = {"answers": round(answering, 1), "all": round(time.perf_counter() - started, 1)}
     return results
 
@@ -147,10 +155,13 @@ def _guess(floors, test, train) -> dict[str, list[str]]:
 
 
 def _majority(test, guesses, type_column) -> dict[str, Any]:
-    """Accuracy of one constant guess; per type, of the best constant guess of that type, which scores higher."""
+    """Accuracy of one constant guess; per type or group, of the best constant guess of it, which scores higher."""
     measured = {**measure(guesses, test, type_column), "answer": guesses[0]}
     if "per_type" in measured:
         measured["per_type"] = measure(majority_answers(test, type_column), test, type_column)["per_type"]
+    for column in measured.get("breakdowns", {}):
+        groups = measure(majority_answers(test, column), test, breakdowns={column: BREAKDOWNS[column]})
+        measured["breakdowns"][column] = groups["breakdowns"][column]
     return measured
 
 
@@ -165,13 +176,13 @@ def _gain(predictions, guesses, test) -> dict[str, Any] | None:
     return {
         "over": over,
         "accuracy": sum(gains) / len(gains),
-        "interval": bootstrap_interval(gains, image_clusters(test)),
+        "interval": bootstrap_interval(gains, image_clusters(test), bounds=(-1.0, 1.0)),
     }
 
 
 def report_markdown(results: Mapping[str, Any]) -> str:
     """
-    Writes results as a table: a row for all questions and one for each type.
+    Writes results as a table: a row for all questions, and one for each type and each group of a breakdown.
 
     Args:
         results (`dict`): from [`evaluate_questions`].
@@ -184,16 +195,23 @@ def report_markdown(results: Mapping[str, Any]) -> str:
         "| questions | number | right, % (95 % interval) | " + " | ".join(FLOOR_NAMES[name] for name in floors) + " |",
         "| --- | ---: | ---: | " + " | ".join("---:" for _ in floors) + " |",
     ]
-    rows = {"all": (results, floors)}
-    for kind in results.get("per_type", {}):
-        rows[kind] = (results["per_type"][kind], {n: f.get("per_type", {}).get(kind) for n, f in floors.items()})
-    for kind, (measured, beside) in rows.items():
-        cells = [kind, f"{measured['num_questions']:,}", _percent(measured["accuracy"], measured["interval"])]
-        cells += ["–" if floor is None else _percent(floor["accuracy"]) for floor in beside.values()]
+    of_floors = [_rows(floor) for floor in floors.values()]
+    for name, measured in _rows(results).items():
+        cells = [name, f"{measured['num_questions']:,}", _percent(measured["accuracy"], measured["interval"])]
+        beside = [rows.get(name) for rows in of_floors]
+        cells += ["–" if floor is None else _percent(floor["accuracy"]) for floor in beside]
         lines.append("| " + " | ".join(cells) + " |")
     if not floors:
         lines = [line.replace(" |  |", " |") for line in lines]
     return "\n".join(lines) + "\n\n" + _remarks(results) + "\n"
+
+
+def _rows(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """All questions, each type, and each group of a breakdown, by the names of their rows."""
+    rows = {"all": measured, **measured.get("per_type", {})}
+    for groups in measured.get("breakdowns", {}).values():
+        rows |= groups
+    return rows
 
 
 def _remarks(results) -> str:
@@ -209,7 +227,7 @@ def _remarks(results) -> str:
     for name, floor in results["floors"].items():
         if floor["num_questions"] != results["num_questions"]:
             sentences.append(f"{FLOOR_NAMES[name].capitalize()}: on {floor['num_questions']:,} questions.")
-    sentences.append("Intervals are bootstrapped over images.")
+    sentences.append("Intervals are bootstrapped over images, or exact where all of them are alike.")
     if results["command"]:
         sentences.append(f"\n\n`{results['command']}`")
     return " ".join(sentences).replace(" \n\n", "\n\n")
@@ -227,7 +245,7 @@ def file_stem(task: str, split: str) -> str:
 
 def save_report(results: Mapping[str, Any], folder: str | os.PathLike) -> dict[str, Path]:
     """
-    Writes results as `<task>-<split>.json`, `.md` (the table) and `.png` (the chart).
+    Writes results as `<task>-<split>.json`, `.md` (the table) and `.png` (the chart), each whole or not at all.
 
     Args:
         results (`dict`): from [`evaluate_questions`].
@@ -243,8 +261,8 @@ def save_report(results: Mapping[str, Any], folder: str | os.PathLike) -> dict[s
     folder.mkdir(parents=True, exist_ok=True)
     name = file_stem(results["task"], results["split"])
     files = {suffix: folder / f"{name}.{suffix}" for suffix in ("json", "md", "png")}
-    files["json"].write_text(json.dumps(results, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-    files["md"].write_text(report_markdown(results), encoding="utf-8")
+    write_text_atomically(files["json"], json.dumps(results, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(files["md"], report_markdown(results))
     draw_report(results, files["png"])
     return files
 

@@ -12,6 +12,10 @@ from ..processing.images import image_key
 
 Examples = Sequence[Mapping[str, Any]]
 
+BREAKDOWNS: Mapping[str, Mapping[Any, str]] = {"photograph": {True: "photographs only", False: "not only photographs"}}
+"""Columns by which reports are broken down beside the type, and how they call the groups. Scenes of photographs and
+drawings together are not only photographs."""
+
 
 def normalize_answer(answer: str) -> str:
     """
@@ -55,7 +59,31 @@ def answer_of(example: Mapping[str, Any]) -> str:
 
 def _last_text(example, role: str) -> str:
     content = next(message["content"] for message in reversed(example["messages"]) if message["role"] == role)
+    return _text(content)
+
+
+def _text(content) -> str:
     return "".join(part["text"] for part in content if part["type"] == "text").strip()
+
+
+def questions_and_answers(example: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """
+    Every question of an example with its answer: an assistant's turn, and the user's last one before it.
+
+    Args:
+        example (`dict`): training example, of one turn or several.
+
+    Returns:
+        `list[tuple[str, str]]`: in their order.
+    """
+    pairs, question = [], None
+    for message in example["messages"]:
+        if message["role"] == "user":
+            question = _text(message["content"])
+        elif message["role"] == "assistant" and question is not None:
+            pairs.append((question, _text(message["content"])))
+            question = None
+    return pairs
 
 
 def image_clusters(examples: Examples) -> list[Hashable]:
@@ -102,10 +130,15 @@ def bootstrap_interval(
     level: float = 0.95,
     num_resamples: int = 2000,
     seed: int = 0,
+    bounds: tuple[float, float] = (0.0, 1.0),
 ) -> list[float] | None:
     """
     Percentile interval of a mean, by resampling whole clusters: questions about one image are right or wrong
     together, and resampling single ones would make the interval too narrow.
+
+    Resamples of clusters that are all alike are alike, too, which is no proof that there are no others. The interval
+    then has the exact ends of Clopper and Pearson for the share of other clusters, of which `n` were drawn and none
+    was found: at most `1 - ((1 - level) / 2) ** (1 / n)`. These may have any value within `bounds`.
 
     Args:
         values (`list[float]`): for instance 1 for each right and 0 for each wrong answer.
@@ -113,6 +146,8 @@ def bootstrap_interval(
         level (`float`, *optional*, defaults to 0.95): coverage.
         num_resamples (`int`, *optional*, defaults to 2000): number of resamples.
         seed (`int`, *optional*, defaults to 0): of the resampling.
+        bounds (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`): the least and the greatest value there
+            can be.
 
     Returns:
         `list[float]` or `None`: lower and upper end; `None` with fewer than two clusters.
@@ -128,29 +163,41 @@ def bootstrap_interval(
     members = np.array([numbers[cluster] for cluster in clusters])
     sums = np.bincount(members, weights=np.asarray(values, dtype=np.float64))
     counts = np.bincount(members)
+    tail = (1 - level) / 2
+    of_cluster = sums / counts
+    if (of_cluster == of_cluster[0]).all():
+        value, others = float(of_cluster[0]), 1 - tail ** (1 / len(counts))
+        return [value - others * (value - bounds[0]), value + others * (bounds[1] - value)]
     generator = np.random.default_rng(seed)
     means = []
     for _ in range(num_resamples):
         drawn = generator.integers(0, len(counts), len(counts))
         means.append(sums[drawn].sum() / counts[drawn].sum())
-    tail = (1 - level) / 2
     low, high = np.quantile(means, [tail, 1 - tail])
     mean = sums.sum() / counts.sum()
     return [float(min(low, mean)), float(max(high, mean))]
 
 
-def measure(predictions: Sequence[str], examples: Examples, type_column: str = "answer_type") -> dict[str, Any]:
+def measure(
+    predictions: Sequence[str],
+    examples: Examples,
+    type_column: str = "answer_type",
+    breakdowns: Mapping[str, Mapping[Any, str]] = BREAKDOWNS,
+) -> dict[str, Any]:
     """
-    Accuracy of predictions, in total and per type of question.
+    Accuracy of predictions, in total, per type of question, and per group of other breakdowns.
 
     Args:
         predictions (`list[str]`): one for each example.
         examples (`list[dict]`): training examples.
         type_column (`str`, *optional*, defaults to `"answer_type"`): column that holds the type, if there is one.
+        breakdowns (`dict[str, dict]`, *optional*, defaults to [`BREAKDOWNS`]): further columns, and for each value the
+            name of its group; a value without a name is left out.
 
     Returns:
         `dict`: `num_questions`, `num_images` (distinct, or sets of them), `accuracy` and `interval` (of 95 %) between
-        0 and 1, `unanswered`, and, where examples have types, `per_type`: for each type a `dict` of the same kind.
+        0 and 1, `unanswered`, and, where examples have types, `per_type`: for each type a `dict` of the same kind;
+        where they have columns of `breakdowns`, `breakdowns`: for each column a `dict` like `per_type`.
 
     Raises:
         ValueError: if there are no examples, or not as many predictions.
@@ -161,14 +208,23 @@ def measure(predictions: Sequence[str], examples: Examples, type_column: str = "
     unanswered = [is_unanswered(text) for text in predictions]
     clusters = image_clusters(examples)
     summary = _summary(right, unanswered, clusters, range(len(examples)))
-    of_type: dict[str, list[int]] = defaultdict(list)
-    for index, example in enumerate(examples):
-        if example.get(type_column) is not None:
-            of_type[example[type_column]].append(index)
-    if of_type:
-        summary["per_type"] = {
-            name: _summary(right, unanswered, clusters, of_type[name]) for name in sorted(of_type, key=str)
-        }
+
+    def groups(names: Sequence[Any]) -> dict[Any, Any]:
+        members: dict[Any, list[int]] = defaultdict(list)
+        for index, name in enumerate(names):
+            if name is not None:
+                members[name].append(index)
+        return {name: _summary(right, unanswered, clusters, members[name]) for name in sorted(members, key=str)}
+
+    if of_type := groups([example.get(type_column) for example in examples]):
+        summary["per_type"] = of_type
+    found = {
+        column: of_column
+        for column, names in breakdowns.items()
+        if (of_column := groups([names.get(example.get(column)) for example in examples]))
+    }
+    if found:
+        summary["breakdowns"] = found
     return summary
 
 
@@ -207,7 +263,8 @@ def question_only_prior(train: Examples, test: Examples) -> list[str]:
     answer of exactly this question, or, of a question that training does not hold, the most frequent one of all.
 
     Args:
-        train, test (`list[dict]`): examples.
+        train (`list[dict]`): examples, of which every turn is read.
+        test (`list[dict]`): examples, of which the last question is answered.
 
     Returns:
         `list[str]`: a prediction for each example of `test`.
@@ -218,9 +275,9 @@ def question_only_prior(train: Examples, test: Examples) -> list[str]:
     of_question: dict[str, Counter[str]] = defaultdict(Counter)
     overall: Counter[str] = Counter()
     for example in train:
-        answer = answer_of(example)
-        of_question[question_of(example)][answer] += 1
-        overall[answer] += 1
+        for question, answer in questions_and_answers(example):
+            of_question[question][answer] += 1
+            overall[answer] += 1
     if not overall:
         raise ValueError("The question-only prior learns from training examples, and none were given.")
     fallback = overall.most_common(1)[0][0]
@@ -229,6 +286,7 @@ def question_only_prior(train: Examples, test: Examples) -> list[str]:
 
 
 __all__ = [
+    "BREAKDOWNS",
     "answer_is_right",
     "answer_of",
     "bootstrap_interval",
@@ -240,4 +298,5 @@ __all__ = [
     "normalize_answer",
     "question_of",
     "question_only_prior",
+    "questions_and_answers",
 ]

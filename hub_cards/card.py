@@ -7,6 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, PreTrainedConfig
 
+from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
 from . import card_facts
@@ -21,7 +22,7 @@ from .card_evaluation import (
 )
 from .card_header import as_list, card_header, check_card_fields, validate_card
 from .published_text import published_text
-from .run_results import RESULTS_NAME, merge_results, write_text_atomically
+from .run_results import RESULTS_NAME, merge_results
 
 CARD_NAME = "README.md"
 LOSS_CURVE_NAME = "loss.png"
@@ -96,10 +97,11 @@ def write_evaluation(folder: str | os.PathLike, report: Mapping[str, Any]) -> Pa
     Args:
         folder (`str`): folder that a training wrote.
         report (`Mapping`): `task`, `split`, `num_questions`, `accuracy`, `interval` (`[low, high]`, 95 %), `per_type`
-            (name → `{accuracy, num_questions, …}`), `floors` (`majority`, `question_only_prior`, `blank_images`,
-            `shuffled_images` → accuracy, or a `dict` with accuracy and `per_type`), `command`, `unanswered` (number of
-            questions). All but task, number of questions and accuracy are optional. Accuracies and intervals in
-            percent, or as shares: if none of them is above 1 they are shares. `results.json` has them in percent.
+            (name → `{accuracy, num_questions, …}`), `breakdowns` (column → groups like those of `per_type`), `floors`
+            (`majority`, `question_only_prior`, `blank_images`, `shuffled_images` → accuracy, or a `dict` with
+            accuracy, `per_type` and `breakdowns`), `command`, `unanswered` (number of questions). All but task, number
+            of questions and accuracy are optional. Accuracies and intervals in percent, or as shares: if none of them
+            is above 1 they are shares. `results.json` has them in percent.
 
     Returns:
         `Path`: the card.

@@ -15,8 +15,8 @@ FLOORS = {
     "shuffled_images": "shuffled images",
 }
 _RECORDED = (
-    *("task", "split", "num_questions", "num_images", "accuracy", "interval", "unanswered", "per_type", "floors"),
-    *("gain", "settings", "seconds", "command"),
+    *("task", "split", "num_questions", "num_images", "accuracy", "interval", "unanswered", "per_type", "breakdowns"),
+    *("floors", "gain", "settings", "num_generated", "seconds", "command"),
 )
 
 
@@ -27,9 +27,10 @@ def normalised_report(report: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         report (`Mapping`): `task` (a name), `num_questions` and `accuracy`; where there are `split` (a name),
-            `interval` (`[low, high]`, 95 %), `per_type` (name → `{accuracy, num_questions, …}`), `floors` (name →
-            accuracy, or a `dict` like this one), `unanswered` (number of questions), `command` … Accuracies and
-            intervals in percent, or as shares: if none of them is above 1 they are shares.
+            `interval` (`[low, high]`, 95 %), `per_type` (name → `{accuracy, num_questions, …}`), `breakdowns` (column
+            → groups like those of `per_type`), `floors` (name → accuracy, or a `dict` like this one), `unanswered`
+            (number of questions), `command` … Accuracies and intervals in percent, or as shares: if none of them is
+            above 1 they are shares.
 
     Returns:
         `dict`: the report in percent, without what a card has no use for.
@@ -61,9 +62,14 @@ def _accuracies(measured: Mapping[str, Any], where: str = "all") -> Iterator[tup
     if "accuracy" in measured:
         yield where, measured["accuracy"]
     yield from ((f"interval of {where}", end) for end in measured.get("interval") or [])
-    for group in ("per_type", "floors"):
-        for name, entry in (measured.get(group) or {}).items():
-            yield from _accuracies(entry, str(name))
+    for name, entry in (*_parts(measured).items(), *(measured.get("floors") or {}).items()):
+        yield from _accuracies(entry, str(name))
+
+
+def _parts(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """What was measured on the questions of each type and of each group of a breakdown, by its name."""
+    groups = [measured.get("per_type") or {}, *(measured.get("breakdowns") or {}).values()]
+    return {str(name): entry for group in groups for name, entry in group.items()}
 
 
 def _check_interval(report: Mapping[str, Any]) -> None:
@@ -128,20 +134,20 @@ def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
 
 def type_table(report: Mapping[str, Any]) -> list[list[str]]:
     """
-    A report per type of question.
+    A report per type of question, and per group of its breakdowns.
 
     Args:
         report (`Mapping`): a normalised report.
 
     Returns:
-        `list[list[str]]`: header and rows; empty where it has no types.
+        `list[list[str]]`: header and rows; empty where it has neither.
     """
     rows = []
-    for kind, measured in (report.get("per_type") or {}).items():
-        row = {"questions about": str(kind), **_measured_cells(measured)}
+    for part, measured in _parts(report).items():
+        row = {"questions about": part, **_measured_cells(measured)}
         for name, floor in report["floors"].items():
-            if of_type := (floor.get("per_type") or {}).get(kind):
-                row[_floor_name(name)] = _floor_cell(of_type, measured)
+            if of_part := _parts(floor).get(part):
+                row[_floor_name(name)] = _floor_cell(of_part, measured)
         rows.append(row)
     return _table(rows, ["questions about"], [])
 
@@ -202,7 +208,7 @@ def model_index(reports: Sequence[Mapping[str, Any]], task_type: str) -> list[Ev
         task_type (`str`): the Hub's name of the task.
 
     Returns:
-        `list[EvalResult]`: accuracy, over all and per type, of each report.
+        `list[EvalResult]`: accuracy, over all, per type and per group of a breakdown, of each report.
     """
     results = []
     for report in reports:
@@ -215,7 +221,7 @@ def model_index(reports: Sequence[Mapping[str, Any]], task_type: str) -> list[Ev
         }
         floors = {name: floor["accuracy"] for name, floor in report["floors"].items()}
         results.append(_eval_result(about, "accuracy (%)", report, {"floors": floors} if floors else {}))
-        for name, measured in (report.get("per_type") or {}).items():
+        for name, measured in _parts(report).items():
             results.append(_eval_result(about, f"accuracy on {name} (%)", measured, {}))
     return results
 

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from tests.tiny import assistant, calls
 from vistok.evaluation import report
 from vistok.evaluation.report import FLOORS, evaluate_questions, report_markdown, save_report
+from vistok.evaluation.vqa import answer_of
 
 
 @pytest.fixture
@@ -21,7 +23,65 @@ def evaluate(taught, processor, questions):
 
 
 def without_times(results):
-    return {name: value for name, value in results.items() if name != "seconds"}
+    return {name: value for name, value in results.items() if name not in ("num_generated", "seconds")}
+
+
+@pytest.fixture
+def evaluate_scenes(model, processor, questions, monkeypatch):
+    """Of questions about photographs, whose images are mostly red, all are answered right, and of the others none."""
+    examples = [{**question, "photograph": index % 6 in (0, 1, 3)} for index, question in enumerate(questions)]
+
+    def answer(model, processor, examples, *args, known, on_answers, **kwargs):
+        answers = [answer_of(example) if example["photograph"] else "?!" for example in examples]
+        new = [index for index in range(len(examples)) if index not in known]
+        on_answers(new, [answers[index] for index in new])
+        return answers
+
+    monkeypatch.setattr(report, "generate_answers", answer)
+
+    def run(**arguments):
+        return evaluate_questions(model, processor, examples, examples, task="scenes", **arguments)
+
+    return run
+
+
+def test_photographs_are_reported_beside_the_others(evaluate_scenes):
+    results = evaluate_scenes()
+    groups = results["breakdowns"]["photograph"]
+    names = ["photographs only", "not only photographs"]
+    assert [groups[name]["num_questions"] for name in names] == [9, 9]
+    assert [groups[name]["accuracy"] for name in names] == [1.0, 0.0]
+    assert groups["photographs only"]["interval"] == pytest.approx([0.025 ** (1 / 3), 1])
+    floors = {floor: measured["breakdowns"]["photograph"] for floor, measured in results["floors"].items()}
+    assert tuple(floors) == FLOORS
+    assert results["floors"]["majority"]["accuracy"] == pytest.approx(1 / 3)
+    assert [floors["majority"][name]["accuracy"] for name in names] == pytest.approx([2 / 3, 2 / 3])
+    rows = [line for line in report_markdown(results).splitlines() if line.startswith("|")]
+    assert rows[-1].startswith("| photographs only | 9 | 100.0 (29.2–100.0) | 66.7 |")
+    assert rows[-2].startswith("| not only photographs | 9 | 0.0 (0.0–70.8) | 66.7 |")
+    assert json.loads(json.dumps(results)) == results
+
+
+def test_answers_from_the_file_are_not_counted_as_generated(evaluate_scenes, tmp_path):
+    arguments = {"floors": ["blank_images"], "predictions_file": tmp_path / "predictions.jsonl"}
+    assert [evaluate_scenes(**arguments)["num_generated"] for _ in range(2)] == [18, 0]
+
+
+@pytest.mark.parametrize("suffix", ["json", "md", "png"])
+def test_an_interrupted_save_leaves_the_former_report_and_nothing_else(evaluate_scenes, tmp_path, monkeypatch, suffix):
+    former = {path: path.read_bytes() for path in save_report(evaluate_scenes(), tmp_path).values()}
+    replace = os.replace
+
+    def interrupt(source, target):
+        if str(target).endswith(suffix):
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupt)
+        save_report(evaluate_scenes(seed=1), tmp_path)
+    assert sorted(tmp_path.iterdir()) == sorted(former)
+    assert next(path.read_bytes() == content for path, content in former.items() if path.suffix == f".{suffix}")
 
 
 def test_a_model_that_looks_beats_every_floor(evaluate):
@@ -115,7 +175,7 @@ def test_the_table_has_a_row_for_each_type_and_a_column_for_each_floor(results):
     table = [line.split(" | ") for line in text.splitlines() if line.startswith("|")]
     assert [row[0].strip("| ") for row in table] == ["questions", "---", "all", "colour", "other"]
     assert {len(row) for row in table} == {3 + len(FLOORS)}
-    assert table[2][1:3] == ["18", "100.0 (100.0–100.0)"]
+    assert table[2][1:3] == ["18", "100.0 (54.1–100.0)"]
     assert table[2][3] == "33.3"
     assert "18 questions about 6 images" in text
     assert "+66.7 points" in text

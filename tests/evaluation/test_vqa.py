@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from tests.tiny import assistant, user
 from vistok.evaluation.vqa import (
     answer_is_right,
     bootstrap_interval,
@@ -12,6 +13,7 @@ from vistok.evaluation.vqa import (
     measure,
     question_of,
     question_only_prior,
+    questions_and_answers,
 )
 
 
@@ -43,6 +45,14 @@ def test_the_prior_gives_each_question_its_most_frequent_answer_and_others_the_m
     assert question_only_prior(train, test) == ["x", "z", "z"]
 
 
+def test_the_prior_learns_from_every_turn(make_question):
+    (example,) = texts(make_question, ("a?", "x"))
+    example["messages"] += [user("b?"), assistant("y"), user("not answered?"), user("c?"), assistant("y")]
+    assert questions_and_answers(example) == [("a?", "x"), ("b?", "y"), ("c?", "y")]
+    test = texts(make_question, ("a?", "x"), ("b?", "y"), ("c?", "y"), ("not answered?", "y"))
+    assert question_only_prior([example], test) == ["x", "y", "y", "y"]
+
+
 def test_the_prior_needs_training_questions(make_question):
     with pytest.raises(ValueError, match="none were given"):
         question_only_prior([], texts(make_question, ("a?", "x")))
@@ -65,6 +75,15 @@ def test_measures_count_right_empty_and_distinct(questions):
     assert measured["per_type"]["other"]["accuracy"] == pytest.approx(4 / 6)
     assert measured["per_type"]["other"]["unanswered"] == 1
     assert "per_type" not in measure(predictions, questions, type_column="no such column")
+
+
+def test_a_breakdown_has_a_group_for_each_value_with_a_name(make_question):
+    photograph = [True, True, False, None]
+    test = [make_question(index, "a?", "x", photograph=value) for index, value in enumerate(photograph)]
+    groups = measure(["x", "y", "x", "x"], test)["breakdowns"]["photograph"]
+    found = {name: (group["num_questions"], group["accuracy"]) for name, group in groups.items()}
+    assert found == {"photographs only": (2, 0.5), "not only photographs": (1, 1.0)}
+    assert "breakdowns" not in measure(["x"], texts(make_question, ("a?", "x")))
 
 
 def test_each_example_needs_a_prediction(questions):
@@ -105,6 +124,23 @@ def test_an_interval_covers_the_truth_as_often_as_it_says():
         low, high = bootstrap_interval(values.flatten(), np.repeat(np.arange(60), 5).tolist(), num_resamples=200)
         covered += low <= 2 / 3 <= high
     assert 0.89 < covered / 200 < 0.99
+
+
+@pytest.mark.parametrize("num_clusters", [2, 10, 77])
+def test_where_all_are_right_or_all_wrong_the_ends_are_those_of_the_binomial_distribution(num_clusters):
+    """The end of Clopper and Pearson is the share of which so many in a row have a chance of 2.5 %."""
+    clusters = [index % num_clusters for index in range(3 * num_clusters)]
+    low, high = bootstrap_interval([1] * len(clusters), clusters)
+    assert (low**num_clusters, high) == (pytest.approx(0.025), 1.0)
+    low, high = bootstrap_interval([0] * len(clusters), clusters)
+    assert (low, (1 - high) ** num_clusters) == (0.0, pytest.approx(0.025))
+
+
+def test_clusters_that_are_alike_without_being_all_right_have_an_interval_too():
+    low, high = bootstrap_interval([1, 0] * 10, [index // 2 for index in range(20)])
+    assert low < 0.4 < 0.5 < 0.6 < high
+    low, high = bootstrap_interval([0] * 20, range(20), bounds=(-1.0, 1.0))
+    assert -low == high == pytest.approx(1 - 0.025 ** (1 / 20))
 
 
 def test_an_interval_is_reproducible_and_needs_two_clusters():

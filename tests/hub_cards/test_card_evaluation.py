@@ -35,6 +35,18 @@ SHARES = {
     "gain": {"over": "majority", "accuracy": 0.55, "interval": None},
     "model": "/srv/ada/runs/x",
 }
+SCENES = {
+    **SHARES,
+    "breakdowns": {
+        "photograph": {
+            "photographs only": {"accuracy": 0.75, "num_questions": 400},
+            "not only photographs": {"accuracy": 0.875, "num_questions": 600},
+        }
+    },
+    "floors": {
+        "majority": {"accuracy": 0.375, "breakdowns": {"photograph": {"photographs only": {"accuracy": 0.25}}}}
+    },
+}
 
 
 def columns(table: list[list[str]], row: int = 1) -> dict[str, str]:
@@ -53,6 +65,12 @@ class TestNormalising:
         assert report["per_type"]["color"] == {"accuracy": 95.0, "num_questions": 600, "interval": [90.0, 100.0]}
         assert report["floors"]["majority"]["per_type"]["color"]["accuracy"] == 50.0
         assert report["gain"] == {"over": "majority", "accuracy": 55.0, "interval": None}
+
+    def test_breakdowns_become_percentages_and_are_checked_too(self):
+        assert normalised_report(SCENES)["breakdowns"]["photograph"]["photographs only"]["accuracy"] == 75.0
+        wrong = {**SCENES, "breakdowns": {"photograph": {"photographs only": {"accuracy": -1}}}}
+        with pytest.raises(ValueError, match="accuracy of shapes, photographs only is -1"):
+            normalised_report(wrong)
 
     def test_normalising_again_changes_nothing(self):
         report = normalised_report(SHARES)
@@ -126,6 +144,12 @@ class TestTables:
             "majority answer": "50.00",
         }
 
+    def test_groups_of_a_breakdown_stand_below_the_types(self):
+        table = type_table(normalised_report(SCENES))
+        assert [row[0] for row in table] == ["questions about", "color", "photographs only", "not only photographs"]
+        assert columns(table, 2)["questions"] == "400"
+        assert columns(table, 2)["majority answer"] == "25.00"
+
 
 class TestGain:
     def test_it_is_over_the_highest_floor(self):
@@ -152,3 +176,10 @@ class TestModelIndex:
             "floors": {"majority": 37.5, "question_only_prior": 67.25},
         }
         assert (color.metric_name, color.metric_value) == ("accuracy on color (%)", 95.0)
+
+    def test_groups_of_a_breakdown_are_results_too(self):
+        results = model_index([normalised_report(SCENES)], "image-text-to-text")
+        assert [(result.metric_name, result.metric_value) for result in results[2:]] == [
+            ("accuracy on photographs only (%)", 75.0),
+            ("accuracy on not only photographs (%)", 87.5),
+        ]
