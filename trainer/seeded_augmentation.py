@@ -1,4 +1,4 @@
-"""Augmentation whose draws depend on the seed, the epoch and the example alone: not on workers, nor on resuming."""
+"""Augmentation whose draws resuming does not change, nor, unless data is streamed, the number of workers."""
 
 import hashlib
 from collections.abc import Mapping
@@ -6,27 +6,29 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from PIL import Image
 
 from ..processing.collator import VisualLanguageCollator
+from .endless_stream import EndlessStream
 
 POSITION = "position"
 """Column that tells examples of a data set apart, also when it repeats some."""
 
 
-def number_examples(dataset: Dataset | IterableDataset) -> Dataset | IterableDataset:
+def number_examples(dataset: Dataset | EndlessStream) -> Dataset | EndlessStream:
     """
-    Gives each example its position in the data set; in a stream, that in its shards, counted on over all passes.
+    Gives each example its position in the data set; in a stream, that among the examples of its data loader worker,
+    counted on over all passes.
 
     Args:
-        dataset (`Dataset` or `IterableDataset`): training examples.
+        dataset (`Dataset` or [`EndlessStream`]): training examples.
 
     Returns:
         The data set with the column `position`.
     """
-    if isinstance(dataset, IterableDataset):
-        return dataset.map(lambda example, index: {POSITION: index}, with_indices=True)
+    if isinstance(dataset, EndlessStream):
+        return EndlessStream(dataset.stream, POSITION)
     return dataset.add_column(POSITION, list(range(len(dataset))))
 
 
@@ -34,7 +36,8 @@ def number_examples(dataset: Dataset | IterableDataset) -> Dataset | IterableDat
 class SeededAugmentationCollator(VisualLanguageCollator):
     """
     A [`VisualLanguageCollator`] whose `image_transform` draws anew for each example in each epoch, and the same again
-    whenever the same training is run: killed and resumed, or with another number of workers.
+    whenever the same training is run: killed and resumed, or, unless its data is a stream, with another number of
+    workers.
 
     Args:
         seed (`int`): of the training.

@@ -26,6 +26,7 @@ from ..processing.feature_cache import FeatureCache
 from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
 from .checkpoints import checkpoint_to_resume
 from .conversation_groups import group_by_images
+from .endless_stream import EndlessStream
 from .final_folder import ordinary_model, replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
@@ -94,8 +95,7 @@ class VisualLanguageTrainer(Trainer):
             train_dataset = _group(train_dataset, args.conversations_per_row)
             eval_dataset = _group(eval_dataset, args.conversations_per_row)
         if isinstance(train_dataset, IterableDataset):
-            # One pass without end: how long a pass is, a run that resumes behind its end could not know.
-            train_dataset = train_dataset.repeat(None)
+            train_dataset = EndlessStream(train_dataset)
         if args.augment and train_dataset is not None:
             train_dataset = number_examples(train_dataset)
             data_collator = _augmenting(data_collator, args.seed)
