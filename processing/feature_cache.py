@@ -134,20 +134,23 @@ def _write(core, processor, images, building: Path, batch_size: int, progress_ba
 
 
 def _fingerprint(model, processor, keys: list[str]) -> str:
-    """Changes with the tower's weights and precision, the layer, the preparation of images and the images."""
+    """Changes with the tower's weights, precision, attention and device, the layer, and the prepared images."""
     core = model.model
     digest = hashlib.sha256()
-    for parameter in core.vision_tower.parameters():
-        digest.update(repr((tuple(parameter.shape), parameter.detach().double().sum().item())).encode())
+    for name, parameter in core.vision_tower.named_parameters():
+        digest.update(f"{name} {tuple(parameter.shape)}".encode())
+        digest.update(parameter.detach().flatten().contiguous().view(torch.uint8).cpu().numpy())
+    device = core.vision_tower.device.type
     settings = [
         core.vision_tower.config.model_type,
         str(core.vision_tower.dtype),
+        core.vision_tower.config._attn_implementation,
+        device,
         core.config.vision_feature_layer,
         core.config.vision_feature_select_strategy,
         processor.image_processor.to_json_string(),
         sorted(keys),
     ]
-    device = core.vision_tower.device.type
     if torch.is_autocast_enabled(device):
         settings.append(f"autocast {torch.get_autocast_dtype(device)}")
     digest.update(json.dumps(settings).encode())
