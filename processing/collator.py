@@ -102,7 +102,8 @@ def shared_prefix_length(conversations: Sequence[TokenizedConversation], image_t
 class VisualLanguageCollator:
     """
     Makes batches of training examples. An example has `images` and `messages`, or, if several conversations are about
-    the same images, `conversations`: these then share one row, and its visual tokens are computed once. A mask keeps
+    the same images, `conversations`: these then share one row, and its visual tokens are computed once (`rows` and
+    `sources` then say where each comes from). A mask keeps
     them from seeing one another and positions restart behind the shared tokens, so that loss and gradients are those
     of separate rows.
 
@@ -155,17 +156,28 @@ class VisualLanguageCollator:
     def _tokenize(self, example) -> list[TokenizedConversation]:
         conversations = example.get("conversations") or [example["messages"]]
         tokenized = [tokenize_conversation(self.processor, messages) for messages in conversations]
-        for conversation in tokenized:
-            self._check(conversation, example)
+        for index, conversation in enumerate(tokenized):
+            self._check(conversation, example, _place(example, index))
         return tokenized
 
-    def _check(self, conversation: TokenizedConversation, example) -> None:
+    def check(self, example: Mapping[str, Any]) -> None:
+        """
+        Checks the text of an example, without reading its images.
+
+        Args:
+            example (`dict`): training example.
+
+        Raises:
+            BadSampleError: if it does not fit the images, or no answer is left; names file and row.
+        """
+        self._tokenize(example)
+
+    def _check(self, conversation: TokenizedConversation, example, place: Mapping[str, Any]) -> None:
         expected = len(example.get("images") or []) * self.processor.num_image_tokens
         if self.max_length is not None:
             conversation.input_ids = conversation.input_ids[: self.max_length]
             conversation.supervised = conversation.supervised[: self.max_length]
         found = conversation.input_ids.count(self.processor.image_token_id)
-        place = {"row": example.get("row"), "source": example.get("source")}
         if found != expected:
             raise BadSampleError(
                 f"{len(example.get('images') or [])} images need {expected} placeholder tokens, the text has {found}"
@@ -279,6 +291,15 @@ def pack_conversations(conversations: Sequence[TokenizedConversation], prefix: i
     causal = torch.ones(len(owner), len(owner), dtype=torch.bool).tril()
     mask = causal & ((owners[None, :] == -1) | (owners[None, :] == owners[:, None]))
     return {"input_ids": input_ids, "labels": labels, "position_ids": position_ids, "mask": mask}
+
+
+def _place(example: Mapping[str, Any], index: int) -> dict[str, Any]:
+    """Where a conversation of an example comes from; with the first image, since shards count their rows anew."""
+    images = example.get("images") or [{}]
+    place = {"file": images[0].get("path") if isinstance(images[0], Mapping) else None}
+    for name, gathered in (("row", "rows"), ("source", "sources")):
+        place[name] = example[gathered][index] if example.get(gathered) else example.get(name)
+    return place
 
 
 def _labels(conversation: TokenizedConversation) -> list[int]:

@@ -317,6 +317,15 @@ def test_a_conversation_without_an_answer_is_refused():
         VisualLanguageCollator(tiny_processor())([example([user("how many?")], row=2)])
 
 
+def test_an_error_in_a_shared_row_names_the_conversation_at_fault():
+    image = {"path": "shard.tar/7.png", "bytes": image_bytes()["bytes"]}
+    shared = example([], [image], row=3)
+    shared["conversations"] = [[user("<image>", "a?"), assistant("b")], [user("<image>", "never answered?")]]
+    with pytest.raises(BadSampleError, match="no answer is left") as caught:
+        VisualLanguageCollator(tiny_processor())([shared | {"rows": [3, 8], "sources": ["planted", "other"]}])
+    assert (caught.value.row, caught.value.source, caught.value.file) == (8, "other", "shard.tar/7.png")
+
+
 def test_long_rows_are_cut_at_the_end():
     processor = tiny_processor()
     talk = [user("how many?"), assistant("one two three four five six seven")]

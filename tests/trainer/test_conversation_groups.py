@@ -28,6 +28,8 @@ def test_conversations_about_one_image_share_rows_of_bounded_length():
         ("q5", 5, "planted"),
         ("q1", 1, "planted"),
     ]
+    assert [row["rows"] for row in grouped] == [[0, 2, 3], [5], [1, 4]]
+    assert [row["sources"] for row in grouped] == [["planted"] * 3, ["planted"], ["planted"] * 2]
     assert "messages" not in grouped.column_names
     assert [row["images"] for row in grouped] == [question(0, image)["images"] for image in (0, 0, 1)]
 
@@ -74,6 +76,12 @@ def test_text_alone_shares_nothing_and_pairs_of_images_are_told_apart_by_order()
 
     rows = [question(0, None, "0"), pair(1, 0, 1), question(2, None, "2"), pair(3, 1, 0), pair(4, 0, 1)]
     assert [asked(row) for row in group_by_images(dataset(rows), 9)] == [["0"], ["1", "4"], ["2"], ["3"]]
+
+
+def test_an_example_that_is_repeated_never_meets_itself_in_a_row():
+    order = [0, 1, 0, 2, 0, 1]  # as a weighted mixture repeats them; all about one image
+    grouped = group_by_images(dataset([question(index, 0, str(index)) for index in order]), 3)
+    assert [asked(row) for row in grouped] == [["0", "1", "2"], ["0", "1"], ["0"]]
 
 
 def test_rows_hold_at_least_one_conversation():
