@@ -13,7 +13,7 @@ from datasets import Dataset, Features, IterableDataset, List, Value, load_datas
 from datasets.packaged_modules.webdataset.webdataset import WebDataset
 
 from ..processing.images import BadSampleError
-from .data_annotations import check_columns, record_example, record_messages
+from .data_annotations import check_columns, pick, record_example, record_messages
 from .data_examples import PROBLEM, RAW_FEATURES, bad_example, make_example
 from .data_formats import DataSource, register_data_format
 from .data_records import cached_dataset, file_digest
@@ -98,8 +98,9 @@ def _shard_row(key: str, url: str, row: int) -> dict[str, Any]:
 def webdataset(source: DataSource, columns: Mapping[str, str] | None = None) -> Dataset | IterableDataset:
     """Webdataset shards: tar files whose members of one key are a sample: images, and a `.json` or `.txt`.
 
-    The JSON holds `conversations`, `messages`, `question` and `answer`, or `caption`; the text is a caption. Several
-    images of a sample (`7.0.jpg`, `7.1.jpg`) are taken in the order of their names.
+    The JSON holds `conversations`, `messages`, `question` and `answer`, or `caption`; the text is a caption for where
+    no JSON holds any of these. Several images of a sample (`7.0.jpg`, `7.1.jpg`) are taken in the order of their
+    names.
 
     Args:
         source (`DataSource`): `path` is a `.tar` file, a folder of them, a glob pattern, a URL, or a list.
@@ -177,7 +178,7 @@ def _convert_sample(
     texts = {kinds[name]: members[name] for name in members if kinds[name] in ("json", "txt")}
     if not texts:
         raise BadSampleError(f"it needs a .json or .txt member; it has {', '.join(sorted(members)) or 'none'}")
-    record = _parse(texts)
+    record = _parse(texts, columns)
     if not images and not {"messages", "conversations"} & record.keys():
         raise BadSampleError(f"it needs an image member; it has {', '.join(sorted(members))}")
     messages = record_messages(record, len(images), prompt, columns)
@@ -185,16 +186,24 @@ def _convert_sample(
     return make_example(source, sample["row"], images, messages, id=identity)
 
 
-def _parse(texts: Mapping[str, bytes]) -> Mapping[str, Any]:
+def _parse(texts: Mapping[str, bytes], columns: Mapping[str, str]) -> Mapping[str, Any]:
     try:
-        if "json" not in texts:
-            return {"caption": texts["txt"].decode()}
-        record = json.loads(texts["json"])
-    except ValueError as error:  # also: not UTF-8
+        record = json.loads(texts["json"]) if "json" in texts else {}
+        if not isinstance(record, Mapping):
+            raise BadSampleError(f"its .json must hold an object, got {type(record).__name__}")
+        if "txt" in texts and not _holds_text(record, columns):
+            return {columns.get("caption", "caption"): texts["txt"].decode()}
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadSampleError(f"its text cannot be read ({error})") from error
-    if not isinstance(record, Mapping):
-        raise BadSampleError(f"its .json must hold an object, got {type(record).__name__}")
     return record
+
+
+def _holds_text(record: Mapping[str, Any], columns: Mapping[str, str]) -> bool:
+    messages, conversations, question, answer, caption = (
+        pick(record, part, columns) is not None
+        for part in ("messages", "conversations", "question", "answer", "caption")
+    )
+    return messages or conversations or caption or (question and answer)
 
 
 @register_data_format("parquet")

@@ -89,6 +89,26 @@ def test_webdataset_reads_captions_questions_and_several_images(tmp_path, stream
     assert [colours(example) for example in examples] == [[colour(1)], [colour(2), colour(3)], [], [colour(0)]]
 
 
+METADATA = {"key": "a", "width": 8, "status": "success"}
+
+
+@pytest.mark.parametrize(
+    ("record", "columns", "answer"),
+    [
+        (METADATA, {}, "A green thing."),
+        ({**METADATA, "caption": None, "question": "Never answered?"}, {}, "A green thing."),
+        ({**METADATA, "caption": "Of the JSON."}, {"caption": "title"}, "A green thing."),
+        ({**METADATA, "caption": "Of the JSON."}, {}, "Of the JSON."),
+        ({**METADATA, "title": "Of the JSON."}, {"caption": "title"}, "Of the JSON."),
+    ],
+)
+def test_the_text_is_the_caption_where_the_json_beside_it_holds_none(tmp_path, record, columns, answer):
+    members = {"a.png": png(1), "a.txt": b"A green thing.", "a.json": json.dumps(record).encode()}
+    path = write_shard(tmp_path / "shard.tar", members)
+    (example,) = load_data_source({"format": "webdataset", "path": str(path), "options": {"columns": columns}})
+    assert example["messages"] == [user(image_part(), "what does the image describe?"), assistant(answer)]
+
+
 BAD_SHARDS = {
     "it needs a .json or .txt member; it has png": {"x.png": png(0)},
     "it needs an image member; it has txt": {"x.txt": b"A caption."},
