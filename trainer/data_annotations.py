@@ -214,7 +214,8 @@ def _plain_parts(content: Any) -> list[dict[str, Any]]:
         if kind == "image":
             parts.append({"type": "image", "text": None})
         elif kind == "text" and isinstance(part.get("text"), str):
-            parts.append({"type": "text", "text": part["text"]})
+            text = part["text"]
+            parts += content_parts(text) if IMAGE_PLACEHOLDER in text else [{"type": "text", "text": text}]
         else:
             raise BadSampleError(f"a content must be a text or a list of text and image parts, got {part!r}")
     return parts
@@ -245,11 +246,20 @@ def _read_annotations(
     source: DataSource, path: Path, folder: str, columns: Mapping[str, str] | None
 ) -> Dataset | IterableDataset:
     if columns:
-        first = next((record for _, record in read_records(Span(str(path))) if isinstance(record, Mapping)), {})
-        columns = check_columns(columns, list(first), source)
+        columns = check_columns(columns, _columns_of(path, set(map(str, columns.values()))), source)
     return records_dataset(
         source, path, record_example, folder=folder, prompt=source.prompt, columns=dict(columns or {})
     )
+
+
+def _columns_of(path: Path, wanted: set[str]) -> list[str]:
+    """Columns of the first records of a file: as many as it takes to meet all that are wanted."""
+    present: dict[str, None] = {}
+    for _, record in read_records(Span(str(path))):
+        present |= dict.fromkeys(record if isinstance(record, Mapping) else ())
+        if wanted <= present.keys():
+            break
+    return list(present)
 
 
 @register_data_format("llava")

@@ -4,7 +4,7 @@ An example is the dictionary
 
 ```python
 {
-    "id": "…",          # unique within its source
+    "id": "…",          # unique within its source, unless that is streamed
     "source": "…",      # name of the data source
     "row": 0,           # row of the source, counted from 0, for error messages
     "images": [{"path": "…", "bytes": None}],       # undecoded: `datasets.Image(decode=False)`
@@ -15,8 +15,8 @@ An example is the dictionary
 }
 ```
 
-with one image part per image, in order, and text only in the assistant's turns. Columns that a format adds (easy-VQA's
-`answer_type`) are kept beside these.
+with one image part per image, in order, no placeholder in a text, and text only in the assistant's turns. Columns that
+a format adds (easy-VQA's `answer_type`) are kept beside these.
 """
 
 import json
@@ -162,7 +162,7 @@ def make_example(
 
     Raises:
         BadSampleError: if images and placeholders differ in number, a role is unknown, a turn is empty, the user does
-            not speak first, or the assistant says nothing or shows an image.
+            not speak first, the assistant says nothing or shows an image, or a text holds a placeholder.
     """
     check_messages(messages, len(images))
     return {
@@ -199,7 +199,10 @@ def check_messages(messages: Iterable[Mapping[str, Any]], num_images: int) -> No
         raise BadSampleError("an answer of the assistant is missing or empty")
     if any(not message["content"] for message in messages):
         raise BadSampleError("a turn of the conversation is empty")
-    placeholders = sum(part["type"] == "image" for message in messages for part in message["content"])
+    parts = [part for message in messages for part in message["content"]]
+    if any(part["type"] == "text" and IMAGE_PLACEHOLDER in (part["text"] or "") for part in parts):
+        raise BadSampleError(f"a text holds {IMAGE_PLACEHOLDER}, which stands for an image: make it an image part")
+    placeholders = sum(part["type"] == "image" for part in parts)
     if placeholders != num_images:
         raise BadSampleError(f"{placeholders} image placeholders for {num_images} images")
 

@@ -8,6 +8,7 @@ import dataclasses
 import difflib
 import importlib.util
 import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,8 +43,9 @@ class DataSource:
             worker takes its share from its own shards.)
         seed (`int`, *optional*): shuffle with this seed; `None` keeps the source's order.
         on_error (`str`): `"raise"` stops at a bad sample (a structural one when loading, an unreadable image when it
-            is read); `"skip"` leaves it out and counts it, for which every image is read once beforehand (in a stream:
-            each time it comes up).
+            is read, one of which `max_length` leaves no answer when it is in a batch); `"skip"` leaves it out and
+            counts it, for which every image is read and every text tokenized once beforehand (in a stream: each time
+            it comes up).
         prompt (`str`, *optional*): template around the question, e.g. `"Question: {question} Answer:"`. The default is
             the bare question: the processor's chat template wraps it.
         options (`dict`): options of the format.
@@ -85,7 +87,7 @@ class DataSource:
     def _check_positive(self, attribute: str, kind: type | tuple[type, ...], number: str) -> None:
         value: Any = getattr(self, attribute)
         is_number = isinstance(value, kind) and not isinstance(value, bool)
-        if value is None or (is_number and value > 0):
+        if value is None or (is_number and 0 < value < math.inf):
             return
         raise ValueError(f"{attribute} of data source {self.name!r} must be a positive {number}, got {value!r}.")
 

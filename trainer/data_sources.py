@@ -29,10 +29,12 @@ class SkippedSamples:
 
     Args:
         parts (iterable of `SkippedSamples`): reports to add up; a new, empty one when there are none.
+        sources (iterable of `str`): names of the sources whose bad samples are left out.
     """
 
-    def __init__(self, parts: Iterable["SkippedSamples"] = ()):
+    def __init__(self, parts: Iterable["SkippedSamples"] = (), sources: Iterable[str] = ()):
         self._parts = tuple(parts)  # keeps their files alive
+        self.sources = frozenset(sources).union(*(part.sources for part in self._parts))
         self.files: list[str] = [file for part in self._parts for file in part.files]
         if not self.files:
             handle, file = tempfile.mkstemp(prefix="vistok-skipped-", suffix=".jsonl")
@@ -41,7 +43,8 @@ class SkippedSamples:
             self._remove = weakref.finalize(self, _remove_file, file, os.getpid())
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"files": self.files, "_parts": ()}  # only the process that made the file removes it
+        # Only the process that made the file removes it.
+        return {"files": self.files, "sources": self.sources, "_parts": ()}
 
     def __deepcopy__(self, memo: dict) -> "SkippedSamples":
         return self  # `datasets` copies the functions of a stream; a copy would count apart
@@ -126,7 +129,9 @@ def load_data_source(source: DataSource | Mapping[str, Any]) -> Dataset | Iterab
     missing = [column for column in FEATURES if column not in (dataset.column_names or FEATURES)]
     if missing:
         raise ValueError(f"data format {source.format!r} lacks the columns {missing} of a training example.")
-    report = SkippedSamples()
+    report = SkippedSamples(sources=[str(source.name)] if source.on_error == "skip" else [])
+    if isinstance(dataset, Dataset):
+        dataset = _with_distinct_ids(dataset)
     dataset = _limit(dataset, source)
     if isinstance(dataset, Dataset) and source.streaming:
         dataset = _as_stream(dataset)
@@ -149,6 +154,23 @@ def _limit(dataset: Dataset | IterableDataset, source: DataSource) -> Dataset | 
     if source.seed is not None:
         dataset = dataset.shuffle(seed=source.seed)
     return dataset.select(range(min(source.max_samples, len(dataset))))
+
+
+def _with_distinct_ids(dataset: Dataset) -> Dataset:
+    """LLaVA's ids are those of images, which several conversations may be about: a repeated id gets its row added."""
+    ids = list(dataset["id"])
+    taken = set(ids)
+    if len(taken) == len(ids):
+        return dataset
+    met: set[str] = set()
+    for index, row in enumerate(dataset["row"]):
+        if ids[index] in met:
+            while ids[index] in taken:
+                ids[index] = f"{ids[index]}-{row}"
+            taken.add(ids[index])
+        met.add(ids[index])
+    renamed = dataset.remove_columns("id").add_column("id", ids, feature=FEATURES["id"])
+    return renamed.select_columns(dataset.column_names)
 
 
 def _as_stream(dataset: Dataset) -> IterableDataset:

@@ -29,6 +29,7 @@ from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
 from .final_folder import ordinary_model, replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
+from .refused_samples import leave_out_refused
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
 from .visual_language_config import VisualLanguageConfig
 
@@ -91,6 +92,8 @@ class VisualLanguageTrainer(Trainer):
                 is_encoder_decoder=model.config.is_encoder_decoder,
             )
         self._eval_collator = data_collator
+        train_dataset = leave_out_refused(train_dataset, data_collator)
+        eval_dataset = leave_out_refused(eval_dataset, data_collator)
         if args.conversations_per_row > 1:
             train_dataset = _group(train_dataset, args.conversations_per_row)
             eval_dataset = _group(eval_dataset, args.conversations_per_row)

@@ -1,5 +1,7 @@
 """Descriptions of data sources are checked, by name; formats are added to the registry by name."""
 
+import math
+
 import datasets
 import pytest
 
@@ -54,6 +56,8 @@ TYPOS = {
     "prompt 'Q: {' is not a template": {"format": "llava", "prompt": "Q: {"},
     "max_samples of data source 'llava' must be a positive whole number, got 0": {"format": "llava", "max_samples": 0},
     "weight of data source 'llava' must be a positive number, got '2'": {"format": "llava", "weight": "2"},
+    "weight of data source 'llava' must be a positive number, got inf": {"format": "llava", "weight": math.inf},
+    "weight of data source 'llava' must be a positive number, got nan": {"format": "llava", "weight": math.nan},
     "options of data source 'llava' must be a mapping, got 'x'": {"format": "llava", "options": "x"},
     "a data source needs a format": {"path": "x.json"},
     "needs one annotation file as `path`, got None": {"format": "llava"},

@@ -17,7 +17,7 @@ from tests.trainer.planted_data import (
     write_jsonl,
 )
 from vistok.processing.images import BadSampleError, load_example_images
-from vistok.trainer.data_examples import apply_prompt, content_parts
+from vistok.trainer.data_examples import FEATURES, apply_prompt, content_parts
 from vistok.trainer.data_formats import DataSource, easy_vqa_answer_type
 from vistok.trainer.data_sources import load_data_source
 
@@ -271,6 +271,14 @@ def test_columns_may_have_other_names(tmp_path):
     assert example["messages"] == [user(image_part(), "Where?"), assistant("Here.")]
 
 
+def test_a_column_may_be_missing_in_the_first_record(llava_file, tmp_path):
+    with_image = {("picture" if name == "image" else name): value for name, value in LLAVA_RECORDS[0].items()}
+    path = llava_file(".json", [LLAVA_RECORDS[1], with_image])
+    options = {"columns": {"images": "picture"}}
+    source = {"format": "llava", "path": str(path), "images": str(tmp_path / "photos"), "options": options}
+    assert [colours(example) for example in load_data_source(source)] == [[], [colour(0)]]
+
+
 CANONICAL_RECORDS = [
     {"images": ["1.png"], "messages": [user(image_part(), "What?"), assistant("This.")]},
     {
@@ -290,6 +298,30 @@ def test_json_of_messages_takes_parts_and_plain_texts(tmp_path, streaming):
         [user(image_part(), image_part(), "Both?"), assistant("Yes.")],
     ]
     assert [colours(example) for example in examples] == [[colour(1)], [colour(2), colour(3)]]
+
+
+def test_a_placeholder_typed_in_a_text_part_is_an_image_and_in_an_answer_a_mistake(tmp_path):
+    write_images(tmp_path)
+    typed = {"images": ["1.png"], "messages": [user("<image>\nWhat?"), assistant("This.")]}
+    captioned = {"image": "2.png", "caption": "An <image> of a cat."}
+    path = write_jsonl(tmp_path / "messages.jsonl", [typed, captioned])
+    source = {"format": "json", "path": str(path), "on_error": "skip"}
+    dataset = load_data_source(source)
+    assert [example["messages"] for example in dataset] == [[user(image_part(), "What?"), assistant("This.")]]
+    with pytest.raises(BadSampleError, match="a text holds <image>, which stands for an image") as raised:
+        load_data_source(source | {"on_error": "raise"})
+    assert (raised.value.row, raised.value.file) == (1, str(path))
+
+
+@pytest.mark.parametrize("suffix", [".json", ".jsonl"])
+def test_repeated_ids_are_told_apart_by_their_rows(llava_file, suffix, tmp_path):
+    records = [LLAVA_RECORDS[1] | {"id": name} for name in ["b-2", "b", "b", "a", "a"]]
+    source = {"format": "llava", "path": str(llava_file(suffix, records)), "images": str(tmp_path / "photos")}
+    dataset = load_data_source(source)
+    assert dataset["id"] == ["b-2", "b", "b-2-2", "a", "a-4"]
+    assert dataset.column_names == list(FEATURES)
+    assert load_data_source(source | {"max_samples": 4})["id"] == dataset["id"][:4]
+    assert_canonical(dataset)
 
 
 def test_canonical_examples_survive_a_round_trip_through_parquet(llava_file, tmp_path):
