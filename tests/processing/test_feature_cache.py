@@ -131,7 +131,7 @@ def changed_weights(model):
 
 def permuted_weights(model):
     with torch.no_grad():
-        weight = next(p for p in model.model.vision_tower.parameters() if p.dim() == 2)
+        weight = next(p for p in model.model.vision_tower.parameters() if p.dim() == 2 and len(p) > 1)
         weight.copy_(weight.flip(0))
 
 
