@@ -16,9 +16,11 @@ from transformers.utils import logging
 logger = logging.get_logger(__name__)
 
 SOURCE_FILE = "SOURCE.json"
-"""Written into every folder of the cache: which archive it came from. A folder without it is not complete."""
+"""Written into every folder of the cache: which archive it came from, and the size of each file. A folder without it
+is not complete."""
 
 _IDENTITY = ("sha256", "revision")
+_REPLACED = "replaced"
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
@@ -48,13 +50,15 @@ def is_complete(folder: Path, source: Mapping[str, Any]) -> bool:
 
     Returns:
         `bool`: whether the folder's `SOURCE.json` records the same archive and the same revision of vistok's
-        conversion.
+        conversion, and every file has the size that it records. Folders of earlier versions record no sizes.
     """
     try:
         recorded = json.loads((folder / SOURCE_FILE).read_text(encoding="utf-8"))
+        if not isinstance(recorded, dict) or any(recorded.get(key) != source[key] for key in _IDENTITY):
+            return False
+        return all((folder / path).stat().st_size == size for path, size in recorded.get("files", {}).items())
     except (OSError, ValueError):
         return False
-    return isinstance(recorded, dict) and all(recorded.get(key) == source[key] for key in _IDENTITY)
 
 
 def build_folder_once(
@@ -68,7 +72,7 @@ def build_folder_once(
 
     The content is written in a work folder beside it, flushed to disk and moved into place by a rename, so an
     interruption at any point leaves the old state. Work folders of processes that were killed are removed by the
-    next build of the same folder.
+    next build of the same folder, which first puts back a folder that such a process had moved aside.
 
     Args:
         folder (`Path`): where the result goes; its name is also the name of the lock.
@@ -87,22 +91,32 @@ def build_folder_once(
     """
     if not force and is_complete(folder, source):
         return folder
-    with _explained_disk_errors(), _exclusive(folder.name):
+    with _explained_disk_errors(folder), _exclusive(folder.name):
+        # The lock is held: whatever lies in the work folder belonged to a process that was killed.
+        _clear_work(folder)
         if not force and is_complete(folder, source):
             return folder
-        work = _fresh_work_folder(folder.name)
+        # Not tempfile.mkdtemp, whose 0700 would survive the rename and lock others out of a shared cache.
+        work = _work_of(folder) / uuid.uuid4().hex
+        work.mkdir(parents=True)
         try:
             _require_space(needed_bytes)
             content, scratch = work / "content", work / "scratch"
             content.mkdir()
             scratch.mkdir()
             build(content, scratch)
-            (content / SOURCE_FILE).write_text(json.dumps(dict(source), indent=2) + "\n", encoding="utf-8")
+            recorded = {**source, "files": _sizes(content)}
+            (content / SOURCE_FILE).write_text(json.dumps(recorded, indent=2) + "\n", encoding="utf-8")
             _flush_to_disk(content)
-            _move_into_place(content, folder, aside=work / "replaced")
+            _move_into_place(content, folder, aside=work / _REPLACED)
         finally:
-            shutil.rmtree(work.parent, ignore_errors=True)
+            _clear_work(folder)
     return folder
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 @contextmanager
@@ -122,11 +136,11 @@ def _exclusive(name: str) -> Iterator[None]:
 
 
 @contextmanager
-def _explained_disk_errors() -> Iterator[None]:
+def _explained_disk_errors(folder: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK_ERRORS:
+        if error.errno not in _DISK_ERRORS or not _is_written(error.filename, folder):
             raise
         raise FetchError(
             f"Cannot write to the cache {cache_dir()}: {error}. Make it writable, free some space, or set the "
@@ -143,14 +157,25 @@ def _require_space(needed_bytes: int) -> None:
         )
 
 
-def _fresh_work_folder(name: str) -> Path:
-    parent = cache_dir() / "work" / name
-    # The lock is held: whatever lies here belonged to a process that was killed.
-    shutil.rmtree(parent, ignore_errors=True)
-    # Not tempfile.mkdtemp, whose 0700 would survive the rename and lock others out of a shared cache.
-    work = parent / uuid.uuid4().hex
-    work.mkdir(parents=True)
-    return work
+def _is_written(filename: Any, folder: Path) -> bool:
+    """Whether a failed access was to what building a folder writes, not to what it reads. A full disk has no name."""
+    if filename is None:
+        return True
+    failed = Path(str(filename))
+    places = (cache_dir() / "work", cache_dir() / "locks", folder.parent)
+    return any(failed.is_relative_to(place) or place.is_relative_to(failed) for place in places)
+
+
+def _work_of(folder: Path) -> Path:
+    return cache_dir() / "work" / folder.name
+
+
+def _clear_work(folder: Path) -> None:
+    """Removes what builds of a folder left behind; an old folder that was moved aside for nothing goes back first."""
+    for replaced in _work_of(folder).glob(f"*/{_REPLACED}"):
+        if not folder.exists():
+            os.replace(replaced, folder)
+    shutil.rmtree(_work_of(folder), ignore_errors=True)
 
 
 def _flush_to_disk(folder: Path) -> None:

@@ -1,5 +1,6 @@
 """Folders of the cache are complete or absent, and files: after errors, kills, and with several processes at once."""
 
+import errno
 import json
 import os
 import signal
@@ -67,7 +68,7 @@ def test_built_folder_records_its_source_and_is_built_once(cache):
         folder = build_folder_once(cache / "models" / "tiny", SOURCE, build)
     assert len(calls) == 1
     assert (folder / "answer.txt").read_text() == "42"
-    assert json.loads((folder / "SOURCE.json").read_text()) == SOURCE
+    assert json.loads((folder / "SOURCE.json").read_text()) == SOURCE | {"files": {"answer.txt": 2}}
     assert not leftovers(cache)
 
 
@@ -159,6 +160,73 @@ def test_force_replaces_a_complete_folder_only_by_a_complete_one(cache):
     assert sorted(path.name for path in folder.iterdir()) == ["SOURCE.json", "other.txt"]
 
 
+def second_replace_fails(monkeypatch):
+    """Of the two renames of a replacement the one that puts the new folder in place fails."""
+    replace, calls = os.replace, []
+
+    def fail_once(source, target):
+        calls.append(target)
+        if len(calls) == 2:
+            raise OSError(errno.EIO, "planted", str(target))
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", fail_once)
+
+
+def test_replacement_that_fails_at_its_last_step_leaves_the_old_folder(cache, monkeypatch):
+    folder = build_folder_once(cache / "models" / "tiny", SOURCE, write_answer)
+    second_replace_fails(monkeypatch)
+    with pytest.raises(OSError, match="planted"):
+        build_folder_once(folder, SOURCE, lambda content, _: (content / "new.txt").touch(), force=True)
+    assert sorted(path.name for path in folder.iterdir()) == ["SOURCE.json", "answer.txt"]
+    assert is_complete(folder, SOURCE) and not leftovers(cache)
+
+
+def test_replacement_that_is_killed_at_its_last_step_is_undone_by_the_next_build(cache):
+    folder = build_folder_once(cache / "models" / "tiny", SOURCE, write_answer)
+    process = start(
+        f"""
+        import os
+        from atomic_folder import build_folder_once, cache_dir
+
+        replace, calls = os.replace, []
+
+        def die_at_the_second(source, target):
+            calls.append(target)
+            replace(source, target) if len(calls) == 1 else os._exit(9)
+
+        os.replace = die_at_the_second
+        build_folder_once(cache_dir() / "models" / "tiny", {SOURCE!r}, lambda content, scratch: None, force=True)
+        """,
+        cache,
+    )
+    assert process.wait(timeout=60) == 9
+    assert not folder.exists()
+    assert build_folder_once(folder, SOURCE, pytest.fail) == folder
+    assert (folder / "answer.txt").read_text() == "42"
+    assert not leftovers(cache)
+
+
+@pytest.mark.parametrize("damage", [Path.unlink, lambda file: file.write_text("4")], ids=["deleted", "truncated"])
+def test_folder_that_lost_some_of_its_content_is_rebuilt(cache, damage):
+    def build(content, scratch):
+        (content / "deep").mkdir()
+        (content / "deep" / "answer.txt").write_text("42")
+
+    folder = build_folder_once(cache / "models" / "tiny", SOURCE, build)
+    assert is_complete(folder, SOURCE)
+    damage(folder / "deep" / "answer.txt")
+    assert not is_complete(folder, SOURCE)
+    build_folder_once(folder, SOURCE, build)
+    assert is_complete(folder, SOURCE) and (folder / "deep" / "answer.txt").read_text() == "42"
+
+
+def test_folder_of_an_earlier_version_which_recorded_no_sizes_is_complete(cache):
+    folder = build_folder_once(cache / "models" / "tiny", SOURCE, write_answer)
+    (folder / "SOURCE.json").write_text(json.dumps(SOURCE))
+    assert is_complete(folder, SOURCE)
+
+
 @pytest.mark.parametrize("change", [{"sha256": "1" * 64}, {"revision": 2}])
 def test_folder_from_another_archive_or_conversion_is_rebuilt(cache, change):
     folder = build_folder_once(cache / "models" / "tiny", SOURCE, write_answer)
@@ -189,6 +257,22 @@ def test_full_disk_names_the_cache_and_leaves_nothing(cache):
     with pytest.raises(FetchError, match=r"No space left on device.*VISTOK_CACHE"):
         build_folder_once(cache / "models" / "tiny", SOURCE, build)
     assert not (cache / "models").exists() and not leftovers(cache)
+
+
+def test_what_cannot_be_read_elsewhere_is_not_blamed_on_the_cache(cache, tmp_path):
+    def build(content, scratch):
+        raise PermissionError(errno.EACCES, "Permission denied", str(tmp_path / "archive.whl"))
+
+    with pytest.raises(PermissionError, match=r"archive\.whl"):
+        build_folder_once(cache / "models" / "tiny", SOURCE, build)
+
+
+def test_what_cannot_be_written_in_the_work_folder_is_said_with_the_remedy(cache):
+    def build(content, scratch):
+        raise PermissionError(errno.EACCES, "Permission denied", str(content / "answer.txt"))
+
+    with pytest.raises(FetchError, match="VISTOK_CACHE"):
+        build_folder_once(cache / "models" / "tiny", SOURCE, build)
 
 
 def test_cache_that_cannot_be_written_is_said_with_the_remedy(tmp_path, monkeypatch):
