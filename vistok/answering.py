@@ -3,9 +3,10 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
-from transformers import pipeline
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, pipeline
 from transformers.utils import logging
 
 from .configuration.shipped import shipped_path
@@ -13,11 +14,13 @@ from .modeling.base_weights import resolve_checkpoint
 from .processing.images import ImageSource, load_image
 
 SHIPPED_MODEL = "checkpoints/gvt-demo"
+_EXPECTED = "Give the folder that `vistok train` ended with, or a Hub id such as owner/name."
 
 
 def model_folder(model: str | os.PathLike | None = None) -> str:
     """
-    The model to ask: the one that ships with vistok, unless another is named.
+    The model to ask: the one that ships with vistok, unless another is named. Of one on the Hub the config is fetched,
+    so that a wrong name is told before anything else is loaded.
 
     Args:
         model (`str`, *optional*): folder or Hub id.
@@ -26,19 +29,54 @@ def model_folder(model: str | os.PathLike | None = None) -> str:
         `str`: what `from_pretrained` takes.
 
     Raises:
-        FileNotFoundError: if none is named and none ships.
+        FileNotFoundError: if none is named and none ships, or there is no such folder, or no model in it.
+        OSError: if it is no folder and cannot be had from the Hub.
     """
-    return str(shipped_path(SHIPPED_MODEL)) if model is None else resolve_checkpoint(model)
+    if model is None:
+        return str(shipped_path(SHIPPED_MODEL))
+    folder = resolve_checkpoint(model)
+    path = Path(folder).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise FileNotFoundError(f"The folder {folder!r} holds no model: it has no config.json. {_EXPECTED}")
+        return str(path)
+    # A Hub id is `name` or `owner/name`.
+    if path.exists() or path.is_absolute() or folder.startswith((".", "~")) or len(path.parts) > 2:
+        raise FileNotFoundError(f"There is no folder {folder!r}. {_EXPECTED}")
+    with explained_hub_errors(folder):
+        AutoConfig.from_pretrained(folder)
+    return folder
+
+
+@contextlib.contextmanager
+def explained_hub_errors(model: str) -> Iterator[None]:
+    """
+    What goes wrong on the way from the Hub names the model, and says that it might have been meant as a folder.
+
+    Args:
+        model (`str`): folder, whose errors stay as they are, or Hub id.
+
+    Raises:
+        OSError: in place of one that may name neither.
+    """
+    try:
+        yield
+    except OSError as error:
+        if Path(model).is_dir():
+            raise
+        raise OSError(f"There is no folder {model!r}, and it cannot be had from the Hub: {error}") from error
 
 
 @contextlib.contextmanager
 def quiet_loading() -> Iterator[None]:
     """Loads without a progress bar for each part of a model."""
+    shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
         yield
     finally:
-        logging.enable_progress_bar()
+        if shown:
+            logging.enable_progress_bar()
 
 
 def load_pipeline(model: str | os.PathLike | None = None) -> Any:
@@ -52,13 +90,16 @@ def load_pipeline(model: str | os.PathLike | None = None) -> Any:
         `ImageTextToTextPipeline`, with `.model` and `.processor`.
 
     Raises:
-        FileNotFoundError: if none is named and none ships.
+        FileNotFoundError: see [`model_folder`].
         FetchError: if its base weights are not in the cache.
         CheckpointError: if its weights are damaged or do not fit.
     """
     folder = model_folder(model)
-    with quiet_loading():
-        return pipeline("image-text-to-text", model=folder)
+    # Given a name, pipeline would try again what failed and hide why behind an error of its own.
+    with quiet_loading(), explained_hub_errors(folder):
+        loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+        processor = AutoProcessor.from_pretrained(folder)
+        return pipeline("image-text-to-text", model=loaded, processor=processor)
 
 
 def answer_question(answerer: Any, image: ImageSource, question: str, max_new_tokens: int = 32) -> str:
@@ -90,4 +131,11 @@ def answer_question(answerer: Any, image: ImageSource, question: str, max_new_to
     return generated[0]["generated_text"].strip()
 
 
-__all__ = ["SHIPPED_MODEL", "answer_question", "load_pipeline", "model_folder", "quiet_loading"]
+__all__ = [
+    "SHIPPED_MODEL",
+    "answer_question",
+    "explained_hub_errors",
+    "load_pipeline",
+    "model_folder",
+    "quiet_loading",
+]

@@ -19,6 +19,7 @@ from vistok.modeling.base_weights import (
     BaseWeights,
     fetch,
     is_fetched,
+    require_fetched,
     resolve_checkpoint,
     weights_folder,
 )
@@ -124,7 +125,7 @@ def test_fetch_without_names_means_all_base_weights_and_no_data(cache):
 
 
 def test_unknown_name_lists_the_known_ones_before_any_download(tiny):
-    with pytest.raises(ValueError, match=r"(?s)'dino'.*vistok:dinov2-small.*vistok:smollm2-135m.*easy-vqa"):
+    with pytest.raises(ValueError, match=r"nothing named 'dino' to fetch.*dinov2-small.*smollm2-135m.*easy-vqa"):
         fetch(["tiny", "dino"])
     assert tiny == []
 
@@ -137,6 +138,17 @@ def test_fetched_name_resolves_to_its_folder(tiny, cache):
 def test_name_that_was_not_fetched_names_the_command(cache):
     with pytest.raises(FetchError, match=r"vistok:dinov2-small is not in the cache .*`vistok fetch dinov2-small`"):
         resolve_checkpoint("vistok:dinov2-small")
+
+
+def test_several_that_were_not_fetched_are_one_error_with_one_command(tiny, cache):
+    require_fetched(["facebook/dinov2-small", cache])
+    fetch("tiny")
+    with pytest.raises(
+        FetchError,
+        match=r"dinov2-small and vistok:smollm2-135m are not in .*`vistok fetch dinov2-small "
+        r"smollm2-135m` \(183 MB",
+    ):
+        require_fetched(["vistok:dinov2-small", "vistok:tiny", "vistok:smollm2-135m", "vistok:dinov2-small"])
 
 
 def test_unknown_name_is_not_taken_for_a_hub_id():

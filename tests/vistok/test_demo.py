@@ -12,6 +12,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from tests.tiny import tiny_image
 from vistok import cli, demo
 from vistok.configuration.shipped import shipped_path
+from vistok.modeling.trained_weights import CheckpointError
 from vistok.trainer.visual_language_trainer import VisualLanguageTrainer
 
 COLORS = ("red", "blue", "green", "gray")
@@ -49,6 +50,7 @@ def test_the_demo_goes_through_all_its_steps_and_says_so(arguments, capsys):
     summary = printed.split(demo.RULE)[1]
     assert [line.split()[0] for line in summary.strip().splitlines()] == [*results["seconds"]]
     assert len(results["seconds"]) == demo.NUM_STEPS + 1
+    assert "better than the best floor" in summary
     assert results["seconds"]["all"] == pytest.approx(sum(results["seconds"].values()) / 2, abs=2)
 
 
@@ -122,6 +124,29 @@ def test_nothing_to_do_is_refused_before_anything_is_loaded(name, tmp_path):
     with pytest.raises(ValueError, match=f"{name} is 0, expected at least 1"):
         demo.run_demo(tmp_path / "out", "no/such/model", **{name: 0})
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("model_type", "message"), [(None, "There is no folder"), ("llama", "a model of type llama, not gvt")]
+)
+def test_a_wrong_model_is_told_before_anything_is_made_or_fetched(
+    arguments, tmp_path, monkeypatch, model_type, message
+):
+    model = tmp_path / "wrong"
+    if model_type:
+        model.mkdir()
+        (model / "config.json").write_text(json.dumps({"model_type": model_type}))
+    monkeypatch.setattr(demo, "fetch", pytest.fail)
+    with pytest.raises((FileNotFoundError, CheckpointError), match=message):
+        demo.run_demo(**arguments | {"model": model})
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(("accuracy", "verdict"), [(0.9, "15.0 points better than"), (0.75, "NO better than")])
+def test_the_verdict_compares_with_the_best_floor(accuracy, verdict):
+    floors = {"majority": {"accuracy": 0.5}, "question_only_prior": {"accuracy": 0.75}}
+    told = demo._verdict({"accuracy": accuracy, "floors": floors})
+    assert told == f"{verdict} the best floor ({demo.FLOOR_LABELS['question_only_prior']}: 75.0 %)"
 
 
 def test_without_scikit_image_the_error_names_the_extra(arguments, tmp_path, monkeypatch):
