@@ -34,7 +34,7 @@ HEAVY_PACKAGES = {"datasets", "evaluate", "gguf", "matplotlib", "onnx", "peft", 
 IMPORTED_AS = {"pillow": "PIL", "pyyaml": "yaml", "scikit-image": "skimage"}
 # Required for what others import of it: transformers for Trainer and device_map, and for report_to="tensorboard".
 USED_BY_TRANSFORMERS = {"accelerate", "tensorboard"}
-TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".json", ".jinja", ".in", ".csv", ""}
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".json", ".jsonl", ".jinja", ".in", ".csv", ""}
 
 
 def tracked_files() -> list[Path]:
@@ -263,13 +263,26 @@ class TestDependencies:
         assert torch.specifier.contains(next(iter(pin.specifier)).version)
 
 
-def test_no_file_names_a_path_of_somebodys_machine():
-    machine_path = re.compile(r"(?<![\w.~$}/>-])/(?:root|home|work|opt|mnt)/\w")
-    found = [
+def lines_that(tells, files: list[Path]) -> list[str]:
+    return [
         f"{relative(file)}:{number}"
-        for file in TRACKED
+        for file in files
         if file.suffix in TEXT_SUFFIXES
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), start=1)
-        if machine_path.search(line)
+        if tells(line)
     ]
-    assert found == []
+
+
+def test_no_file_names_a_path_of_somebodys_machine():
+    machine_path = re.compile(r"(?<![\w.~$}/>-])/(?:root|home|work|opt|mnt)/\w")
+    assert lines_that(machine_path.search, TRACKED) == []
+
+
+def test_what_ships_beside_weights_holds_nothing_that_may_not_be_published():
+    from vistok.hub_cards.published_text import published_text
+
+    # A vocabulary is no text: its tokens are pieces of other people's paths.
+    shipped = [file for file in TRACKED if file.is_relative_to(ROOT / "checkpoints") and file.name != "tokenizer.json"]
+    assert any(file.suffix == ".jsonl" for file in shipped)
+    assert lines_that(lambda line: published_text(line) != line, shipped) == []
+    assert published_text('{"output_dir": "/tmp/runs/try"}') != '{"output_dir": "/tmp/runs/try"}'
