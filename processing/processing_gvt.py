@@ -27,6 +27,9 @@ class GVTProcessor(ProcessorMixin):
         chat_template (`str`, *optional*, defaults to `"question-answer"`):
             Jinja template, or the name of one in [`CHAT_TEMPLATES`].
 
+    Raises:
+        TypeError: if an argument has no such name, the tokenizer is missing or the chat template is no text.
+
     Example:
 
     ```python
@@ -46,6 +49,17 @@ class GVTProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs,
     ):
+        if kwargs:
+            raise TypeError(
+                f"{', '.join(kwargs)}: no argument of GVTProcessor. Beside its parts it takes num_image_tokens (the "
+                "resampler's num_latents), image_start_text, image_end_text and chat_template."
+            )
+        if tokenizer is None:
+            raise TypeError("GVTProcessor got no tokenizer: give that of the language model as tokenizer.")
+        if chat_template is not None and not isinstance(chat_template, str):
+            raise TypeError(
+                f"chat_template is a {type(chat_template).__name__}: give one Jinja template, or the name of one."
+            )
         self.image_token_id = add_image_token(tokenizer)
         tokenizer.padding_side = "left"  # answers are generated at the end of a prompt
         self.image_token = tokenizer.image_token
@@ -94,18 +108,34 @@ class GVTProcessor(ProcessorMixin):
     def validate_inputs(self, images=None, text=None, **kwargs):
         """
         Raises:
-            ValueError: if there are not as many placeholders as images; names both numbers.
+            ValueError: if there are not as many placeholders as images, in any row where images come in rows; names
+                both numbers.
         """
         # newer versions of transformers compare them too
         if text is not None and self.image_token is not None and not kwargs.get("sanitize_control_tokens"):
-            written = sum(sample.count(self.image_token) for sample in text)
+            written = [sample.count(self.image_token) for sample in text]
             given = 0 if images is None else len(make_flat_list_of_images(images))
-            if written != given:
+            if sum(written) != given:
                 raise ValueError(
-                    f"The text has {written} {self.image_token} tokens and {given} images were given: write one "
+                    f"The text has {sum(written)} {self.image_token} tokens and {given} images were given: write one "
                     f"{self.image_token} for each image."
                 )
+            in_rows = isinstance(images, (list, tuple)) and all(isinstance(row, (list, tuple)) for row in images)
+            if given and in_rows:
+                self._compare_rows(written, [len(row) for row in images])
         super().validate_inputs(images=images, text=text, **kwargs)
+
+    def _compare_rows(self, written: list[int], given: list[int]) -> None:
+        if len(written) != len(given):
+            raise ValueError(
+                f"{len(written)} texts and {len(given)} lists of images were given: give one list for each text."
+            )
+        for row, (tokens, images) in enumerate(zip(written, given)):
+            if tokens != images:
+                raise ValueError(
+                    f"Text {row} has {tokens} {self.image_token} tokens and {images} images were given for it: write "
+                    f"one {self.image_token} for each image of its list."
+                )
 
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return f"{self.image_start_text}{self.image_token * self.num_image_tokens}{self.image_end_text}"

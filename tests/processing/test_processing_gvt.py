@@ -76,6 +76,20 @@ def test_placeholders_without_images_are_refused():
         tiny_processor()(text="<image> <image>")
 
 
+@pytest.mark.parametrize(
+    "images, message",
+    [
+        ([[0], [1]], r"Text 0 has 2 <image> tokens and 1 images were given for it"),
+        ([[0, 1, 2]], r"2 texts and 1 lists of images were given"),
+        ([[0], [1], [2]], r"2 texts and 3 lists of images were given"),
+    ],
+)
+def test_images_in_rows_belong_to_the_text_of_their_row(images, message):
+    texts = ["<image> <image> a", "b"] if images == [[0], [1]] else ["<image> <image> a", "<image> b"]
+    with pytest.raises(ValueError, match=message):
+        tiny_processor()(images=[[tiny_image(seed) for seed in row] for row in images], text=texts)
+
+
 def test_kinds_of_images_are_converted_to_rgb():
     processor = tiny_processor()
     grey = tiny_image().convert("L")
@@ -134,6 +148,20 @@ def test_processor_of_two_checkpoints(base_models):
     assert processor.image_processor.size == {"height": IMAGE_SIZE, "width": IMAGE_SIZE}
     assert processor.image_token_id == IMAGE_TOKEN_ID
     assert processor.tokenizer.convert_tokens_to_ids("<image>") == IMAGE_TOKEN_ID
+
+
+def test_arguments_that_the_processor_lacks_are_refused_by_name(base_models):
+    with pytest.raises(TypeError, match=r"num_latents: no argument .*takes num_image_tokens"):
+        GVTProcessor.from_vision_text_pretrained(*base_models, num_latents=16)
+    with pytest.raises(TypeError, match="image_start_txt"):
+        tiny_processor(image_start_txt="[")
+
+
+def test_parts_of_the_wrong_kind_are_refused_by_name():
+    with pytest.raises(TypeError, match="got no tokenizer"):
+        GVTProcessor(tiny_image_processor())
+    with pytest.raises(TypeError, match=r"chat_template is a dict: give one Jinja template"):
+        tiny_processor(chat_template={"default": "{{ messages }}"})
 
 
 def test_images_may_be_resized_to_a_square_without_crop(base_models):
