@@ -1,5 +1,6 @@
 """Configuration of GVT."""
 
+import copy
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
@@ -17,12 +18,12 @@ class GVTConfig(PreTrainedConfig):
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14):
             Configuration of the vision tower: any vision transformer of transformers.
-        text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama):
+        text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama with eight rows more):
             Configuration of the language model: any causal or encoder-decoder model of transformers.
         resampler_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `PerceiverResamplerConfig()`):
             Configuration of the visual tokenizer. Its `patch_hidden_size` follows the tower.
         image_token_id (`int`, *optional*, defaults to 32000):
-            Id of the placeholder that visual tokens take the place of.
+            Id of the placeholder that visual tokens take the place of, one of the language model's `vocab_size`.
         vision_feature_layer (`int`, *optional*, defaults to -1):
             Index into the tower's `hidden_states` (the embeddings are 0, the last layer is -1).
         vision_feature_select_strategy (`"full"` or `"default"`, *optional*, defaults to `"full"`):
@@ -39,7 +40,7 @@ class GVTConfig(PreTrainedConfig):
     >>> from transformers import Dinov2Config, LlamaConfig
     >>> from vistok import GVTConfig, GVTForConditionalGeneration
 
-    >>> config = GVTConfig(vision_config=Dinov2Config(), text_config=LlamaConfig())
+    >>> config = GVTConfig(vision_config=Dinov2Config(), text_config=LlamaConfig(vocab_size=32001))
     >>> model = GVTForConditionalGeneration(config)
     ```"""
 
@@ -57,7 +58,7 @@ class GVTConfig(PreTrainedConfig):
                 "image_size": 224,
             },
         ),
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama"),
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs={"vocab_size": 32008}),
         "resampler_config": SubConfigSpec(config_class=AutoConfig, model_type="perceiver_resampler_vistok"),
     }
 
@@ -74,23 +75,46 @@ class GVTConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         # AutoConfig resolves the default tokenizer by its model type, which registering makes known.
         if isinstance(self.resampler_config, dict):
-            self.resampler_config.setdefault("model_type", "perceiver_resampler_vistok")
+            self.resampler_config = {"model_type": "perceiver_resampler_vistok", **self.resampler_config}
         super().__post_init__(**kwargs)
+        self.vision_config = _with(self.vision_config, mask_ratio=0.0)  # ViT-MAE drops patches even in evaluation
         vision_config: Any = self.vision_config
         text_config: Any = self.text_config
-        resampler_config: Any = self.resampler_config
+        self.resampler_config = _with(self.resampler_config, patch_hidden_size=vision_config.hidden_size)
         self.is_encoder_decoder = bool(text_config.is_encoder_decoder)
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
-        if hasattr(resampler_config, "patch_hidden_size"):
-            resampler_config.patch_hidden_size = vision_config.hidden_size
-        if hasattr(vision_config, "mask_ratio"):
-            vision_config.mask_ratio = 0.0  # ViT-MAE drops patches even in evaluation
         num_layers = getattr(self.vision_config, "num_hidden_layers", None)
         if num_layers is not None and not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
             raise ValueError(
                 f"vision_feature_layer is {self.vision_feature_layer}, but a tower of {num_layers} layers has hidden "
                 f"states 0 to {num_layers} (or -{num_layers + 1} to -1)."
             )
+
+    def check_image_token(self) -> None:
+        """
+        Makes sure that the placeholder is a token of the language model. Models ask when they are built, by when
+        composing has found the id and given it a row.
+
+        Raises:
+            ValueError: if it is none; names its id and the size of the vocabulary.
+        """
+        vocab_size = getattr(self.text_config, "vocab_size", None)
+        if vocab_size is not None and not 0 <= self.image_token_id < vocab_size:
+            raise ValueError(
+                f"image_token_id is {self.image_token_id}, but the language model has vocab_size={vocab_size}, ids 0 "
+                f"to {vocab_size - 1}: choose one of these, or give text_config a vocab_size of "
+                f"{self.image_token_id + 1} or more."
+            )
+
+
+def _with(config: Any, **values: Any) -> Any:
+    """A config with other values in those fields that it has: a copy, because the config may be the caller's."""
+    values = {name: value for name, value in values.items() if getattr(config, name, value) != value}
+    if values:
+        config = copy.deepcopy(config)
+    for name, value in values.items():
+        setattr(config, name, value)
+    return config
 
 
 __all__ = ["GVTConfig"]

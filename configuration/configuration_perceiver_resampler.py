@@ -56,7 +56,8 @@ class PerceiverResamplerConfig(PreTrainedConfig):
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "num_latents"):
+        sizes = ("hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "num_latents")
+        for name in (*sizes, "intermediate_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, a Perceiver resampler needs at least 1.")
         if self.patch_hidden_size is None:

@@ -63,6 +63,21 @@ def test_what_follows_from_the_parts():
     assert not GVTConfig(text_config=LlamaConfig(tie_word_embeddings=False)).tie_word_embeddings
 
 
+def test_default_placeholder_is_a_token_of_the_default_language_model():
+    GVTConfig().check_image_token()
+    GVTConfig(text_config=T5Config()).check_image_token()
+    with pytest.raises(ValueError, match=r"image_token_id is 32000, .*vocab_size=32000.*vocab_size of 32001 or more"):
+        GVTConfig(text_config=LlamaConfig(vocab_size=32000)).check_image_token()
+
+
+def test_parts_that_a_config_is_made_of_stay_as_they_were():
+    tower, resampler, values = ViTMAEConfig(hidden_size=96), PerceiverResamplerConfig(), {"num_latents": 7}
+    before = [tower.to_dict(), resampler.to_dict(), dict(values)]
+    assert GVTConfig(vision_config=tower, resampler_config=resampler).resampler_config.patch_hidden_size == 96
+    assert GVTConfig(vision_config=tower, resampler_config=values).resampler_config.num_latents == 7
+    assert [tower.to_dict(), resampler.to_dict(), values] == before
+
+
 def test_get_text_config_is_the_language_model():
     config = tiny_gvt_config()
     assert config.get_text_config() is config.text_config
@@ -89,7 +104,8 @@ def test_fields_of_the_wrong_type_or_value_are_refused_by_name(field, value):
 
 
 @pytest.mark.parametrize(
-    "field", ["hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "num_latents"]
+    "field",
+    ["hidden_size", "num_hidden_layers", "num_attention_heads", "head_dim", "num_latents", "intermediate_size"],
 )
 def test_resampler_of_no_size_is_refused_by_name(field):
     with pytest.raises(ValueError, match=f"{field} is 0, a Perceiver resampler needs at least 1"):
