@@ -1,14 +1,25 @@
 """Attention masks and positions of rows with images: padding, unused placeholders, conversations that share a row."""
 
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from transformers import PreTrainedModel
+from transformers.cache_utils import Cache
+
+AttentionMask: TypeAlias = torch.Tensor | dict[str, torch.Tensor | None] | None
 
 
-def is_tree(attention_mask: torch.Tensor | None) -> bool:
-    """Whether a mask says for each pair of tokens who may attend to whom: `(batch, 1, length, length)`, boolean."""
-    return attention_mask is not None and attention_mask.ndim == 4 and attention_mask.dtype == torch.bool
+def is_tree(attention_mask: AttentionMask, past_key_values: Cache | None = None) -> bool:
+    """
+    Whether a mask is that of conversations which share a row: for each pair of tokens who may attend to whom.
+
+    Args:
+        attention_mask (`torch.Tensor`, `dict` or `None`): of a shared row `(batch, 1, length, length)`, boolean.
+        past_key_values (`Cache`, *optional*): shared rows have none; `generate` writes such masks for static caches.
+    """
+    if not isinstance(attention_mask, torch.Tensor) or past_key_values is not None:
+        return False
+    return attention_mask.ndim == 4 and attention_mask.dtype == torch.bool
 
 
 def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tensor:
@@ -44,11 +55,46 @@ def mask_unused_placeholders(
     return attention_mask.masked_fill(unused[:, None, None, :] if attention_mask.ndim == 4 else unused, 0)
 
 
-def additive_mask(attention_mask: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor | None:
+def additive_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A boolean mask of four dimensions as numbers to add to scores, which is how eager attention takes it."""
-    if attention_mask is None or not is_tree(attention_mask):
-        return attention_mask
     return torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, torch.finfo(dtype).min)
+
+
+def decoder_arguments(
+    language_model: PreTrainedModel,
+    inputs_embeds: torch.Tensor,
+    attention_mask: AttentionMask,
+    position_ids: torch.Tensor | None,
+    past_key_values: Cache | None,
+    takes_position_ids: bool,
+    recount: bool,
+) -> dict[str, Any]:
+    """
+    What a causal language model is told beside its embeddings: mask, positions and cache.
+
+    Args:
+        language_model (`PreTrainedModel`): about to read the embeddings.
+        inputs_embeds (`torch.FloatTensor` of shape `(batch, length, hidden_size)`): to read.
+        attention_mask (`torch.Tensor`, `dict` or `None`):
+            Of two dimensions, or of a shared row (see [`is_tree`]). Any other is the language model's own business, as
+            `generate` writes it for a static cache: a tensor of four dimensions, or one for each kind of layer.
+        position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): by default counted over the mask.
+        past_key_values (`Cache`, *optional*): what was read before.
+        takes_position_ids (`bool`): whether the language model lets itself be told positions.
+        recount (`bool`): whether the positions of a shared row count placeholders that its images left unused.
+
+    Raises:
+        ValueError: if the language model cannot read a shared row.
+    """
+    shared = is_tree(attention_mask, past_key_values)
+    if isinstance(attention_mask, torch.Tensor) and (shared or attention_mask.ndim == 2):
+        if position_ids is None or (shared and recount):
+            position_ids = positions_from_mask(attention_mask, inputs_embeds.shape[1])
+        if shared:
+            refuse_tree(language_model, position_ids, takes_position_ids)
+            attention_mask = additive_mask(attention_mask, inputs_embeds.dtype)
+    arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values}
+    return {**arguments, "position_ids": position_ids} if takes_position_ids else arguments
 
 
 def refuse_tree(language_model: PreTrainedModel, position_ids: torch.Tensor, takes_position_ids: bool) -> None:
@@ -79,4 +125,4 @@ def refuse_tree(language_model: PreTrainedModel, position_ids: torch.Tensor, tak
         )
 
 
-__all__ = ["additive_mask", "is_tree", "mask_unused_placeholders", "positions_from_mask", "refuse_tree"]
+__all__ = ["decoder_arguments", "is_tree", "mask_unused_placeholders", "positions_from_mask", "refuse_tree"]

@@ -1,5 +1,6 @@
 """GVT: vision tower → visual tokenizer → projector → language model."""
 
+import copy
 import inspect
 from typing import Any
 
@@ -11,12 +12,12 @@ from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_gvt import GVTConfig
-from .attention_masks import additive_mask, is_tree, mask_unused_placeholders, positions_from_mask, refuse_tree
+from .attention_masks import decoder_arguments, mask_unused_placeholders, positions_from_mask
 from .composition import ComposedPreTrainedModel
 from .language_head import build_language_head, scale_logits
 from .outputs_gvt import GVTImageFeatures, GVTOutput
-from .vision_features import build_vision_tower, extract_vision_features
-from .visual_tokenizer import VisionFeatures
+from .vision_features import build_vision_tower, cached_vision_features, extract_vision_features
+from .visual_tokenizer import VisionFeatures, computing_dtype
 
 
 class GVTPreTrainedModel(ComposedPreTrainedModel):
@@ -46,10 +47,14 @@ class GVTModel(GVTPreTrainedModel):
 
     Args:
         config ([`GVTConfig`]): the visual tokenizer is built from `config.resampler_config` by its `model_type`.
+
+    Raises:
+        ValueError: if the image placeholder is no token of the language model; names both numbers.
     """
 
     def __init__(self, config: GVTConfig):
         super().__init__(config)
+        config.check_image_token()
         self.vision_tower = build_vision_tower(config.vision_config)
         self.resampler = AutoModel.from_config(config.resampler_config)
         if config.is_encoder_decoder:
@@ -61,7 +66,7 @@ class GVTModel(GVTPreTrainedModel):
         text_width = language_model.get_input_embeddings().weight.shape[-1]
         self.projector = nn.Linear(self.resampler.output_size, text_width)
         self.language_model = language_model
-        self._takes_position_ids = "position_ids" in inspect.signature(self.language_model.forward).parameters
+        self._takes_position_ids = "position_ids" in inspect.signature(language_model.forward).parameters
         self.post_init()
 
     def get_input_embeddings(self) -> nn.Module:
@@ -91,22 +96,22 @@ class GVTModel(GVTPreTrainedModel):
             [`GVTImageFeatures`].
 
         Raises:
-            ValueError: unless exactly one of `pixel_values` and `vision_features` is given.
+            ValueError: unless exactly one of `pixel_values` and `vision_features` is given; or if the visual tokenizer
+                reads more than these features.
         """
         if (pixel_values is None) == (vision_features is None):
             raise ValueError("get_image_features takes pixel_values or vision_features, and exactly one of them.")
         if vision_features is not None:
-            features = VisionFeatures(patch_features=vision_features)
+            features = cached_vision_features(
+                vision_features, self.config.vision_feature_select_strategy, self.resampler
+            )
         elif pixel_values is not None:
             features = self.get_vision_features(pixel_values)
-        inputs = {name: getattr(features, name) for name in self.resampler.required_inputs}
-        dtype = self.projector.weight.dtype
+        names = {"grid_size", "num_prefix_tokens", *self.resampler.required_inputs}
         visual_tokens = self.resampler(
-            features.patch_features.to(dtype),
-            grid_size=features.grid_size,
-            num_prefix_tokens=features.num_prefix_tokens,
+            features.patch_features.to(computing_dtype(self.resampler, self.projector)),
             output_attentions=output_attentions,
-            **inputs,
+            **{name: getattr(features, name) for name in names},
         )
         tokens, mask = self.projector(visual_tokens.tokens), visual_tokens.mask
         # The processor knew no images when it wrote placeholders for the largest number of tokens.
@@ -228,40 +233,20 @@ class GVTModel(GVTPreTrainedModel):
         if pixel_values is not None or vision_features is not None:
             image_features = self.get_image_features(pixel_values, vision_features, output_attentions)
         inputs_embeds, attention_mask = self.embed_inputs(input_ids, inputs_embeds, attention_mask, image_features)
-        if self.config.is_encoder_decoder:
-            kwargs = {**kwargs, "past_key_values": past_key_values}
-        else:
-            kwargs.update(self._decoder_arguments(inputs_embeds, attention_mask, position_ids, past_key_values))
+        arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        if not self.config.is_encoder_decoder:
+            arguments = decoder_arguments(
+                self.language_model,
+                inputs_embeds,
+                position_ids=position_ids,
+                takes_position_ids=self._takes_position_ids,
+                recount=self.resampler.variable_num_tokens,
+                **arguments,
+            )
         outputs = self.language_model(
-            inputs_embeds=inputs_embeds,
-            attention_mask=additive_mask(attention_mask, inputs_embeds.dtype),
-            output_attentions=output_attentions,
-            return_dict=True,
-            **kwargs,
+            inputs_embeds=inputs_embeds, output_attentions=output_attentions, return_dict=True, **arguments, **kwargs
         )
-        return GVTOutput(
-            loss=outputs.get("loss"),
-            logits=outputs.get("logits"),
-            last_hidden_state=outputs.get("last_hidden_state"),
-            past_key_values=outputs.get("past_key_values"),
-            hidden_states=outputs.get("hidden_states", outputs.get("decoder_hidden_states")),
-            attentions=outputs.get("attentions", outputs.get("decoder_attentions")),
-            image_hidden_states=None if image_features is None else image_features.last_hidden_state,
-            image_attentions=None if image_features is None else image_features.attentions,
-            encoder_last_hidden_state=outputs.get("encoder_last_hidden_state"),
-        )
-
-    def _decoder_arguments(self, inputs_embeds, attention_mask, position_ids, past_key_values) -> dict:
-        shared = is_tree(attention_mask)
-        # Positions that came with shared rows count placeholders which the images may have left unused.
-        countable = attention_mask is not None and (shared or attention_mask.ndim == 2)
-        if countable and (position_ids is None or (shared and self.resampler.variable_num_tokens)):
-            position_ids = positions_from_mask(attention_mask, inputs_embeds.shape[1])
-        if shared:
-            refuse_tree(self.language_model, position_ids, self._takes_position_ids)
-        if not self._takes_position_ids:
-            return {"past_key_values": past_key_values}
-        return {"past_key_values": past_key_values, "position_ids": position_ids}
+        return GVTOutput.of_language_model(outputs, image_features)
 
 
 class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
@@ -328,6 +313,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
                 Number of last positions (0: all), or the positions, to compute logits for.
             skip_logits (`bool`, *optional*, defaults to `False`):
                 With `labels`: run the head on supervised positions only and return no logits. The loss is the same.
+                An encoder-decoder model runs its own head on all positions, whatever is returned.
 
         Returns:
             [`GVTOutput`].
@@ -341,15 +327,18 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
             "past_key_values": past_key_values,
             "inputs_embeds": inputs_embeds,
             "mm_encoder_outputs": mm_encoder_outputs,
+            "return_dict": True,  # whatever the config says: here it is read by name
         }
+        loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if self.config.is_encoder_decoder:
-            num_items = kwargs.pop("num_items_in_batch", None)
             outputs = self.model(**inputs, labels=labels, **kwargs)
-            if labels is not None and num_items is not None:
+            if labels is not None and (num_items := loss_arguments["num_items_in_batch"]) is not None:
                 # Its own loss is the mean over this batch, which may be one of several that a step accumulates.
                 outputs.loss = outputs.loss * (labels != -100).sum() / num_items
+            outputs.logits = None if labels is not None and skip_logits else outputs.logits[:, positions]
+            outputs.last_hidden_state = None
             return outputs
-        loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
         outputs = self.model(**inputs, **kwargs)
         hidden_states = outputs.last_hidden_state
         text_config: Any = self.config.text_config
@@ -359,7 +348,6 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
             logits = scale_logits(self.lm_head(hidden_states[predicts]), text_config)
             loss_arguments["shift_labels"] = labels[:, 1:][predicts[:, :-1]]
         else:
-            positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             logits = scale_logits(self.lm_head(hidden_states[:, positions]), text_config)
         if labels is not None:
             outputs.loss = self.loss_function(
@@ -370,7 +358,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
         return outputs
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args, **kwargs):
-        # In place of transformers' own, which encodes no cached features and drops output_attentions.
+        # In place of transformers' own, which encodes no cached features and knows no unused placeholders.
         images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "vision_features")}
         if any(image is not None for image in images.values()):
             self.model.refuse_images_given_twice(model_kwargs.get("mm_encoder_outputs"), **images)
@@ -402,11 +390,15 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
         images = {name: kwargs.pop(name, None) for name in ("pixel_values", "vision_features")}
         image_features = (kwargs.pop("mm_encoder_outputs", None) or {}).get("image")
         if any(image is not None for image in images.values()):
+            self.model.refuse_images_given_twice({"image": image_features}, **images)
             image_features = self.get_image_features(**images)
         inputs_embeds, attention_mask = self.model.embed_inputs(
             input_ids, kwargs.pop("inputs_embeds", None), kwargs.pop("attention_mask", None), image_features
         )
-        kwargs.setdefault("generation_config", self.generation_config)
+        if (generation_config := kwargs.pop("generation_config", None)) is None:
+            generation_config = copy.deepcopy(self.generation_config)
+            kwargs = generation_config.update(**kwargs)
+        kwargs["generation_config"] = generation_config
         return self.model.language_model.generate(inputs_embeds=inputs_embeds, attention_mask=attention_mask, **kwargs)
 
 

@@ -22,7 +22,8 @@ class GVTImageFeatures(BaseModelOutputWithPooling):
         attentions (`tuple[torch.FloatTensor]`, *optional*):
             Attention maps of the visual tokenizer, a layer each, `(num_images, num_heads, num_tokens, num_keys)`.
         grid_size (`tuple[int, int]`, *optional*): height and width of the images in patches.
-        num_prefix_tokens (`int`, *optional*): how many of the keys precede the first patch.
+        num_prefix_tokens (`int`, *optional*):
+            How many of the keys precede the first patch; unknown of cached features with [CLS] or registers.
     """
 
     token_mask: torch.Tensor | None = None
@@ -47,15 +48,19 @@ class GVTOutput(ModelOutput):
         logits (`torch.FloatTensor` of shape `(batch, sequence_length, vocab_size)`, *optional*):
             Scores of the language model; absent with `skip_logits=True`.
         last_hidden_state (`torch.FloatTensor` of shape `(batch, sequence_length, hidden_size)`, *optional*):
-            Last states of the language model, from [`GVTModel`].
+            Last states of the language model, from [`GVTModel`]. Those of an encoder-decoder model, which keeps its
+            head, come with `output_hidden_states=True` only.
         past_key_values (`Cache`, *optional*): key-value cache of the language model.
-        hidden_states (`tuple[torch.FloatTensor]`, *optional*): all states of the language model.
-        attentions (`tuple[torch.FloatTensor]`, *optional*): attention maps of the language model.
+        hidden_states (`tuple[torch.FloatTensor]`, *optional*): all states of the language model or its decoder.
+        attentions (`tuple[torch.FloatTensor]`, *optional*): attention maps of the language model or its decoder.
         image_hidden_states (`torch.FloatTensor` of shape `(num_images, num_tokens, hidden_size)`, *optional*):
             Projected visual tokens.
         image_attentions (`tuple[torch.FloatTensor]`, *optional*, returned with `output_attentions=True`):
             Attention maps of the visual tokenizer, a layer each, `(num_images, num_heads, num_tokens, num_keys)`.
         encoder_last_hidden_state (`torch.FloatTensor`, *optional*): of an encoder-decoder language model.
+        encoder_hidden_states (`tuple[torch.FloatTensor]`, *optional*): all states of its encoder.
+        encoder_attentions (`tuple[torch.FloatTensor]`, *optional*): attention maps of its encoder.
+        cross_attentions (`tuple[torch.FloatTensor]`, *optional*): attention maps of its decoder over the encoder.
     """
 
     loss: torch.FloatTensor | None = None
@@ -67,6 +72,29 @@ class GVTOutput(ModelOutput):
     image_hidden_states: torch.FloatTensor | None = None
     image_attentions: tuple[torch.FloatTensor, ...] | None = None
     encoder_last_hidden_state: torch.FloatTensor | None = None
+    encoder_hidden_states: tuple[torch.FloatTensor, ...] | None = None
+    encoder_attentions: tuple[torch.FloatTensor, ...] | None = None
+    cross_attentions: tuple[torch.FloatTensor, ...] | None = None
+
+    @classmethod
+    def of_language_model(cls, outputs: ModelOutput, image_features: GVTImageFeatures | None) -> "GVTOutput":
+        """
+        Joins what a language model returned with what its images became.
+
+        Args:
+            outputs (`ModelOutput`): of a causal language model without its head, or of an encoder-decoder one with it.
+            image_features ([`GVTImageFeatures`], *optional*): of the images, if there were any.
+        """
+        same_names = set(cls.__dataclass_fields__) & set(outputs)
+        values = {name: outputs[name] for name in same_names}
+        if (states := outputs.get("decoder_hidden_states")) is not None:
+            values |= {"hidden_states": states, "last_hidden_state": states[-1]}
+        if (attentions := outputs.get("decoder_attentions")) is not None:
+            values["attentions"] = attentions
+        if image_features is not None:
+            values["image_hidden_states"] = image_features.last_hidden_state
+            values["image_attentions"] = image_features.attentions
+        return cls(**values)
 
 
 __all__ = ["GVTImageFeatures", "GVTOutput"]

@@ -28,6 +28,14 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
     return torch.matmul(attention, value).transpose(1, 2).contiguous(), attention
 
 
+def _is_plain_matrix(projection: nn.Module) -> bool:
+    """
+    Whether a projection is its weight, and that is here to be read. A quantised or LoRA-adapted one is another thing;
+    an offloaded one (on the device "meta") or one that ZeRO-3 shards (`ds_id`) gets its weight while it is called.
+    """
+    return type(projection) is nn.Linear and not projection.weight.is_meta and not hasattr(projection.weight, "ds_id")
+
+
 class PerceiverAttention(nn.Module):
     """
     Attention of the latents over `[patches; latents]`, without biases, scale head_dim^-1/2.
@@ -58,8 +66,7 @@ class PerceiverAttention(nn.Module):
         latents = self.latent_norm(latents)
         keys_values = torch.cat([self.patch_norm(patches), latents], dim=1)
         query = self.q_proj(latents).unflatten(-1, (self.num_heads, self.head_dim))
-        # A quantised or LoRA-adapted projection is no plain matrix and cannot be absorbed.
-        absorbable = type(self.k_proj) is nn.Linear and type(self.v_proj) is nn.Linear
+        absorbable = _is_plain_matrix(self.k_proj) and _is_plain_matrix(self.v_proj)
         if self.config.attention_formulation == "absorbed" and absorbable:
             update, attention = self._attend_absorbed(query, keys_values)
         else:
@@ -168,7 +175,7 @@ class PerceiverResampler(VisualTokenizer):
         self,
         patch_features: torch.Tensor,
         grid_size: tuple[int, int] | None = None,
-        num_prefix_tokens: int = 0,
+        num_prefix_tokens: int | None = 0,
         output_attentions: bool | None = None,
         **kwargs,
     ) -> VisualTokenizerOutput:

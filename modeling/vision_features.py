@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
-from .visual_tokenizer import VisionFeatures
+from .visual_tokenizer import VisionFeatures, VisualTokenizer
 
 
 def vision_tower_class(vision_config: PreTrainedConfig):
@@ -100,6 +100,32 @@ def extract_vision_features(
     )
 
 
+def cached_vision_features(
+    patch_features: torch.Tensor, select_strategy: str, visual_tokenizer: VisualTokenizer
+) -> VisionFeatures:
+    """
+    What is known of features that a tower computed earlier: whether [CLS] and registers are among them, but not how
+    many, nor the size of the image.
+
+    Args:
+        patch_features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`): computed earlier.
+        select_strategy (`str`): as in [`extract_vision_features`].
+        visual_tokenizer ([`VisualTokenizer`]): about to read them.
+
+    Returns:
+        [`VisionFeatures`].
+
+    Raises:
+        ValueError: if the visual tokenizer declares that it reads more.
+    """
+    if visual_tokenizer.required_inputs:
+        raise ValueError(
+            f"{type(visual_tokenizer).__name__} reads {', '.join(visual_tokenizer.required_inputs)} beside the patch "
+            "features, which vision_features are alone: give pixel_values."
+        )
+    return VisionFeatures(patch_features, num_prefix_tokens=0 if select_strategy == "default" else None)
+
+
 def patch_grid(vision_config, image_size: tuple[int, int]) -> tuple[int, int]:
     """
     Height and width of an image in patches.
@@ -137,4 +163,10 @@ def _tower_arguments(vision_tower, pixel_values, grid_size) -> dict:
     return arguments
 
 
-__all__ = ["build_vision_tower", "extract_vision_features", "patch_grid", "vision_tower_class"]
+__all__ = [
+    "build_vision_tower",
+    "cached_vision_features",
+    "extract_vision_features",
+    "patch_grid",
+    "vision_tower_class",
+]

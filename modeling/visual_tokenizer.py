@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel
 from transformers.modeling_outputs import ModelOutput
 
@@ -54,8 +55,9 @@ class VisionFeatures:
             Features of the chosen layer: patches in row-major order, behind the prefix tokens if those were kept.
         grid_size (`tuple[int, int]`, *optional*):
             Height and width of the image, in patches; unknown of cached features.
-        num_prefix_tokens (`int`):
-            How many of the `patch_features` come before the first patch ([CLS], registers); 0 if they were dropped.
+        num_prefix_tokens (`int`, *optional*):
+            How many of the `patch_features` come before the first patch ([CLS], registers); 0 if they were dropped,
+            `None` where it is unknown: of cached features that may have them.
         cls_features (`torch.FloatTensor` of shape `(batch, hidden_size)`, *optional*):
             Feature of [CLS], for tokenizers that require `"cls_features"`.
         hidden_states (`tuple[torch.FloatTensor]`, *optional*):
@@ -66,10 +68,23 @@ class VisionFeatures:
 
     patch_features: torch.Tensor
     grid_size: tuple[int, int] | None = None
-    num_prefix_tokens: int = 0
+    num_prefix_tokens: int | None = 0
     cls_features: torch.Tensor | None = None
     hidden_states: tuple[torch.Tensor, ...] | None = None
     cls_attentions: torch.Tensor | None = None
+
+
+def computing_dtype(*modules: nn.Module) -> torch.dtype:
+    """
+    The dtype that modules compute in: that of their first floating-point parameter. Weights of quantised layers are
+    integers, or numbers of eight bits that nothing computes in.
+
+    Args:
+        modules (`nn.Module`): in the order in which they are asked; a visual tokenizer may have no parameters.
+    """
+    parameters = (parameter for module in modules for parameter in module.parameters())
+    dtypes = (parameter.dtype for parameter in parameters if parameter.is_floating_point())
+    return next((dtype for dtype in dtypes if dtype.itemsize > 1), torch.get_default_dtype())
 
 
 class VisualTokenizer(PreTrainedModel):
@@ -79,8 +94,9 @@ class VisualTokenizer(PreTrainedModel):
     `PreTrainedModel`, parameters that belong to no layer of PyTorch get their first values in `_init_weights`.
 
     Class attributes:
-        required_inputs (`tuple[str, ...]`): fields of [`VisionFeatures`] it needs beside `patch_features`, out of
-            `"cls_features"`, `"hidden_states"` and `"cls_attentions"`. The composite model asks the tower for them.
+        required_inputs (`tuple[str, ...]`): fields of [`VisionFeatures`] it needs beside `patch_features`. The
+            composite model asks the tower for them. Every tokenizer is told `grid_size` and `num_prefix_tokens`; one
+            that reads them names them here, or it may be given cached features, of which they are not known.
         variable_num_tokens (`bool`): whether the number of tokens follows the image. If so the processor still writes
             `max_num_tokens` placeholders, and the composite model keeps unused ones out of attention and positions.
     """
@@ -109,7 +125,7 @@ class VisualTokenizer(PreTrainedModel):
         self,
         patch_features: torch.Tensor,
         grid_size: tuple[int, int] | None = None,
-        num_prefix_tokens: int = 0,
+        num_prefix_tokens: int | None = 0,
         **kwargs,
     ) -> VisualTokenizerOutput:
         """
@@ -119,4 +135,4 @@ class VisualTokenizer(PreTrainedModel):
         raise NotImplementedError(f"{type(self).__name__} does not define forward.")
 
 
-__all__ = ["VisionFeatures", "VisualTokenizer", "VisualTokenizerOutput"]
+__all__ = ["VisionFeatures", "VisualTokenizer", "VisualTokenizerOutput", "computing_dtype"]

@@ -15,7 +15,9 @@ from tests.tiny import (
     same,
     tiny_gvt,
     tiny_image,
+    tiny_llama_config,
     tiny_processor,
+    tiny_t5_config,
     user,
     words,
 )
@@ -176,8 +178,9 @@ def test_the_mask_may_be_left_out_and_images_given_as_none():
     )
 
 
-def test_images_given_twice_are_refused():
-    model = tiny_gvt()
+@pytest.mark.parametrize("text_config", [tiny_llama_config(), tiny_t5_config()], ids=["llama", "t5"])
+def test_images_given_twice_are_refused(text_config):
+    model = tiny_gvt(text_config=text_config)
     images = pixels(3)
     given = {"mm_encoder_outputs": {"image": model.get_image_features(images)}, "max_new_tokens": 1}
     features = model.model.get_vision_features(images).patch_features

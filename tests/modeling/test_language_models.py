@@ -10,6 +10,7 @@ from transformers import (
     CohereConfig,
     Gemma2Config,
     Gemma3TextConfig,
+    GenerationConfig,
     GPT2Config,
     GPTNeoXConfig,
     GraniteConfig,
@@ -22,6 +23,7 @@ from transformers import (
     SmolLM3Config,
     T5ForConditionalGeneration,
 )
+from transformers.generation import utils as generation_utils
 
 from tests.tiny import (
     IMAGE,
@@ -134,6 +136,18 @@ def test_decoding_with_a_cache_is_decoding_without_one(name):
     assert (cached.logits[1] - cached.logits[2]).abs().max() > 1e-3, "states that do not move show nothing"
 
 
+@pytest.mark.parametrize("name", [name for name in LANGUAGE_MODELS if name != "bloom"])  # it knows no static cache
+def test_decoding_with_a_static_cache_is_decoding_with_a_growing_one(name):
+    model, _ = pair(name)
+    inputs = batch([*IMAGE, *words(6)], [*words(3, 1), *IMAGE, *words(7, 2)]) | {"pixel_values": pixels(2)}
+    options = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
+    growing = model.generate(**inputs, **options)
+    static = model.generate(**inputs, **options, cache_implementation="static", disable_compile=True)
+    assert type(static.past_key_values).__name__ == "StaticCache"
+    assert torch.equal(static.sequences, growing.sequences)
+    assert same(torch.stack(static.logits), torch.stack(growing.logits), 1e-3)
+
+
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "bloom", "opt", "gpt-neox", "cohere", "gemma3"])
 def test_head_is_tied_where_the_language_model_ties_it(name, tmp_path):
     model, _ = pair(name)
@@ -239,6 +253,50 @@ def test_encoder_decoder_reads_text_alone_and_sends_no_loss_without_labels(name)
     assert output.loss is None
     assert same(output.logits, alone(**inputs, decoder_input_ids=torch.tensor([[2, 7], [2, 9]])).logits)
     assert output.encoder_last_hidden_state.shape == (2, 7, 48)
+
+
+@every_encoder_decoder
+def test_encoder_decoder_returns_the_logits_that_are_asked_for(name):
+    model, _ = encoder_decoder_pair(name)
+    inputs = batch(*T5_ROWS) | {"pixel_values": pixels(3), "labels": ANSWERS}
+    expected = model(**inputs)
+    assert same(model(**inputs, logits_to_keep=2).logits, expected.logits[:, -2:])
+    positions = torch.tensor([0, 3])
+    assert same(model(**inputs, logits_to_keep=positions).logits, expected.logits[:, positions])
+    without = model(**inputs, skip_logits=True)
+    assert without.logits is None
+    assert same(without.loss, expected.loss)
+
+
+@every_encoder_decoder
+def test_encoder_decoder_returns_the_states_and_maps_of_both_halves(name):
+    model, alone = encoder_decoder_pair(name)
+    model.model.language_model.set_attn_implementation("eager")
+    alone.set_attn_implementation("eager")
+    options = {"labels": ANSWERS[:1], "output_attentions": True, "output_hidden_states": True}
+    output = model.model(**batch(T5_ROWS[0]), pixel_values=pixels(1), **options)
+    expected = alone(inputs_embeds=merged(model, T5_ROWS[0], pixels(1)), **options)
+    decoder = {"hidden_states": "decoder_hidden_states", "attentions": "decoder_attentions"}
+    for name in ("encoder_hidden_states", "encoder_attentions", "cross_attentions", *decoder):
+        found, wanted = output[name], expected[decoder.get(name, name)]
+        assert len(found) == len(wanted) == (3 if "states" in name else 2)
+        assert all(same(one, other, 1e-4) for one, other in zip(found, wanted))
+    assert same(output.last_hidden_state, expected.decoder_hidden_states[-1], 1e-4)
+
+
+@every_encoder_decoder
+def test_generation_config_of_an_encoder_decoder_counts_and_is_not_changed(name, monkeypatch):
+    model, _ = encoder_decoder_pair(name)
+    inputs = batch(*T5_ROWS) | {"pixel_values": pixels(3)}
+    expected = model.generate(**inputs, max_new_tokens=4, num_beams=3, do_sample=False)
+    model.generation_config.num_beams = 3
+    warnings = []
+    monkeypatch.setattr(generation_utils.logger, "warning_once", lambda message, *args: warnings.append(message))
+    assert torch.equal(model.generate(**inputs, max_new_tokens=4, do_sample=False), expected)
+    assert not [message for message in warnings if "deprecated" in message]
+    assert model.generation_config.max_new_tokens is None
+    given = GenerationConfig(max_new_tokens=4, num_beams=3, do_sample=False, eos_token_id=None)
+    assert torch.equal(model.generate(**inputs, generation_config=given), expected)
 
 
 @every_encoder_decoder

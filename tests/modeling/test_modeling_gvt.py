@@ -28,6 +28,7 @@ from tests.tiny import (
     tiny_gvt_config,
     tiny_llama_config,
     tiny_resampler_config,
+    tiny_t5_config,
     words,
 )
 from vistok import GVTConfig, GVTForConditionalGeneration, GVTModel, VisionFeatures
@@ -128,6 +129,9 @@ def test_encoded_images_and_cached_features_equal_pixels():
     assert isinstance(features, VisionFeatures)
     assert features.patch_features.shape == (3, NUM_PATCHES, 32)
     from_cache = model(**inputs, vision_features=features.patch_features)
+    assert model.get_image_features(vision_features=features.patch_features).num_prefix_tokens == 0
+    whole = tiny_gvt().get_image_features(vision_features=features.patch_features)
+    assert whole.num_prefix_tokens is None, "how many of them are [CLS] and registers, nobody knows"
     assert same(from_cache.logits, expected.logits)
     assert same(from_cache.image_hidden_states, encoded.last_hidden_state)
 
@@ -292,18 +296,16 @@ def test_sharded_checkpoints_load(tmp_path):
     assert same(GVTForConditionalGeneration.from_pretrained(tmp_path)(**inputs).logits, model(**inputs).logits)
 
 
-def test_device_map_splits_between_layers_and_no_layer(tmp_path):
-    from accelerate import infer_auto_device_map
-
-    model = tiny_gvt()
-    assert {"PerceiverResamplerLayer", "LlamaDecoderLayer", "Dinov2Layer"} <= set(model._no_split_modules)
-    size = sum(parameter.numel() * 4 for parameter in model.parameters())
-    device_map = infer_auto_device_map(
-        model, {0: size // 2, "cpu": size}, no_split_module_classes=list(model._no_split_modules)
-    )
-    assert set(device_map.values()) == {0, "cpu"}
-    for name in device_map:
-        assert not any(part in name for part in (".attention.", ".self_attn.", ".feed_forward.", ".mlp."))
+@pytest.mark.parametrize("text_config", [tiny_llama_config(), tiny_t5_config()], ids=["llama", "t5"])
+def test_a_config_may_ask_for_tuples(text_config):
+    model = tiny_gvt(text_config=text_config)
+    inputs = batch(*ROWS) | {"pixel_values": pixels(3), "labels": batch(*ROWS)["input_ids"]}
+    expected = model(**inputs)
+    model.config.return_dict = False
+    loss, logits, *_ = model(**inputs)
+    assert same(loss, expected.loss)
+    assert same(logits, expected.logits)
+    assert same(model(**inputs, return_dict=True).logits, expected.logits)
 
 
 def test_compiles_without_graph_breaks():
@@ -401,6 +403,12 @@ def test_importing_vistok_is_all_that_auto_classes_need(tmp_path):
         print(type(AutoModelForImageTextToText.from_pretrained({str(tmp_path)!r})).__name__)"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["gvt", "GVTForConditionalGeneration"]
+
+
+def test_a_placeholder_that_is_no_token_is_refused_with_both_numbers():
+    for image_token_id in (384, -1):
+        with pytest.raises(ValueError, match=rf"image_token_id is {image_token_id}, .*vocab_size=384.*ids 0 to 383"):
+            GVTModel(tiny_gvt_config(image_token_id=image_token_id))
 
 
 def test_default_model_is_that_of_the_paper():

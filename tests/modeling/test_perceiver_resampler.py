@@ -229,6 +229,18 @@ def test_projection_that_is_no_plain_matrix_is_not_absorbed():
     assert (model(features()).tokens - resampler()(features()).tokens).abs().max() > 1e-3
 
 
+def test_projection_that_zero_3_shards_is_called_and_its_weight_not_read():
+    model, expected = resampler(), resampler()
+    for layer in model.layers:
+        for projection in (layer.attention.k_proj, layer.attention.v_proj):
+            whole, empty = projection.weight.data, projection.weight.data.new_empty(0)
+            projection.weight.data = empty
+            projection.weight.ds_id = 0
+            projection.register_forward_pre_hook(lambda module, _, whole=whole: setattr(module.weight, "data", whole))
+            projection.register_forward_hook(lambda module, *_, empty=empty: setattr(module.weight, "data", empty))
+    assert (model(features()).tokens - expected(features()).tokens).abs().max() <= 1e-10
+
+
 @pytest.mark.parametrize("formulation", ["absorbed", "plain"])
 def test_gradient_checkpointing_gives_equal_gradients(formulation):
     plain, checkpointed = resampler(formulation).train(), resampler(formulation).train()

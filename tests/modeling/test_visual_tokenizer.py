@@ -42,6 +42,7 @@ class BrightPatches(VisualTokenizer):
     config: BrightPatchesConfig
     config_class = BrightPatchesConfig
     variable_num_tokens = True
+    required_inputs = ("num_prefix_tokens",)
 
     def __init__(self, config):
         super().__init__(config)
@@ -305,6 +306,14 @@ def test_tokenizer_gets_the_inputs_that_it_declares():
     )
     tokens = model.get_image_features(images).last_hidden_state
     assert torch.allclose(tokens, model.model.projector(expected), atol=1e-5)
+
+
+def test_tokenizer_that_says_it_reads_more_is_given_no_cached_features():
+    model = variable_gvt()
+    features = model.model.get_vision_features(pixels(1))
+    assert features.num_prefix_tokens == 1
+    with pytest.raises(ValueError, match=r"BrightPatches reads num_prefix_tokens beside.*give pixel_values"):
+        model.get_image_features(vision_features=features.patch_features)
 
 
 def test_attention_of_cls_needs_an_eager_tower_and_the_error_says_how():

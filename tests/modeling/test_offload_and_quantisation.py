@@ -1,0 +1,88 @@
+"""GVT whose weights lie on disk, or are whole numbers, computes what it does with plain ones."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from tests.tiny import IMAGE, batch, pixels, same, tiny_gvt, words
+from vistok import GVTForConditionalGeneration
+
+ROWS = [[*IMAGE, *words(6)], [*words(2, 1), *IMAGE, *words(1, 2), *IMAGE, *words(4, 3)]]
+PARTS = ("model.vision_tower", "model.resampler", "model.projector", "model.language_model", "lm_head")
+
+
+@pytest.fixture(scope="module")
+def saved_model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("gvt")
+    model = tiny_gvt()
+    model.save_pretrained(folder)
+    return folder, model
+
+
+@pytest.mark.parametrize("on_disk", [*[(part,) for part in PARTS], PARTS], ids=[*PARTS, "everything"])
+def test_parts_on_disk_compute_what_they_do_in_memory(on_disk, saved_model, tmp_path):
+    folder, model = saved_model
+    device_map = {part: "disk" if part in on_disk else "cpu" for part in PARTS}
+    loaded = GVTForConditionalGeneration.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
+    offloaded = [name for name, parameter in loaded.named_parameters() if parameter.is_meta]
+    assert {part for part in PARTS for name in offloaded if name.startswith(part)} == set(on_disk)
+    inputs = batch(*ROWS) | {"pixel_values": pixels(3)}
+    assert same(loaded(**inputs).logits, model(**inputs).logits)
+    options = {"max_new_tokens": 3, "do_sample": False}
+    assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
+
+
+def test_device_map_splits_between_layers_and_no_layer():
+    from accelerate import infer_auto_device_map
+
+    model = tiny_gvt()
+    assert {"PerceiverResamplerLayer", "LlamaDecoderLayer", "Dinov2Layer"} <= set(model._no_split_modules)
+    size = sum(parameter.numel() * 4 for parameter in model.parameters())
+    device_map = infer_auto_device_map(
+        model, {0: size // 2, "cpu": size}, no_split_module_classes=list(model._no_split_modules)
+    )
+    assert set(device_map.values()) == {0, "cpu"}
+    for name in device_map:
+        assert not any(part in name for part in (".attention.", ".self_attn.", ".feed_forward.", ".mlp."))
+
+
+class WholeNumbersLinear(nn.Module):
+    """Stands for a quantised layer: its weights are integers, and it computes in the dtype of what it reads."""
+
+    def __init__(self, linear: nn.Linear):
+        super().__init__()
+        self.scale = linear.weight.detach().abs().max() / 127
+        self.weight = nn.Parameter((linear.weight / self.scale).round().to(torch.int8), requires_grad=False)
+        self.bias = linear.bias
+
+    def dequantised(self) -> torch.Tensor:
+        return self.weight * self.scale
+
+    def forward(self, x):
+        assert x.is_floating_point()
+        return nn.functional.linear(x, self.dequantised().to(x.dtype), self.bias)
+
+
+def quantised(model):
+    """The model with whole numbers in the resampler and the projector, and one of plain weights that are equal."""
+    found, expected = copy.deepcopy(model), copy.deepcopy(model)
+    for name, linear in model.model.named_modules():
+        if type(linear) is nn.Linear and name.startswith(("resampler", "projector")):
+            layer = WholeNumbersLinear(linear)
+            found.model.set_submodule(name, layer)
+            expected.model.get_submodule(name).weight.data = layer.dequantised().to(linear.weight.dtype)
+    return found, expected
+
+
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 1e-4), (torch.bfloat16, 0.1)])
+def test_layers_of_whole_numbers_read_floating_point_ones(dtype, tolerance):
+    found, expected = quantised(tiny_gvt().to(dtype))
+    assert found.model.projector.weight.dtype == torch.int8
+    for images in (pixels(2), pixels(2).to(dtype)):
+        tokens, wanted = (model.get_image_features(images).last_hidden_state for model in (found, expected))
+        assert tokens.dtype == dtype
+        assert (tokens - wanted).abs().max() <= tolerance * wanted.abs().max()
+    output = found(**batch(*ROWS), pixel_values=pixels(3), labels=batch(*ROWS)["input_ids"])
+    assert torch.isfinite(output.loss)
