@@ -333,12 +333,11 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
         positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if self.config.is_encoder_decoder:
             outputs = self.model(**inputs, labels=labels, **kwargs)
+            loss, logits = outputs.loss, outputs.logits[:, positions]
             if labels is not None and (num_items := loss_arguments["num_items_in_batch"]) is not None:
                 # Its own loss is the mean over this batch, which may be one of several that a step accumulates.
-                outputs.loss = outputs.loss * (labels != -100).sum() / num_items
-            outputs.logits = None if labels is not None and skip_logits else outputs.logits[:, positions]
-            outputs.last_hidden_state = None
-            return outputs
+                loss = loss * (labels != -100).sum() / num_items
+            return outputs.with_head(loss, None if labels is not None and skip_logits else logits)
         outputs = self.model(**inputs, **kwargs)
         hidden_states = outputs.last_hidden_state
         text_config: Any = self.config.text_config
@@ -349,13 +348,12 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, GenerationMixin):
             loss_arguments["shift_labels"] = labels[:, 1:][predicts[:, :-1]]
         else:
             logits = scale_logits(self.lm_head(hidden_states[:, positions]), text_config)
+        loss = None
         if labels is not None:
-            outputs.loss = self.loss_function(
+            loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=text_config.vocab_size, **loss_arguments
             )
-        outputs.logits = None if labels is not None and skip_logits else logits
-        outputs.last_hidden_state = None
-        return outputs
+        return outputs.with_head(loss, None if labels is not None and skip_logits else logits)
 
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args, **kwargs):
         # In place of transformers' own, which encodes no cached features and knows no unused placeholders.

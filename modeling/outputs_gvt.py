@@ -96,5 +96,12 @@ class GVTOutput(ModelOutput):
             values["image_attentions"] = image_features.attentions
         return cls(**values)
 
+    def with_head(self, loss: torch.Tensor | None, logits: torch.Tensor | None) -> "GVTOutput":
+        """
+        The output of a model with a head: a new one, because a field of an output that is set later comes last in its
+        tuple, and one that is set to `None` stays there.
+        """
+        return type(self)(**{**dict(self.items()), "loss": loss, "logits": logits, "last_hidden_state": None})
+
 
 __all__ = ["GVTImageFeatures", "GVTOutput"]

@@ -301,6 +301,7 @@ def test_a_config_may_ask_for_tuples(text_config):
     model = tiny_gvt(text_config=text_config)
     inputs = batch(*ROWS) | {"pixel_values": pixels(3), "labels": batch(*ROWS)["input_ids"]}
     expected = model(**inputs)
+    assert same(expected["loss"], expected.loss)
     model.config.return_dict = False
     loss, logits, *_ = model(**inputs)
     assert same(loss, expected.loss)
