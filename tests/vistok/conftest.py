@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from tests.tiny import NUM_LATENTS, livelier, save_base_models, tiny_resampler_config
+from tests.tiny import NUM_LATENTS, livelier, save_base_models, tiny_image, tiny_resampler_config
 from vistok import GVTForConditionalGeneration, GVTProcessor, save_trained_weights
 
 
@@ -28,3 +28,9 @@ def adapter_folder(base_models, tmp_path_factory):
     save_trained_weights(model, folder)
     GVTProcessor.from_vision_text_pretrained(*base_models, num_image_tokens=NUM_LATENTS).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture
+def image_file(tmp_path):
+    tiny_image(3, size=(40, 30)).save(tmp_path / "photo.png")
+    return str(tmp_path / "photo.png")
