@@ -8,17 +8,16 @@ from typing import Any
 
 import torch
 from transformers import (
-    AutoConfig,
-    AutoModelForCausalLM,
-    AutoModelForSeq2SeqLM,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
     PreTrainedModel,
 )
-from transformers.utils import logging
+from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from .base_checkpoints import hub_arguments, lasting_name, load_base_models, load_language_model, load_vision_tower
 from .base_weights import require_fetched, resolve_checkpoint
+from .lora_adapters import add_lora, ordinary_model
 from .trained_weights import (
     HUB_ARGUMENTS,
     TRAINED_WEIGHTS_NAME,
@@ -27,41 +26,11 @@ from .trained_weights import (
     one_checkpoint_error,
     read_trained_weights,
 )
-from .vision_features import vision_tower_class
 
 logger = logging.get_logger(__name__)
 
 IMAGE_TOKEN = "<image>"
-
-
-def load_vision_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
-    """
-    Loads a vision tower; of a checkpoint with text and vision (CLIP, SigLIP, OWL-ViT) its vision part.
-
-    Args:
-        name_or_path (`str`): name of a base model of vistok, folder, or Hub id.
-        kwargs: passed to `from_pretrained`.
-    """
-    path = resolve_checkpoint(name_or_path)
-    config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
-    vision_config = getattr(config, "vision_config", config)
-    with one_checkpoint_error(path):
-        return vision_tower_class(vision_config).from_pretrained(path, config=vision_config, **kwargs)
-
-
-def load_language_model(name_or_path: str, **kwargs) -> PreTrainedModel:
-    """
-    Loads a causal or encoder-decoder language model with its head.
-
-    Args:
-        name_or_path (`str`): name of a base model of vistok, folder, or Hub id.
-        kwargs: passed to `from_pretrained`.
-    """
-    path = resolve_checkpoint(name_or_path)
-    config = AutoConfig.from_pretrained(path, **_hub_arguments(kwargs))
-    auto_class = AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
-    with one_checkpoint_error(path):
-        return auto_class.from_pretrained(path, **kwargs)
+FROM_CHECKPOINTS = ("vision_config", "text_config", "image_token_id", "base_models", "lora_config")
 
 
 def add_image_token(tokenizer) -> int:
@@ -136,19 +105,20 @@ class ComposedPreTrainedModel(PreTrainedModel):
             The model, in evaluation mode.
 
         Raises:
-            ValueError: if an override is a field of neither config.
+            ValueError: if an override is a field of neither config, or follows from the checkpoints.
             FetchError: if base weights of vistok are not in the cache; names the command for all of them.
+            CheckpointError: if the vision checkpoint is no vision transformer, or weights are truncated or missing.
         """
         require_fetched([vision, text])
         rng_state = torch.get_rng_state()
         tower = load_vision_tower(vision, **(vision_kwargs or {}))
         language_model = load_language_model(text, **{"dtype": dtype or "auto", **(text_kwargs or {})})
-        tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(text), **_hub_arguments(text_kwargs or {}))
+        tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(text), **hub_arguments(text_kwargs or {}))
         image_token_id = add_image_token(tokenizer)
         grow_vocabulary(language_model, image_token_id)
         config = compose_config(cls.config_class, tower.config, language_model.config, overrides)
         config.image_token_id = image_token_id
-        config.base_models = {"vision": str(vision), "text": str(text)}
+        config.base_models = {"vision": lasting_name(vision), "text": lasting_name(text)}
         kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         state_dict = cls._base_state_dict(config, tower, language_model)
         generation_config = copy.deepcopy(language_model.generation_config)
@@ -171,20 +141,24 @@ class ComposedPreTrainedModel(PreTrainedModel):
     def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
         """
         `PreTrainedModel.from_pretrained`, for folders with all weights and for folders with only the trained ones
-        (see [`save_trained_weights`]): these name their base models, which are loaded first.
+        (see [`save_trained_weights`]): these name their base models, which are loaded first. Fields of the config may
+        be among the arguments.
 
         Raises:
-            CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete.
+            CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete, or a base model of
+                its trained weights cannot be loaded.
             FetchError: if base models are not in the cache; names the command for all of them.
         """
         name = pretrained_model_name_or_path
         if name is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
         if not isinstance(config, PreTrainedConfig):
-            config = load_own_config(cls.config_class, config or name, **_hub_arguments(kwargs))
+            overrides = {key: value for key, value in kwargs.items() if _is_override(cls.config_class, key)}
+            kwargs = {key: value for key, value in kwargs.items() if key not in overrides}
+            config = load_own_config(cls.config_class, config or name, **overrides, **hub_arguments(kwargs))
         trained = None
         if config.base_models is not None:
-            trained = read_trained_weights(name, **_hub_arguments(kwargs))
+            trained = read_trained_weights(name, **hub_arguments(kwargs))
         if trained is not None:
             return cls._from_trained_weights(name, trained, config, *model_args, **kwargs)
         if config.base_models is not None:
@@ -203,16 +177,31 @@ class ComposedPreTrainedModel(PreTrainedModel):
             logger.warning(f"{name} has weights without use: {_some_of(sorted(info['unexpected_keys']))}.")
         return (model, info) if wants_info else model
 
-    def save_pretrained(self, save_directory, *args, **kwargs):
-        """`PreTrainedModel.save_pretrained`. Trained weights that were saved there alone, and are older, go."""
-        super().save_pretrained(save_directory, *args, **kwargs)
-        (Path(save_directory) / TRAINED_WEIGHTS_NAME).unlink(missing_ok=True)
+    def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
+        """
+        `PreTrainedModel.save_pretrained`, of all weights. LoRA adapters are merged into those that are saved, and stay
+        as they are in this model. Trained weights that were saved there alone, and are older, go.
+
+        Raises:
+            ValueError: if the model has adapters and its weights are given as a `state_dict`.
+        """
+        if getattr(self, "_hf_peft_config_loaded", False):
+            if state_dict is not None:
+                raise ValueError(
+                    "The adapters in a state_dict are not merged: leave state_dict out, or save only what was trained "
+                    "with save_trained_weights(model, folder, state_dict)."
+                )
+            ordinary_model(self).save_pretrained(save_directory, is_main_process, None, *args, **kwargs)
+            return
+        super().save_pretrained(save_directory, is_main_process, state_dict, *args, **kwargs)
+        folder = Path(save_directory)
+        if is_main_process and any((folder / name).exists() for name in (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME)):
+            (folder / TRAINED_WEIGHTS_NAME).unlink(missing_ok=True)
 
     @classmethod
     def _from_trained_weights(cls, name, trained, config, *model_args, **kwargs):
         require_fetched(config.base_models.values())
-        tower = load_vision_tower(config.base_models["vision"])
-        language_model = load_language_model(config.base_models["text"], dtype="auto")
+        tower, language_model = load_base_models(config.base_models, str(name))
         grow_vocabulary(language_model, config.image_token_id)
         expected = _expected_shapes(cls, config)
         state_dict = cls._base_state_dict(config, tower, language_model, expected)
@@ -223,16 +212,15 @@ class ComposedPreTrainedModel(PreTrainedModel):
                 f"{name} holds adapters, but its config has no lora_config that says how to add them."
             )
         state_dict |= {key: tensor for key, tensor in trained.items() if key not in lora}
-        check_weights(name, state_dict, expected)
-        hub_arguments = _hub_arguments(kwargs)
+        check_weights(name, state_dict, expected, any_shape=kwargs.get("ignore_mismatched_sizes", False))
+        where = hub_arguments(kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in HUB_ARGUMENTS}
-        kwargs.setdefault("dtype", language_model.dtype)
-        if kwargs["dtype"] == "auto":
-            kwargs["dtype"] = language_model.dtype
+        dtypes = (kwargs.pop("dtype", None), kwargs.pop("torch_dtype", None))
+        kwargs["dtype"] = next((dtype for dtype in dtypes if dtype not in (None, "auto")), language_model.dtype)
         result = super().from_pretrained(None, *model_args, config=config, state_dict=state_dict, **kwargs)
         model = result[0] if isinstance(result, tuple) else result
         with contextlib.suppress(OSError):  # optional
-            model.generation_config = GenerationConfig.from_pretrained(name, **hub_arguments)
+            model.generation_config = GenerationConfig.from_pretrained(name, **where)
         model.name_or_path = str(name)
         model.added_weights = set(trained)
         if lora:
@@ -240,6 +228,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
             left_out = model.load_state_dict(lora, strict=False).unexpected_keys
             if left_out:
                 raise CheckpointError(f"{name} holds adapters that its lora_config does not make: {left_out[:5]}.")
+            model.eval()  # adapters come in training mode, with their dropout
         return result
 
     @classmethod
@@ -269,8 +258,13 @@ def compose_config(config_class, vision_config, text_config, overrides: Mapping[
         overrides (`dict`): fields of the config, or of the visual tokenizer's.
 
     Raises:
-        ValueError: if an override is a field of neither.
+        ValueError: if an override is a field of neither, or follows from the checkpoints.
     """
+    if given_twice := [name for name in FROM_CHECKPOINTS if name in overrides]:
+        raise ValueError(
+            f"{', '.join(given_twice)} cannot be chosen: it follows from the two checkpoints. Leave it out. (The "
+            "placeholder of images is the image_token of the language checkpoint's tokenizer.)"
+        )
     fields = config_class.__dataclass_fields__
     (tokenizer_key,) = set(config_class.sub_configs_defaults) - {"vision_config", "text_config"}
     given = overrides.get(tokenizer_key) or {}
@@ -297,26 +291,44 @@ def _without_path(config: PreTrainedConfig) -> dict[str, Any]:
     return {name: value for name, value in config.to_dict().items() if name != "_name_or_path"}
 
 
-def load_own_config(config_class, name_or_path: str, **hub_arguments) -> PreTrainedConfig:
+def _is_override(config_class, name: str) -> bool:
+    # The dtype of a model is that of its weights, which the config only repeats.
+    return hasattr(config_class, name) and name not in ("dtype", "torch_dtype")
+
+
+def load_own_config(config_class, name_or_path: str, **kwargs) -> PreTrainedConfig:
     """
     Loads a config and makes sure that it is of the right kind.
+
+    Args:
+        config_class (`type`): its class, e.g. [`GVTConfig`].
+        name_or_path (`str`): folder or Hub id.
+        kwargs: `revision`, `token`, … as in `from_pretrained`, and fields of the config that are to be otherwise.
 
     Raises:
         CheckpointError: if the folder holds another kind of model.
     """
-    values, _ = config_class.get_config_dict(name_or_path, **hub_arguments)
+    values, _ = config_class.get_config_dict(name_or_path, **kwargs)
     found = values.get("model_type")
     if found != config_class.model_type:
         raise CheckpointError(
             f"{name_or_path} holds a model of type {found}, not {config_class.model_type}: load it with AutoModel, or "
             f"compose a new model with from_vision_text_pretrained."
         )
-    return config_class.from_pretrained(name_or_path, **hub_arguments)
+    return config_class.from_pretrained(name_or_path, **kwargs)
 
 
-def check_weights(name: str, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size]) -> None:
+def check_weights(
+    name: str, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Size], any_shape: bool = False
+) -> None:
     """
     Compares names and shapes of weights with those that a model has.
+
+    Args:
+        name (`str`): folder or Hub id of the weights.
+        state_dict (`dict[str, torch.Tensor]`): the weights.
+        expected (`dict[str, torch.Size]`): shapes of the model's.
+        any_shape (`bool`, *optional*, defaults to `False`): compare names only.
 
     Raises:
         CheckpointError: lists weights that are missing, unknown or of another shape.
@@ -326,7 +338,7 @@ def check_weights(name: str, state_dict: Mapping[str, torch.Tensor], expected: M
     problems += [
         f"{key} has shape {tuple(state_dict[key].shape)} instead of {tuple(shape)}"
         for key, shape in expected.items()
-        if key in state_dict and state_dict[key].shape != shape
+        if key in state_dict and state_dict[key].shape != shape and not any_shape
     ]
     if problems:
         raise CheckpointError(f"The weights of {name} do not fit its config: {_some_of(problems)}.")
@@ -335,19 +347,6 @@ def check_weights(name: str, state_dict: Mapping[str, torch.Tensor], expected: M
 def _some_of(items: Sequence[str]) -> str:
     more = f" … and {len(items) - 5} more" if len(items) > 5 else ""
     return "; ".join(items[:5]) + more
-
-
-def add_lora(model: PreTrainedModel, lora_config: Mapping[str, Any]) -> None:
-    """
-    Adds LoRA adapters in place.
-
-    Args:
-        model (`PreTrainedModel`): changed in place.
-        lora_config (`dict`): fields of `peft.LoraConfig`.
-    """
-    from peft import LoraConfig
-
-    model.add_adapter(LoraConfig(**lora_config))
 
 
 def _own_names(cls, state_dict: Mapping[str, torch.Tensor], expected: Mapping[str, Any]) -> dict[str, torch.Tensor]:
@@ -364,10 +363,6 @@ def _expected_shapes(cls, config) -> dict[str, torch.Size]:
     return {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
 
 
-def _hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
-
-
 @contextlib.contextmanager
 def _quiet_loading() -> Iterator[None]:
     """No table of what is new, missing or of another size: that is what composing is about, or becomes an error."""
@@ -382,11 +377,8 @@ def _quiet_loading() -> Iterator[None]:
 __all__ = [
     "ComposedPreTrainedModel",
     "add_image_token",
-    "add_lora",
     "check_weights",
     "compose_config",
     "grow_vocabulary",
-    "load_language_model",
     "load_own_config",
-    "load_vision_tower",
 ]

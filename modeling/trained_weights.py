@@ -117,12 +117,19 @@ def save_trained_weights(
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     trained = trained_state_dict(model) if state_dict is None else state_dict
-    trained = {name: tensor.to("cpu", dtype).contiguous() for name, tensor in trained.items()}
+    prefix = _prefix_of_whole(model)
+    trained = {prefix + name: tensor.to("cpu", dtype).contiguous() for name, tensor in trained.items()}
     model.config.architectures = [type(model).__name__]
     model.config.save_pretrained(folder)
-    if model.can_generate():
+    if getattr(model, "generation_config", None) is not None:  # a model without a head has that of its language model
         model.generation_config.save_pretrained(folder)
     write_safetensors(trained, folder / TRAINED_WEIGHTS_NAME)
+
+
+def _prefix_of_whole(model: PreTrainedModel) -> str:
+    """What names of weights lack in a model without a head: the folder is one for the model with its head too."""
+    prefix = f"{model.base_model_prefix}."
+    return "" if any(name.startswith(prefix) for name, _ in model.named_parameters()) else prefix
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

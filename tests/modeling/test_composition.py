@@ -33,7 +33,8 @@ from tests.tiny import (
     words,
 )
 from vistok import GVTForConditionalGeneration, GVTModel, PerceiverResamplerConfig
-from vistok.modeling.composition import load_vision_tower
+from vistok.modeling.base_checkpoints import load_vision_tower
+from vistok.modeling.trained_weights import CheckpointError
 
 
 def test_parts_are_those_of_the_checkpoints(base_models):
@@ -106,6 +107,18 @@ def test_unknown_override_is_refused_by_name_and_the_fields_are_listed(base_mode
         ValueError, match=r"num_latent is no field of GVTConfig nor of PerceiverResamplerConfig.*num_latents"
     ):
         GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, num_latent=4)
+
+
+@pytest.mark.parametrize("field", [{"image_token_id": 5}, {"base_models": None}, {"vision_config": {}}], ids=str)
+def test_what_follows_from_the_checkpoints_cannot_be_overridden(base_models, field):
+    with pytest.raises(ValueError, match=f"{next(iter(field))} cannot be chosen: it follows from the two checkpoints"):
+        GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, **RESAMPLER_SIZES, **field)
+
+
+def test_a_language_model_is_no_vision_tower(base_models):
+    text = base_models[1]
+    with pytest.raises(CheckpointError, match=f"{text} holds a model of type llama, which has no patch_size"):
+        GVTForConditionalGeneration.from_vision_text_pretrained(text, text, **RESAMPLER_SIZES)
 
 
 def test_seed_alone_decides_on_the_new_weights(base_models, tmp_path):
