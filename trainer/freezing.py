@@ -9,7 +9,7 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from ..modeling.composition import add_lora
+from ..modeling.lora_adapters import add_lora
 from ..modeling.trained_weights import is_lora_weight
 
 MODES = ("frozen", "full", "lora")
@@ -63,7 +63,8 @@ def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Ma
 
     Raises:
         ValueError: if a part or a mode is unknown, a part to be trained has nothing to train, nothing would be
-            trained, or the model has adapters already, and of another kind than `lora` asks for.
+            trained, `lora` would train more than adapters, or the model has adapters already, and of another kind
+            than `lora` asks for.
     """
     for part, mode in trainable.items():
         part_prefixes(model, part)
@@ -86,6 +87,11 @@ def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Ma
 
 
 def _inject_lora(model: PreTrainedModel, parts: list[str], fields: dict[str, Any]) -> None:
+    if beside := [name for name in ("modules_to_save", "trainable_token_indices") if fields.get(name)]:
+        raise ValueError(
+            f"lora asks for {beside[0]}={fields[beside[0]]!r}, but only adapters come back when the model is loaded: "
+            "leave it out, and set the part that holds these weights to `full` in trainable."
+        )
     named = fields.get("target_modules")
     if named is None or named == "all-linear" or not isinstance(named, str):
         fields["target_modules"] = _modules_in_parts(model, parts, None if isinstance(named, str) else named)

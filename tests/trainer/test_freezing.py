@@ -76,6 +76,12 @@ def test_adapters_of_a_part_cover_its_linear_layers_and_leave_the_head_alone(mod
         (parts(), None, "freezes every part"),
         ({}, None, "freezes every part"),
         (parts(llm="lora"), {"rank": 4}, "no field of peft.LoraConfig.*rank"),
+        (
+            parts(llm="lora"),
+            {"modules_to_save": ["lm_head"]},
+            r"modules_to_save=\['lm_head'\].* to `full`",
+        ),
+        (parts(llm="lora"), {"trainable_token_indices": [3]}, r"trainable_token_indices=\[3\].*`full`"),
     ],
 )
 def test_what_cannot_be_trained_is_said(model, trainable, lora, message):
