@@ -25,6 +25,7 @@ from .trained_weights import (
     is_lora_weight,
     one_checkpoint_error,
     read_trained_weights,
+    tied_names,
 )
 
 logger = logging.get_logger(__name__)
@@ -211,7 +212,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
             raise CheckpointError(
                 f"{name} holds adapters, but its config has no lora_config that says how to add them."
             )
-        state_dict |= {key: tensor for key, tensor in trained.items() if key not in lora}
+        state_dict |= tied_names(state_dict, {key: tensor for key, tensor in trained.items() if key not in lora})
         check_weights(name, state_dict, expected, any_shape=kwargs.get("ignore_mismatched_sizes", False))
         where = hub_arguments(kwargs)
         kwargs = {key: value for key, value in kwargs.items() if key not in HUB_ARGUMENTS}

@@ -48,6 +48,26 @@ def is_lora_weight(name: str) -> bool:
     return ".lora_" in name
 
 
+def tied_names(base: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """
+    Trained weights under all names that share a tensor in the base model, such as embeddings and output head.
+
+    Args:
+        base (`dict[str, torch.Tensor]`): weights of the base models, where tied ones are one tensor.
+        trained (`dict[str, torch.Tensor]`): weights that take the place of some of them.
+
+    Returns:
+        `dict[str, torch.Tensor]`: `trained`, and each of its weights again for the names tied to it.
+    """
+    sharing = {_memory(base[name]): tensor for name, tensor in trained.items() if name in base}
+    tied = {name: sharing[_memory(tensor)] for name, tensor in base.items() if _memory(tensor) in sharing}
+    return {**tied, **trained}
+
+
+def _memory(tensor: torch.Tensor) -> tuple[int, torch.Size]:
+    return tensor.data_ptr(), tensor.shape
+
+
 def trained_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     """
     The weights that base models lack: those that are being trained, and those that were trained before, or are new.
@@ -182,5 +202,6 @@ __all__ = [
     "load_trained_state_dict",
     "read_trained_weights",
     "save_trained_weights",
+    "tied_names",
     "trained_state_dict",
 ]

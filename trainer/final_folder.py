@@ -9,7 +9,6 @@ from pathlib import Path
 
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
-from ..modeling.lora_adapters import ordinary_model
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
 
 
@@ -45,4 +44,4 @@ def _is_weights(path: Path) -> bool:
     return path.name in names or re.fullmatch(r"model-\d+-of-\d+\.safetensors", path.name) is not None
 
 
-__all__ = ["ordinary_model", "replacing_files"]
+__all__ = ["replacing_files"]

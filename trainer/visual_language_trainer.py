@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, Trainer
 from transformers.utils import logging
 
 from ..modeling.composition import check_weights
+from ..modeling.lora_adapters import ordinary_model
 from ..modeling.trained_weights import (
     TRAINED_WEIGHTS_NAME,
     CheckpointError,
@@ -27,7 +28,7 @@ from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row
 from .checkpoints import checkpoint_to_resume
 from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
-from .final_folder import ordinary_model, replacing_files
+from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
 from .refused_samples import leave_out_refused
 from .seeded_augmentation import SeededAugmentationCollator, number_examples

@@ -21,6 +21,7 @@ from tests.tiny import (
     save_base_models,
     tiny_gvt,
     tiny_image,
+    tiny_llama_config,
 )
 from vistok import GVTForConditionalGeneration, GVTModel, GVTProcessor, save_trained_weights
 from vistok.modeling.atomic_folder import FetchError
@@ -224,6 +225,17 @@ def test_weights_of_another_size_are_passed_over_if_asked(saved):
     assert loaded.model.resampler.latents.shape == (5, 24)
     assert loaded.model.resampler.latents.isfinite().all() and loaded.model.resampler.latents.std() > 0
     assert torch.equal(loaded.model.projector.weight, model.model.projector.weight)
+
+
+def test_embeddings_that_were_trained_stay_tied_to_the_head(tmp_path):
+    text = tiny_llama_config(vocab_size=340, tie_word_embeddings=True)
+    model = compose(save_base_models(tmp_path, text_config=text))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.mul_(1.5)
+    save_trained_weights(model, tmp_path / "trained")
+    loaded = GVTForConditionalGeneration.from_pretrained(tmp_path / "trained")
+    assert loaded.lm_head.weight is loaded.get_input_embeddings().weight
+    assert torch.equal(loaded.lm_head.weight, model.lm_head.weight)
 
 
 def test_a_model_without_base_models_or_trained_weights_is_not_saved_in_part(base_models, tmp_path):

@@ -11,7 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.trainer.tiny_training import parameters, questions
 from vistok import GVTForConditionalGeneration, VisualLanguageCollator
-from vistok.trainer.final_folder import ordinary_model, replacing_files
+from vistok.trainer.final_folder import replacing_files
 
 PARTS = {"vision": "frozen", "resampler": "full", "llm": "frozen"}
 LORA = {**PARTS, "llm": "lora"}
