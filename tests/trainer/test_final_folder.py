@@ -11,6 +11,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from tests.trainer.tiny_training import parameters, questions
 from vistok import GVTForConditionalGeneration, VisualLanguageCollator
+from vistok.modeling.lora_adapters import ordinary_model
 from vistok.trainer.final_folder import replacing_files
 
 PARTS = {"vision": "frozen", "resampler": "full", "llm": "frozen"}
