@@ -114,6 +114,7 @@ class VisualLanguageTrainer(Trainer):
             data_collator=data_collator,
             **kwargs,
         )
+        vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
 
     @staticmethod

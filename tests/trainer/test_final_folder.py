@@ -61,6 +61,7 @@ def test_a_folder_of_trained_weights_holds_these_and_loads_as_the_model_was(
     )
     assert all(".lora_" in name for name in names if "language_model" in name)
     loaded = AutoModelForImageTextToText.from_pretrained(tmp_path / "final")
+    assert "use_cache" not in vars(loaded.config)
     assert torch.allclose(logits(loaded), logits(trainer.model), atol=1e-5)
     assert AutoProcessor.from_pretrained(tmp_path / "final").num_image_tokens == 3
     assert sum(path.stat().st_size for path in (tmp_path / "final").glob("*.safetensors")) < 600_000
