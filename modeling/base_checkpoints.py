@@ -7,7 +7,7 @@ from typing import Any
 
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
-from .base_weights import resolve_checkpoint
+from .base_weights import require_fetched, resolve_checkpoint
 from .trained_weights import HUB_ARGUMENTS, CheckpointError, one_checkpoint_error
 from .vision_features import vision_tower_class
 
@@ -63,8 +63,9 @@ def load_base_models(base_models: Mapping[str, str], folder: str) -> tuple[PreTr
 
     Raises:
         CheckpointError: if one of them cannot be loaded; names the entry of the config that says where it lies.
-        FetchError: if one of them is a base model of vistok that is not in the cache.
+        FetchError: if base models of vistok are not in the cache; names the command for all of them.
     """
+    require_fetched(base_models.values())
     with _naming_entry(base_models, "vision", folder):
         tower = load_vision_tower(base_models["vision"])
     with _naming_entry(base_models, "text", folder):

@@ -150,14 +150,14 @@ def require_fetched(checkpoints: Iterable[str | os.PathLike]) -> None:
     """Makes sure that several checkpoints can be resolved: one error, and one command, for all that are missing.
 
     Args:
-        checkpoints (iterable of `str`): `vistok:<name>`, folders, or Hub ids, which are not looked at.
+        checkpoints (iterable of `str`):
+            `vistok:<name>`. Folders, Hub ids and names that are not known are not looked at.
 
     Raises:
-        ValueError: for a `vistok:` name that is not known; lists the known ones.
         FetchError: if some are not in the cache; names the command that puts them there.
     """
-    names = [str(name).removeprefix(PREFIX) for name in checkpoints if str(name).startswith(PREFIX)]
-    missing = [name for name in dict.fromkeys(names) if not is_fetched(PREFIX + name)]
+    names = dict.fromkeys(str(name).removeprefix(PREFIX) for name in checkpoints if str(name).startswith(PREFIX))
+    missing = [name for name in names if name in BASE_WEIGHTS and not is_fetched(PREFIX + name)]
     if missing:
         size = sum(BASE_WEIGHTS[name].size for name in missing) / 1e6
         raise FetchError(

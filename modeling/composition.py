@@ -201,7 +201,6 @@ class ComposedPreTrainedModel(PreTrainedModel):
 
     @classmethod
     def _from_trained_weights(cls, name, trained, config, *model_args, **kwargs):
-        require_fetched(config.base_models.values())
         tower, language_model = load_base_models(config.base_models, str(name))
         grow_vocabulary(language_model, config.image_token_id)
         expected = _expected_shapes(cls, config)

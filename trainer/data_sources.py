@@ -34,7 +34,7 @@ class SkippedSamples:
 
     def __init__(self, parts: Iterable["SkippedSamples"] = (), sources: Iterable[str] = ()):
         self._parts = tuple(parts)  # keeps their files alive
-        self.sources = frozenset(sources).union(*(part.sources for part in self._parts))
+        self.sources: frozenset[str] = frozenset(sources).union(*(part.sources for part in self._parts))
         self.files: list[str] = [file for part in self._parts for file in part.files]
         if not self.files:
             handle, file = tempfile.mkstemp(prefix="vistok-skipped-", suffix=".jsonl")

@@ -49,7 +49,7 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
     dtype = getattr(torch, recipe.dtype, None) if recipe.dtype else None
     if recipe.dtype and not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype of the model is {recipe.dtype!r}, expected one such as 'bfloat16' or 'float32'.")
-    if recipe.checkpoint is not None:
+    if recipe.checkpoint is not None or recipe.vision is None or recipe.text is None:  # without one, both are set
         return _load_checkpoint(recipe, dtype)
     model_class, processor_class = KINDS[recipe.kind]
     model = model_class.from_vision_text_pretrained(
