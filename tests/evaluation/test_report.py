@@ -134,15 +134,15 @@ def test_an_unknown_floor_and_an_empty_split_are_refused(evaluate, taught, proce
 @pytest.mark.parametrize("batches", [1, 4, 6])
 def test_a_killed_evaluation_continues_with_the_same_result(evaluate, taught, tmp_path, monkeypatch, batches):
     expected = evaluate(predictions_file=tmp_path / "whole.jsonl")
-    generate, count = taught.generate, iter(range(batches))
+    generate, count = type(taught).generate, iter(range(batches))
 
-    def dies(*args, **kwargs):
+    def dies(model, *args, **kwargs):
         if next(count, None) is None:
             raise KeyboardInterrupt
-        return generate(*args, **kwargs)
+        return generate(model, *args, **kwargs)
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(taught, "generate", dies)
+        patch.setattr(type(taught), "generate", dies)
         evaluate(predictions_file=tmp_path / "killed.jsonl")
     lines = len((tmp_path / "killed.jsonl").read_text().splitlines())
     assert 1 < lines < 1 + 3 * 18

@@ -86,7 +86,7 @@ def test_weights_are_downloaded_and_converted_once(tiny, cache):
 def test_only_the_converted_folder_stays(tiny, cache):
     fetch("tiny")
     files = {path.name for path in cache.rglob("*") if path.is_file()}
-    assert files == {"model.safetensors", "SOURCE.json", "tiny.lock"}
+    assert files - {"tiny.lock"} == {"model.safetensors", "SOURCE.json"}  # some versions of filelock remove the lock
 
 
 def test_failed_conversion_leaves_nothing_and_a_retry_succeeds(tiny, monkeypatch):
