@@ -7,9 +7,9 @@ from transformers import PreTrainedConfig
 @strict
 class EvaVisionConfig(PreTrainedConfig):
     r"""
-    Configuration of an [`EvaVisionModel`], the vision transformer of EVA-02 and EVA-CLIP. The defaults are the tower of
-    GVT: EVA-CLIP ViT-L/14 at 224 pixels, without a final norm (Section 3.2 of "What Makes for Good Visual Tokenizer
-    Supervision for Large Language Models?"; sizes as in TencentARC/GVT, gvt/modules/modeling_gvt.py).
+    Configuration of an [`EvaVisionModel`], the vision transformer of EVA-02 and EVA-CLIP. The defaults are those of
+    GVT's tower: EVA-CLIP ViT-L/14 at 224 pixels, without a final norm (Section 3.2 of "What Makes for Good Visual
+    Tokenizer Supervision for Large Language Models?"; sizes as in TencentARC/GVT, gvt/modules/modeling_gvt.py).
 
     Args:
         hidden_size (`int`, *optional*, defaults to 1024):

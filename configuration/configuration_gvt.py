@@ -30,7 +30,7 @@ class GVTConfig(PreTrainedConfig):
             `"full"` keeps [CLS] and register tokens beside the patches, `"default"` drops them.
         base_models (`dict[str, str]`, *optional*):
             Checkpoints (`{"vision": …, "text": …}`: names, folders or Hub ids) which complete a folder that holds only
-            the trained weights. `None` for a folder that holds all weights.
+            the trained weights; `./name` lies in that folder. `None` for a folder that holds all weights.
         lora_config (`dict`, *optional*):
             The `peft.LoraConfig`, as a dictionary, of the adapters among the trained weights of such a folder.
 

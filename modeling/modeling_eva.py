@@ -222,7 +222,7 @@ class EvaVisionMLP(nn.Module):
 
 
 class EvaVisionDropPath(nn.Module):
-    """Stochastic depth: in training, the update of a layer is left out for some images and scaled up for the others."""
+    """Stochastic depth: in training, a layer's update is left out for some images and scaled up for the others."""
 
     def __init__(self, drop_probability: float):
         super().__init__()
