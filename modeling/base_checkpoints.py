@@ -91,7 +91,7 @@ def located_base_models(base_models: Mapping[str, str], name_or_path: str, **whe
     if not os.path.isdir(folder):
         known = ("cache_dir", "force_download", "local_files_only", "token", "revision")
         options: dict[str, Any] = {name: where[name] for name in known if name in where}
-        root = "/".join(filter(None, [where.get("subfolder"), ""]))
+        root = f"{where['subfolder']}/" if where.get("subfolder") else ""
         patterns = [f"{root}{name.removeprefix('./')}/*" for name in inside.values()]
         folder = os.path.join(snapshot_download(folder, allow_patterns=patterns, **options), root)
     return {**base_models, **{part: os.path.abspath(os.path.join(folder, name)) for part, name in inside.items()}}

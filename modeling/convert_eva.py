@@ -279,35 +279,31 @@ def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
 
 
 def _rope_grid_size(cos: torch.Tensor, sin: torch.Tensor, grid: int) -> int | None:
-    """The second patch of the first row is turned, in the fastest pair of the columns, by the distance of patches."""
-    if grid < 2:
-        return None
-    column = cos.shape[1] // 2
-    return max(round(math.atan2(float(sin[1, column]), float(cos[1, column])) * grid), 1)
+    """The reach of the rotary positions that gives the published tables; first that of every EVA-CLIP, 16."""
+    for reach in (16, *range(1, 65)):
+        angles = rotary_angles((grid, grid), cos.shape[1], rope_grid_size=reach, dtype=torch.float64)
+        if _is_table(cos, angles.cos()) and _is_table(sin, angles.sin()):
+            return reach
+    return None
+
+
+def _is_table(published: torch.Tensor, per_pair: torch.Tensor) -> bool:
+    expected = per_pair.repeat_interleave(2, dim=-1)
+    if published.shape != expected.shape or not published.is_floating_point():
+        return False
+    return bool((published - expected).abs().max() < 4 * torch.finfo(published.dtype).eps + 1e-4)
 
 
 def _rotary_misfits(published: Mapping[str, torch.Tensor], config: EvaVisionConfig) -> list[str]:
     """Whether the tables that the checkpoint was trained with are those that the config gives."""
-    angles = rotary_angles(
-        config.grid_size,
-        config.hidden_size // config.num_attention_heads,
-        config.rope_theta,
-        config.rope_grid_size,
-        dtype=torch.float64,
-    ).repeat_interleave(2, dim=-1)
-    problems = []
-    for name, expected in (("rope.freqs_cos", angles.cos()), ("rope.freqs_sin", angles.sin())):
-        table = published.get(name)
-        if table is None:
-            continue
-        if table.shape != expected.shape:
-            problems.append(f"{name} has shape {tuple(table.shape)}, expected {tuple(expected.shape)}")
-        elif not (table - expected).abs().max() < 4 * torch.finfo(table.dtype).eps + 1e-4:
-            problems.append(
-                f"{name} is not the table of {config.num_attention_heads} heads, rope_grid_size="
-                f"{config.rope_grid_size} and rope_theta={config.rope_theta:g}"
-            )
-    return problems
+    head_dim = config.hidden_size // config.num_attention_heads
+    angles = rotary_angles(config.grid_size, head_dim, config.rope_theta, config.rope_grid_size, dtype=torch.float64)
+    return [
+        f"{name} is not the table of {config.num_attention_heads} heads of {head_dim}, rope_grid_size="
+        f"{config.rope_grid_size} and rope_theta={config.rope_theta:g}"
+        for name, table in (("rope.freqs_cos", angles.cos()), ("rope.freqs_sin", angles.sin()))
+        if name in published and not _is_table(published[name], table)
+    ]
 
 
 def misfits(

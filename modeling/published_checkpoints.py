@@ -60,14 +60,17 @@ def _load_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is damaged, or holds Python objects beside its weights, which would run code when they are read: "
             f"they are not read. Where you trust the file, save its state dict alone: torch.save(torch.load(file, "
-            f"weights_only=False)['state_dict'], other_file). ({str(error).splitlines()[0]})"
+            f"weights_only=False)['state_dict'], other_file). ({_first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         size = path.stat().st_size
         raise CheckpointError(
-            f"{path} ({size} bytes) is truncated or no file of PyTorch ({str(error).splitlines()[0]}): download it "
-            "anew."
+            f"{path} ({size} bytes) is truncated or no file of PyTorch ({_first_line(error)}): download it anew."
         ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def _unwrapped(content: Any) -> dict[str, torch.Tensor]:
