@@ -8,9 +8,9 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
-from transformers.modeling_outputs import BaseModelOutputWithPooling
+from transformers.modeling_outputs import BaseModelOutputWithPooling, ImageClassifierOutput
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.utils.generic import merge_with_config_defaults
+from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_eva import EvaVisionConfig
@@ -342,4 +342,45 @@ class EvaVisionModel(EvaVisionPreTrainedModel):
         return BaseModelOutputWithPooling(last_hidden_state=hidden_states, pooler_output=hidden_states[:, 0])
 
 
-__all__ = ["EvaVisionModel", "EvaVisionPreTrainedModel", "rotary_angles"]
+class EvaVisionForImageClassification(EvaVisionPreTrainedModel):
+    """
+    An [`EvaVisionModel`] with a classifier on the mean of all its tokens, as EVA-02 is fine-tuned (`fc_norm`, `head`).
+
+    Args:
+        config ([`EvaVisionConfig`]): its `num_labels` says how many classes there are.
+    """
+
+    def __init__(self, config: EvaVisionConfig):
+        super().__init__(config)
+        self.num_labels = config.num_labels
+        self.eva_vision = EvaVisionModel(config)
+        self.norm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+        self.classifier = nn.Linear(config.hidden_size, config.num_labels)
+        self.post_init()
+
+    @can_return_tuple
+    def forward(
+        self,
+        pixel_values: torch.Tensor,
+        labels: torch.Tensor | None = None,
+        interpolate_pos_encoding: bool = False,
+        **kwargs,
+    ) -> ImageClassifierOutput:
+        """
+        Args:
+            pixel_values, interpolate_pos_encoding: see [`EvaVisionModel.forward`].
+            labels (`torch.Tensor` of shape `(batch,)`, or `(batch, num_labels)` for several labels, *optional*):
+                Classes, or values to regress.
+
+        Returns:
+            `ImageClassifierOutput` with `logits` of shape `(batch, num_labels)`.
+        """
+        outputs = self.eva_vision(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
+        logits = self.classifier(self.norm(outputs.last_hidden_state.mean(1)))
+        loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
+        return ImageClassifierOutput(
+            loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions
+        )
+
+
+__all__ = ["EvaVisionForImageClassification", "EvaVisionModel", "EvaVisionPreTrainedModel", "rotary_angles"]

@@ -14,6 +14,7 @@ _PUBLIC = {
     "CutoutLibrary": "trainer.cutouts",
     "DataSource": "trainer.data_sources",
     "EvaVisionConfig": "configuration.configuration_eva",
+    "EvaVisionForImageClassification": "modeling.modeling_eva",
     "EvaVisionModel": "modeling.modeling_eva",
     "GVTConfig": "configuration.configuration_gvt",
     "GVTForConditionalGeneration": "modeling.modeling_gvt",
@@ -48,7 +49,13 @@ def __dir__() -> list[str]:
 
 
 def _register_auto_classes() -> None:
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
 
     from .configuration.configuration_eva import EvaVisionConfig
     from .configuration.configuration_gvt import GVTConfig
@@ -58,7 +65,7 @@ def _register_auto_classes() -> None:
     AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
     AutoConfig.register("gvt", GVTConfig)
 
-    from .modeling.modeling_eva import EvaVisionModel
+    from .modeling.modeling_eva import EvaVisionForImageClassification, EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
     from .modeling.perceiver_resampler import PerceiverResampler
     from .processing.processing_gvt import GVTProcessor
@@ -66,6 +73,7 @@ def _register_auto_classes() -> None:
     AutoModel.register(EvaVisionConfig, EvaVisionModel)
     AutoModel.register(PerceiverResamplerConfig, PerceiverResampler)
     AutoModel.register(GVTConfig, GVTModel)
+    AutoModelForImageClassification.register(EvaVisionConfig, EvaVisionForImageClassification)
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
     AutoProcessor.register(GVTConfig, GVTProcessor)
 
@@ -77,6 +85,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
     from .modeling.base_weights import fetch as fetch
+    from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel

@@ -6,11 +6,21 @@ import numpy as np
 import pytest
 import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
-from transformers import AutoConfig, AutoModel
+from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, LlavaConfig, LlavaModel
 
 from tests.modeling.published_eva import layout, random_checkpoint, shapes_of, slow_angles, slow_tower
-from tests.tiny import IMAGE_SIZE, compose, inputs_for, livelier, pixels, same, save_base_models, tiny_eva_config
-from vistok import EvaVisionConfig, EvaVisionModel
+from tests.tiny import (
+    IMAGE_SIZE,
+    compose,
+    inputs_for,
+    livelier,
+    pixels,
+    same,
+    save_base_models,
+    tiny_eva_config,
+    tiny_llama_config,
+)
+from vistok import EvaVisionConfig, EvaVisionForImageClassification, EvaVisionModel
 from vistok.modeling.convert_eva import own_names
 from vistok.modeling.modeling_eva import EvaVisionDropPath, EvaVisionLayer, rotary_angles
 
@@ -233,3 +243,35 @@ class TestFolders:
         expected = tower(inputs["pixel_values"], output_hidden_states=True).hidden_states[1]
         assert same(model.model.get_vision_features(inputs["pixel_values"]).patch_features, expected)
         assert torch.isfinite(model(**inputs).logits).all()
+
+    def test_it_is_a_tower_of_llava(self, tmp_path):
+        tower = tiny_eva(image_size=24)
+        tower.save_pretrained(tmp_path)
+        text_config = tiny_llama_config()
+        config = LlavaConfig(
+            vision_config=AutoConfig.from_pretrained(tmp_path), text_config=text_config, image_token_index=340
+        )
+        llava = LlavaModel(config).eval()
+        llava.vision_tower = AutoModel.from_pretrained(tmp_path)
+        expected = tower(pixels(1), output_hidden_states=True).hidden_states[-2][:, 1:]
+        features = llava.get_image_features(pixels(1), vision_feature_layer=-2).pooler_output[0]
+        assert same(features, llava.multi_modal_projector(expected)[0])
+
+    def test_a_classifier_takes_up_the_weights_of_a_tower_and_learns(self, tmp_path):
+        tower = tiny_eva()
+        tower.save_pretrained(tmp_path / "tower")
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "tower", num_labels=3)
+        assert type(model) is EvaVisionForImageClassification
+        assert same(model.eval().eva_vision(pixels(2)).last_hidden_state, tower(pixels(2)).last_hidden_state)
+        labels = torch.tensor([2, 0])
+        output = model(pixels(2), labels=labels)
+        expected = -torch.log_softmax(output.logits, -1)[[0, 1], labels].mean()
+        assert output.logits.shape == (2, 3) and same(output.loss, expected)
+        output.loss.backward()
+        assert model.eva_vision.layers[0].mlp.gate_proj.weight.grad.abs().max() > 0
+        model.save_pretrained(tmp_path / "classifier")
+        loaded = AutoModelForImageClassification.from_pretrained(tmp_path / "classifier")
+        assert same(loaded(pixels(2)).logits, output.logits)
+        assert same(
+            AutoModel.from_pretrained(tmp_path / "classifier")(pixels(1)).pooler_output, tower(pixels(1)).pooler_output
+        )
