@@ -129,6 +129,9 @@ class TestExact:
     def test_answers_are_normalised_with_the_slips_of_the_official_code(self, text, expected):
         assert normalize_vqa_answer(text) == expected
 
+    def test_only_the_first_32_full_stops_go(self):
+        assert normalize_vqa_answer("." * 40 + "a") == "." * 8 + "a"
+
     def test_contractions_differ_from_their_words_by_apostrophes(self):
         assert {key.replace("'", "") for key in CONTRACTIONS} == {
             value.replace("'", "") for value in CONTRACTIONS.values()
