@@ -30,6 +30,7 @@ from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
+from .part_learning_rates import set_part_learning_rates
 from .refused_samples import leave_out_refused
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
 from .visual_language_config import VisualLanguageConfig
@@ -131,6 +132,15 @@ class VisualLanguageTrainer(Trainer):
             return FeatureCache.build(
                 model, processing_class, examples, args.feature_cache_dir, progress_bar=not args.disable_tqdm
             )
+
+    def create_optimizer(self, *args, **kwargs):
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if rates := self.args.learning_rates:
+            if not is_new:
+                raise ValueError("learning_rates are those of the trainer's own optimizer: give one of the two.")
+            set_part_learning_rates(optimizer, self.model, rates, self.args.trainable)
+        return optimizer
 
     def get_eval_dataloader(self, eval_dataset=None):
         return self._without_augmentation(super().get_eval_dataloader, eval_dataset)
