@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CutoutLibrary": "trainer.cutouts",
     "DataSource": "trainer.data_sources",
+    "FeatureDistillationConfig": "trainer.feature_distillation_config",
+    "FeatureDistillationTrainer": "trainer.feature_distillation_trainer",
     "GVTConfig": "configuration.configuration_gvt",
     "GVTForConditionalGeneration": "modeling.modeling_gvt",
     "GVTModel": "modeling.modeling_gvt",
@@ -25,6 +27,7 @@ _PUBLIC = {
     "VisualLanguageTrainer": "trainer.visual_language_trainer",
     "VisualTokenizer": "modeling.visual_tokenizer",
     "VisualTokenizerOutput": "modeling.visual_tokenizer",
+    "feature_distillation_loss": "modeling.losses_distillation",
     "fetch": "modeling.base_weights",
     "load_data_source": "trainer.data_sources",
     "load_image": "processing.images",
@@ -70,6 +73,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
     from .modeling.base_weights import fetch as fetch
+    from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
     from .modeling.perceiver_resampler import PerceiverResampler as PerceiverResampler
@@ -84,5 +88,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.data_sources import DataSource as DataSource
     from .trainer.data_sources import load_data_source as load_data_source
     from .trainer.data_sources import mix_data_sources as mix_data_sources
+    from .trainer.feature_distillation_config import FeatureDistillationConfig as FeatureDistillationConfig
+    from .trainer.feature_distillation_trainer import FeatureDistillationTrainer as FeatureDistillationTrainer
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer
