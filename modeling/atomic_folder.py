@@ -234,3 +234,34 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """
+    Lets a folder of the user be written elsewhere and then appear whole. An error leaves nothing behind.
+
+    Args:
+        folder (`Path`): must not exist, or be empty.
+
+    Yields:
+        `Path`: an empty folder beside it to write into.
+
+    Raises:
+        FileExistsError: if `folder` holds something.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists already: choose another folder, or delete it.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    work.mkdir()
+    try:
+        yield work
+        for path in sorted(work.rglob("*"), reverse=True):
+            _fsync(path)
+        if folder.exists():
+            folder.rmdir()
+        os.replace(work, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
