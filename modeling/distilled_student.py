@@ -171,7 +171,7 @@ def find_patch_embedding(vision_tower: PreTrainedModel) -> nn.Conv2d:
     if len(found) != 1:
         raise ValueError(
             f"{type(vision_tower).__name__} has {len(found)} convolutions over patches of {size[0]} × {size[1]} "
-            "pixels, and masking replaces the outputs of the one there should be: set mask_ratio to 0 for this student."
+            "pixels. Masking replaces the outputs of the one there should be: set mask_ratio to 0 for this student."
         )
     return found[0]
 

@@ -1,5 +1,6 @@
 """Feature distillation: a student learns the patch features of a frozen teacher, on transformers' Trainer."""
 
+import copy
 import math
 import os
 import re
@@ -16,7 +17,6 @@ from transformers.utils import SAFE_WEIGHTS_NAME, logging
 from ..modeling.composition import check_weights
 from ..modeling.distilled_student import DistilledStudent
 from ..modeling.final_features import tower_features
-from ..modeling.lora_adapters import ordinary_model
 from ..modeling.losses_distillation import feature_distillation_loss, whiten
 from ..modeling.stochastic_depth import set_drop_path
 from ..modeling.trained_weights import CheckpointError
@@ -239,7 +239,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         ]
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
-        """Linear warm-up and a cosine, between learning rates that are scaled with the batch (see [`learning_rate`])."""
+        """Linear warm-up and a cosine, between rates that are scaled with the batch (see [`learning_rate`])."""
         if self.lr_scheduler is None:
             args, warmup_steps = self.args, self._warmup_steps(num_training_steps)
 
@@ -278,7 +278,8 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
 
             with safe_open(path, framework="pt") as weights:
                 found = {
-                    name: torch.empty(weights.get_slice(name).get_shape(), device="meta") for name in weights.keys()
+                    name: torch.empty(weights.get_slice(name).get_shape(), device="meta")
+                    for name in weights.keys()  # noqa: SIM118
                 }
             expected = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
             try:
@@ -309,7 +310,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         """
         dtype = getattr(torch, self.args.save_dtype) if self.args.save_dtype else None
         with replacing_files(folder) as temporary:
-            ordinary_model(self.student, dtype).save_pretrained(temporary)
+            _with_dtype(self.student, dtype).save_pretrained(temporary)
             self.processing_class.save_pretrained(temporary)
 
 
@@ -332,6 +333,17 @@ def learning_rate(args: FeatureDistillationConfig, step: int, warmup_steps: int,
     return args.learning_rate_scale * rate
 
 
+def _with_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
+    """The same weights, but for rounding, in a model without hooks; to be saved."""
+    with torch.device("meta"):
+        plain = type(model)._from_config(copy.deepcopy(model.config))
+    weights = {name: tensor.detach() for name, tensor in model.state_dict().items()}
+    if dtype is not None:
+        weights = {name: t.to(dtype) if t.is_floating_point() else t for name, t in weights.items()}
+    plain.load_state_dict(weights, assign=True)
+    return plain
+
+
 def _image_sizes(args, student, teacher, processing_class) -> tuple[int, int]:
     """Sides of the images of student and teacher; errors if they are cut into different patches."""
     student_size = args.image_size or processor_size(processing_class)
@@ -342,9 +354,9 @@ def _image_sizes(args, student, teacher, processing_class) -> tuple[int, int]:
     if grids[0] != grids[1]:
         fitting = grids[0][0] * int(teacher.config.patch_size if isinstance(teacher.config.patch_size, int) else 1)
         raise ValueError(
-            f"The student cuts its images of {student_size} pixels into {grids[0][0]} × {grids[0][1]} patches, and the "
-            f"teacher its images of {teacher_size} pixels into {grids[1][0]} × {grids[1][1]}: features are compared "
-            f"patch by patch. Set teacher_image_size to {fitting}, or image_size to what gives the teacher's grid."
+            f"The student cuts its images of {student_size} pixels into {grids[0][0]} × {grids[0][1]} patches, and "
+            f"the teacher its images of {teacher_size} pixels into {grids[1][0]} × {grids[1][1]}: features are "
+            f"compared patch by patch. Set teacher_image_size to {fitting}, or image_size to what gives the teacher's grid."
         )
     return student_size, teacher_size
 
