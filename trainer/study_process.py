@@ -168,7 +168,7 @@ def do_job(output: Path, name: str, kinds: Mapping[str, Callable[..., dict[str, 
 
 
 if __name__ == "__main__":
-    from .study_kinds import KINDS
+    from .study_cells import KINDS
 
     basicConfig(format="%(message)s", level=WARNING)
     getLogger("vistok").setLevel(INFO)
