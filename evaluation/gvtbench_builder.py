@@ -214,7 +214,9 @@ def _read_vcr(path: Path) -> tuple[list[ImageObjects], list[str]]:
 def _vcr_annotations(path: Path) -> dict[str, Any]:
     """The objects of each image of an annotation file, in which an image has a line for each of its questions."""
     objects: dict[str, Any] = {}
-    for row, line in enumerate(path.read_text(encoding="utf-8").splitlines()):
+    for row, line in enumerate(path.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line.strip():
+            continue
         try:
             annotation = json.loads(line)
         except ValueError as error:

@@ -238,8 +238,8 @@ def _check_record(path: Path, row: int, question: Any) -> None:
 def _warn_unless_official(path: Path, sha256: str) -> None:
     if sha256 == OTHER_COCO_OC:
         logger.warning(
-            f"{path} is the second coco_oc.json of TencentARC/GVT (in GVTBench/GVTBench), 85 % of whose answers are 1, "
-            "and not the official one in GVTBench: scores on it cannot be compared with published ones."
+            f"{path} is the second coco_oc.json of TencentARC/GVT (GVTBench/GVTBench), 85 % of whose answers are 1, "
+            "not the official one in GVTBench: scores on it cannot be compared with published ones."
         )
     elif sha256 not in OFFICIAL_FILES.values():
         logger.warning(

@@ -6,6 +6,8 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from .prediction_checks import check_predictions
+
 MODES = ("reference", "strict")
 
 # In this order, case-sensitively, as substrings: rules of the released code, with its slip at nine.
@@ -21,14 +23,12 @@ _REFERENCE_DIGITS = (
     ("eight", "8"),
     ("nive", "9"),
 )
-_NUMBER_WORDS = (
-    "zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen "
-    "eighteen nineteen twenty"
-).split()
-_NUMBERS = {word: number for number, word in enumerate(_NUMBER_WORDS)} | {"none": 0}
-_UNITS = "|".join(_NUMBER_WORDS[1:10])
+_UNITS = ["one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+_TEENS = ["thir", "four", "fif", "six", "seven", "eigh", "nine"]
+_TEN_TO_NINETEEN = ["ten", "eleven", "twelve", *(f"{stem}teen" for stem in _TEENS)]
+_NUMBERS = {word: number for number, word in enumerate(["zero", *_UNITS, *_TEN_TO_NINETEEN, "twenty"])} | {"none": 0}
 # Neither part of "sixteenth" nor of "thirty-one", which is beyond the words that are read.
-_NUMBER = re.compile(rf"\b\d+\b|(?<![\w-])(?:{'|'.join(_NUMBERS)})\b(?!-(?:{_UNITS})\b)", re.IGNORECASE)
+_NUMBER = re.compile(rf"\b\d+\b|(?<![\w-])(?:{'|'.join(_NUMBERS)})\b(?!-(?:{'|'.join(_UNITS)})\b)", re.IGNORECASE)
 _YES_NO = re.compile(r"\b(?:yes|no)\b", re.IGNORECASE)
 _MOST_DIGITS = 4000  # Python refuses to read integers much longer than this.
 
@@ -243,13 +243,8 @@ def _check_mode(mode: str) -> str:
 
 
 def _checked(predictions: Sequence[str], questions: Questions, read: Callable[[int, Mapping[str, Any]], Any]) -> list:
-    """Something of each question, after a look at the lengths and at the predictions."""
-    if isinstance(predictions, str) or len(predictions) != len(questions) or not len(questions):
-        given = "a string" if isinstance(predictions, str) else f"{len(predictions)} predictions"
-        raise ValueError(f"{given} for {len(questions)} questions: expected one prediction for each, and some.")
-    for row, prediction in enumerate(predictions):
-        if not isinstance(prediction, str):
-            raise ValueError(f"prediction {row} is {prediction!r}, expected text.")
+    """What `read` finds in each question, after a look at the predictions."""
+    check_predictions(predictions, questions)
     return [read(row, question) for row, question in enumerate(questions)]
 
 
