@@ -81,7 +81,8 @@ def _remarks(results) -> str:
     sentences.append("Intervals are bootstrapped over images, or exact where all of them are alike.")
     settings = results.get("settings", {})
     if style := settings.get("prompt_style"):
-        sentences.append(f"Prompts: {style} style. Scoring: {settings['mode']} mode.")
+        mode = f" Scoring: {settings['mode']} mode." if "mode" in settings else ""
+        sentences.append(f"Prompts: {style} style.{mode}")
     if results["command"]:
         sentences.append(f"\n\n`{results['command']}`")
     return " ".join(sentences).replace(" \n\n", "\n\n")

@@ -239,15 +239,16 @@ def load_gvtbench(task: str, files: QuestionFiles) -> list[Split]:
     splits = []
     for name, asked in variants.items():
         firsts = _first_rows(asked)
+        has_copies = len(firsts) < len(asked)
 
-        def convert(row: int, record: Mapping[str, Any], firsts=firsts, number=len(asked)) -> dict[str, Any]:
+        def convert(row: int, record: Mapping[str, Any], firsts=firsts, has_copies=has_copies) -> dict[str, Any]:
             question = record["text_in"]
             prompt = PAPER_PROMPT.format(question=question) if files.prompt_style == "paper" else question
             columns = {"objects": _bin_of_objects(record["n_obj_exist"])} if kind == "mci" else {}
             columns |= {"counted": _bin_of_count(record["text_out"])} if kind == "oc" else {}
             return make_question(
                 task, row, find_image(record, folder), prompt, record["text_out"], question,
-                **columns, **({"distinct": row in firsts} if len(firsts) < number else {}),
+                **columns, **({"distinct": row in firsts} if has_copies else {}),
             )  # fmt: skip
 
         splits.append(Split(name, *_test_and_missing(collect(task, files, asked, convert))))

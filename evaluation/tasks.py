@@ -77,7 +77,7 @@ class Task:
         return self.protocol(prompt_style, mode)
 
 
-def _file_task(style: str, mode: str, reference: Mapping[str, Any] | None = None, **fields: Any) -> Protocol:
+def _file_task(style: str, reference: Mapping[str, Any] | None = None, **fields: Any) -> Protocol:
     """A protocol of a task that is read from files: prompts as its style says, in words of its own."""
     settings = {"max_new_tokens": REFERENCE_NEW_TOKENS}
     settings |= (reference or {}) if style == "reference" else {}
@@ -87,7 +87,7 @@ def _file_task(style: str, mode: str, reference: Mapping[str, Any] | None = None
             "prior": "two_fold",
             "own_prompt": True,
             "image_size": REFERENCE_IMAGE_SIZE if style == "reference" else None,
-            "recorded": {"prompt_style": style, "mode": mode},
+            "recorded": {"prompt_style": style},
             **fields,
         }
     )
@@ -95,33 +95,35 @@ def _file_task(style: str, mode: str, reference: Mapping[str, Any] | None = None
 
 def _counting(style: str, mode: str) -> Protocol:
     return _file_task(
-        style, mode, metrics=counting_metrics(mode), unanswered=without_count, type_column="counted",
-        types_by_answer=True,
+        style, metrics=counting_metrics(mode), unanswered=without_count, type_column="counted",
+        types_by_answer=True, recorded={"prompt_style": style, "mode": mode},
     )  # fmt: skip
 
 
 def _identification(style: str, mode: str) -> Protocol:
-    metrics = identification_metrics(mode)
-    return _file_task(style, mode, metrics=metrics, unanswered=without_yes_no, type_column="objects")
+    return _file_task(
+        style, metrics=identification_metrics(mode), unanswered=without_yes_no, type_column="objects",
+        recorded={"prompt_style": style, "mode": mode},
+    )  # fmt: skip
 
 
 def _vqa(style: str, mode: str) -> Protocol:
-    return _file_task(style, mode, {"repetition_penalty": 1.5}, metrics=VQA_METRICS)
+    return _file_task(style, {"repetition_penalty": 1.5}, metrics=VQA_METRICS)
 
 
 def _caption(style: str, mode: str) -> Protocol:
     return _file_task(
-        style, mode, {"num_beams": 5}, metrics=CAPTION_METRICS, constant=constant_caption, prior="none"
+        style, {"num_beams": 5}, metrics=CAPTION_METRICS, constant=constant_caption, prior="none"
     )  # fmt: skip
 
 
 def _pope(style: str, mode: str) -> Protocol:
-    return _file_task(style, mode, metrics=POPE_METRICS, unanswered=without_yes_no)
+    return _file_task(style, metrics=POPE_METRICS, unanswered=without_yes_no)
 
 
 def _seed_bench(style: str, mode: str) -> Protocol:
     return _file_task(
-        style, mode, metrics=CHOICE_METRICS, unanswered=is_unanswered, by_likelihood=True, type_column="dimension"
+        style, metrics=CHOICE_METRICS, unanswered=is_unanswered, by_likelihood=True, type_column="dimension"
     )
 
 
