@@ -11,7 +11,7 @@ from transformers import PreTrainedModel
 from ..modeling.final_features import tower_features
 from ..modeling.vision_features import patch_grid
 from ..processing.images import ImageSource, load_image
-from .vqa import bootstrap_interval
+from .bootstrap import bootstrap_interval
 
 POOLINGS = ("mean", "cls", "both")
 

@@ -1,25 +1,24 @@
-"""The tasks of a study: questions about a set of scenes as training examples, and what each answer scores."""
+"""The tasks of a study: questions about a set of scenes, and what each answer scores."""
 
 import json
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from random import Random
 from typing import Any
 
-from .gvtbench_builder import build_questions
-from .gvtbench_scoring import mci_is_right, read_count, read_yes_no
+import numpy as np
 
-TASKS = ("vqa", "caption", "oc", "mci")
-"""In the order of the columns of GVT's tables."""
+from .protocol import MODES, Protocol
+from .tasks import TASKS as EVALUATION_TASKS
+from .tasks import QuestionFiles
+
+TASKS = {"vqa": "vqa", "caption": "caption", "oc": "coco_oc", "mci": "coco_mci"}
+"""In the order of the columns of GVT's tables, with what `vistok evaluate` calls them."""
 
 TASK_NAMES = {"vqa": "VQA", "caption": "Caption", "oc": "OC", "mci": "MCI"}
 SEMANTIC_TASKS, FINE_GRAINED_TASKS = ("vqa", "caption"), ("oc", "mci")
-CAPTION_QUESTION = "what does the image describe?"
-"""As GVT's training asks for captions (Section 4.1)."""
-
-MODES = ("strict", "reference")
 
 
 @dataclass(frozen=True)
@@ -29,66 +28,60 @@ class TaskQuestions:
 
     Args:
         task (`str`): one of [`TASKS`].
-        examples (`list[dict]`): training examples that end with a right answer.
-        images (`list[int]`): the id of the image of each.
-        answers (`list[list[str]]`): all right answers to each: of captions the references, of VQA those of annotators.
+        examples (`list[dict]`): training examples that end with a right answer. A question is bare: the chat template
+            of a model wraps it, as it did in training.
+        protocol ([`Protocol`]): how answers are measured.
     """
 
     task: str
     examples: Sequence[Mapping[str, Any]]
-    images: Sequence[int]
-    answers: Sequence[Sequence[str]]
+    protocol: Protocol
 
-    def values(self, predictions: Sequence[str], mode: str = "strict") -> list[float]:
+    @property
+    def images(self) -> list[str]:
+        """The name of the image file of each question."""
+        return [Path(example["images"][0]["path"]).name for example in self.examples]
+
+    def values(self, predictions: Sequence[str], metric: str | None = None) -> list[float]:
         """
         What each prediction scores.
 
         Args:
             predictions (`list[str]`): of each question.
-            mode (`str`, *optional*, defaults to `"strict"`): how counts and yes or no are read, `"strict"` or
-                `"reference"`, see [`read_count`].
+            metric (`str`, *optional*): by default the primary one of the task.
 
         Returns:
-            `list[float]`: 0 or 100 of OC and MCI, 0 to 100 of VQA, CIDEr ×100 of the image of captions. The score of
-            the task is the mean.
+            `list[float]`: 0 or 100 of OC and MCI, 0 to 100 of VQA, CIDEr ×100 of captions. The score of the task is
+            the mean.
 
         Raises:
-            ValueError: if there is not a prediction for each question, or the mode is unknown.
+            ValueError: if there is not a prediction for each question, or the metric is unknown.
         """
         if len(predictions) != len(self.examples):
             raise ValueError(f"{len(predictions)} predictions for {len(self.examples)} questions of {self.task}.")
-        if mode not in MODES:
-            raise ValueError(f"mode is {mode!r}, expected one of {', '.join(MODES)}.")
-        if self.task == "caption":
-            from .cider import cider_scores
+        known = {found.name: found for found in self.protocol.metrics}
+        if metric is not None and metric not in known:
+            raise ValueError(f"{metric!r} is no metric of {self.task}: choose {', '.join(known)}.")
+        chosen = self.protocol.primary if metric is None else known[metric]
+        return [float(value) * chosen.scale for value in np.asarray(chosen.values(predictions, self.examples))]
 
-            return cider_scores(predictions, self.answers)
-        if self.task == "vqa":
-            from .vqa_accuracy import vqa_scores
-
-            return [100.0 * value for value in vqa_scores(predictions, self.answers)]
-        right = _count_is_right if self.task == "oc" else mci_is_right
-        return [100.0 * right(text, answers[0], mode) for text, answers in zip(predictions, self.answers)]
+    @property
+    def other_metrics(self) -> list[str]:
+        """Metrics beside the primary one that are means of the values of questions, in percent."""
+        return [found.name for found in self.protocol.metrics[1:] if found.name.startswith("accuracy")]
 
     def num_unanswered(self, predictions: Sequence[str]) -> int:
         """How many predictions hold no answer of the kind that was asked for."""
-        if self.task == "oc":
-            return sum(read_count(text, "strict") is None for text in predictions)
-        if self.task == "mci":
-            return sum(read_yes_no(text) is None for text in predictions)
-        return sum(not text.strip() for text in predictions)
+        return sum(map(self.protocol.unanswered, predictions))
 
     def majority(self) -> list[str]:
-        """The best constant guess: the most frequent answer, of captions the most frequent reference."""
-        counts = Counter(answer for answers in self.answers for answer in dict.fromkeys(answers))
-        return [min(counts, key=lambda answer: (-counts[answer], answer))] * len(self.answers)
+        """The best constant guess, for each question."""
+        return self.protocol.constant(self.examples)
 
 
-def _count_is_right(prediction: str, answer: str, mode: str) -> bool:
-    return read_count(prediction, mode) == int(answer)
-
-
-def load_task(task: str, scenes: Path, num_questions: int | None = None, seed: int = 0) -> TaskQuestions:
+def load_task(
+    task: str, scenes: Path, num_questions: int | None = None, seed: int = 0, mode: str = "strict"
+) -> TaskQuestions:
     """
     Asks the questions of a task about a set of scenes.
 
@@ -98,52 +91,31 @@ def load_task(task: str, scenes: Path, num_questions: int | None = None, seed: i
         scenes (`Path`): folder of [`write_scenes`].
         num_questions (`int`, *optional*): a choice of so many; by default all.
         seed (`int`, *optional*, defaults to 0): of the choice.
+        mode (`str`, *optional*, defaults to `"strict"`): how counts and yes or no are read: `"strict"` or
+            `"reference"`, see [`read_count`].
 
     Raises:
         FileNotFoundError: if the folder lacks a file.
-        ValueError: if the task is unknown, a file is malformed, or nothing can be asked.
+        ValueError: if the task or the mode is unknown, a file is malformed, or nothing can be asked.
     """
     if task not in TASKS:
         raise ValueError(f"{task!r} is no task of a study: choose {', '.join(TASKS)}.")
+    if mode not in MODES:
+        raise ValueError(f"mode is {mode!r}, expected {' or '.join(MODES)}.")
     if num_questions is not None and num_questions < 1:
         raise ValueError(f"num_questions of {task} is {num_questions}, expected at least 1.")
-    asked = {"caption": _captions, "vqa": _vqa}.get(task, lambda folder: _gvtbench(folder, task))(Path(scenes))
-    if num_questions is not None and num_questions < len(asked):
-        asked = [asked[index] for index in sorted(Random(seed).sample(range(len(asked)), num_questions))]
-    if not asked:
-        raise ValueError(f"The scenes in {scenes} give no question of {task}.")
-    files = _image_files(Path(scenes))
-    examples = [
-        _example(f"{task}-{number}", f"scenes-{task}", number, files[image], question, answers[0])
-        for number, (image, question, answers) in enumerate(asked)
-    ]
-    return TaskQuestions(task, examples, [image for image, _, _ in asked], [answers for _, _, answers in asked])
+    found = EVALUATION_TASKS[TASKS[task]]
+    (split,) = found.splits(QuestionFiles(questions=scenes, images=Path(scenes) / "images"))
+    examples = [_bare(example) for example in split.test]
+    if num_questions is not None and num_questions < len(examples):
+        examples = [examples[index] for index in sorted(Random(seed).sample(range(len(examples)), num_questions))]
+    return TaskQuestions(task, examples, found.asked(mode=mode))
 
 
-Asked = list[tuple[int, str, list[str]]]
-
-
-def _gvtbench(scenes: Path, task: str) -> Asked:
-    questions = build_questions(scenes / "instances.json", task)
-    return [(question["image_id"], question["text_in"], [question["text_out"].strip()]) for question in questions]
-
-
-def _captions(scenes: Path) -> Asked:
-    references: dict[int, list[str]] = defaultdict(list)
-    for annotation in _read(scenes / "captions.json")["annotations"]:
-        references[annotation["image_id"]].append(annotation["caption"])
-    return [(image, CAPTION_QUESTION, captions) for image, captions in references.items()]
-
-
-def _vqa(scenes: Path) -> Asked:
-    answers = {
-        annotation["question_id"]: [given["answer"] for given in annotation["answers"]]
-        for annotation in _read(scenes / "vqa_annotations.json")["annotations"]
-    }
-    return [
-        (question["image_id"], question["question"], answers[question["question_id"]])
-        for question in _read(scenes / "vqa_questions.json")["questions"]
-    ]
+def _bare(example: Mapping[str, Any]) -> dict[str, Any]:
+    asked, answered = example["messages"]
+    content = [*asked["content"][:-1], {"type": "text", "text": example["question"]}]
+    return {**example, "messages": [{**asked, "content": content}, answered]}
 
 
 def _image_files(scenes: Path) -> dict[int, str]:
@@ -158,20 +130,6 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no valid JSON ({error}): write the scenes anew.") from error
-
-
-def _example(name: str, source: str, row: int, file: str, question: str, answer: str) -> dict[str, Any]:
-    image = {"type": "image", "text": None}
-    return {
-        "id": name,
-        "source": source,
-        "row": row,
-        "images": [{"path": file, "bytes": None}],
-        "messages": [
-            {"role": "user", "content": [image, {"type": "text", "text": question}]},
-            {"role": "assistant", "content": [{"type": "text", "text": answer}]},
-        ],
-    }
 
 
 def class_labels(scenes: Path) -> tuple[list[str], list[str], list[list[float]]]:
@@ -222,7 +180,6 @@ def scene_masks(scenes: Path, images: Iterable[int]) -> list[Any]:
 
 
 __all__ = [
-    "CAPTION_QUESTION",
     "FINE_GRAINED_TASKS",
     "SEMANTIC_TASKS",
     "TASKS",

@@ -15,7 +15,7 @@ from ..evaluation.attention_maps import query_attention, seen_image
 from ..evaluation.attention_statistics import attention_numbers, mask_on_grid
 from ..evaluation.generation import generate_answers
 from ..evaluation.study_tasks import TaskQuestions, load_task, scene_masks
-from ..evaluation.vqa import question_only_prior
+from ..evaluation.vqa import answer_of, question_of, question_only_prior
 from ..processing.images import load_image
 from .data_sources import load_data_source
 from .recipe import recipe_from_dict
@@ -69,13 +69,12 @@ def make_floors(config: Mapping[str, Any], folder: Path, output: Path) -> dict[s
     train = [example for source in sources for example in load_data_source(source).select_columns(["messages"])]
     floors = {}
     for task, questions in _questions(evaluation, places["test"]).items():
-        mode = evaluation.get("mode", "strict")
         guesses = {
             "majority": questions.majority(),
             "question_only_prior": question_only_prior(train, questions.examples),
         }
         floors[task] = {"num_questions": len(questions.examples), "num_images": len(set(questions.images))} | {
-            name: float(np.mean(questions.values(texts, mode))) for name, texts in guesses.items()
+            name: float(np.mean(questions.values(texts))) for name, texts in guesses.items()
         }
     return floors
 
@@ -128,9 +127,9 @@ def _load(folder: Path, dtype: str) -> tuple[Any, Any]:
 
 
 def _questions(evaluation: Mapping[str, Any], scenes: str) -> dict[str, TaskQuestions]:
-    seed = evaluation.get("seed", 0)
+    seed, mode = evaluation.get("seed", 0), evaluation.get("mode", "strict")
     return {
-        task: load_task(task, Path(scenes), (options or {}).get("num_questions"), seed)
+        task: load_task(task, Path(scenes), (options or {}).get("num_questions"), seed, mode)
         for task, options in evaluation["tasks"].items()
     }
 
@@ -148,26 +147,26 @@ def evaluate_cell(
         folder (`Path`): of the job. Answers go to `predictions` in it, and what lies there is not asked again.
 
     Returns:
-        `dict`: for each task `score` (percent, of captions CIDEr), `reference` (OC and MCI in that mode), `shuffled`
-        (the score with other scenes), `num_questions`, `num_unanswered`, and of each question `values` and `images`.
+        `dict`: for each task `score` (percent, of captions CIDEr), `shuffled` (the score with other scenes), further
+        accuracies such as that in the other mode, `num_questions`, `num_unanswered`, and of each question `values` and
+        `images`.
     """
-    mode, measured = evaluation.get("mode", "strict"), {}
+    measured: dict[str, Any] = {}
     for task, questions in _questions(evaluation, scenes).items():
         answers = {
             images: _answers(model, processor, questions, evaluation, images, folder / "predictions")
             for images in IMAGES
         }
-        values = questions.values(answers["given"], mode)
+        values = questions.values(answers["given"])
         measured[task] = {
             "score": float(np.mean(values)),
-            "shuffled": float(np.mean(questions.values(answers["shuffled"], mode))),
+            "shuffled": float(np.mean(questions.values(answers["shuffled"]))),
             "num_questions": len(values),
             "num_unanswered": questions.num_unanswered(answers["given"]),
             "values": [round(value, 4) for value in values],
-            "images": list(questions.images),
+            "images": questions.images,
+            **{name: float(np.mean(questions.values(answers["given"], name))) for name in questions.other_metrics},
         }
-        if task in ("oc", "mci"):
-            measured[task]["reference"] = float(np.mean(questions.values(answers["given"], "reference")))
     return measured
 
 
@@ -186,9 +185,10 @@ def _answers(model, processor, questions: TaskQuestions, evaluation, images: str
         seed=evaluation.get("seed", 0),
         progress_bar=False,
     )
-    asked = [example["messages"][0]["content"][1]["text"] for example in questions.examples]
-    columns = zip(questions.images, asked, questions.answers, predictions)
-    write_json(path, [dict(zip(("image", "question", "answers", "prediction"), row)) for row in columns])
+    asked = [(question_of(example), answer_of(example)) for example in questions.examples]
+    columns = ("image", "question", "answer", "prediction")
+    rows = ((image, *texts, text) for image, texts, text in zip(questions.images, asked, predictions))
+    write_json(path, [dict(zip(columns, row)) for row in rows])
     logger.info(f"{len(predictions)} answers to {questions.task} ({images} images).")
     return predictions
 

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.study_tasks import MODES, TASKS
+from ..evaluation.protocol import MODES
+from ..evaluation.study_tasks import TASKS
 from .data_formats import known
 from .recipe import parse_overrides, read_yaml, recipe_from_dict
 
@@ -133,7 +134,7 @@ class StudyRecipe:
             known("task of the study", task, TASKS)
             for key in options or {}:
                 known(f"field of evaluation.tasks.{task}", key, ("num_questions",))
-        known("mode of the evaluation", evaluation.get("mode", MODES[0]), MODES)
+        known("mode of the evaluation", evaluation.get("mode", "strict"), MODES)
         for key in self.attention:
             known("field of attention", key, ("num_scenes", "shown", "query", "heads", "layer"))
         for key in self.scenes:
