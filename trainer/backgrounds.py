@@ -156,8 +156,8 @@ def load_backgrounds(
     if not chosen:
         where = ", ".join(map(str, folders)) or f"the packages {', '.join(BACKGROUND_COLLECTIONS)}"
         raise ValueError(
-            f"none of the {len(distinct)} photographs of {where} is on the {split} side of the split and shows none of "
-            f"the classes: about one in {_TEST_SHARE} is for testing. Add photographs."
+            f"none of the {len(distinct)} photographs of {where} is on the {split} side of the split and shows none "
+            f"of the classes: about one in {_TEST_SHARE} is for testing. Add photographs."
         )
     return chosen
 

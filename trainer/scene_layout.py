@@ -83,10 +83,10 @@ class PhotographScene:
 
 
 def choose_classes(train: CutoutLibrary, test: CutoutLibrary, num_classes: int) -> list[str]:
-    """Chooses the nouns with most pictures on both sides of the split, of which none could be said of another's object.
+    """Chooses the nouns with most pictures on both sides of the split; none could be said of another's object.
 
-    Nouns with photographs come before those that are only drawn; no category has more than a third of the classes while
-    others are left; nouns that many of the backgrounds show, or that are hard to see, come last.
+    Nouns with photographs come before those that are only drawn; no category has more than a third of the classes
+    while others are left; nouns that many of the backgrounds show, or that are hard to see, come last.
 
     Args:
         train (`CutoutLibrary`): pictures for training.
@@ -336,7 +336,7 @@ def _contrasting_background(
     size: int,
     rng: random.Random,
 ) -> tuple[Background, Image.Image]:
-    """A background from which every object differs, or that of a few tries from which the least visible differs most."""
+    """A background from which every object differs, or the one of a few from which the least visible differs most."""
     tried: list[tuple[float, Background, Image.Image]] = []
     while len(tried) < _BACKGROUND_TRIES and not (tried and tried[-1][0] >= _CONTRAST):
         background, canvas = draw_background(backgrounds, size, rng)

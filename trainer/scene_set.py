@@ -98,7 +98,7 @@ def write_scenes(
     """Renders a set of scenes and writes it with its ground truth, whole or not at all.
 
     The folder then holds `images/{image_id:012d}.jpg`, `instances.json` (COCO instances, with masks of what is visible
-    as RLE), `captions.json` (COCO captions), `vqa_questions.json` and `vqa_annotations.json` (VQAv2), and `SOURCE.json`
+    as RLE), `captions.json` (COCO captions), `vqa_questions.json` and `vqa_annotations.json` (VQAv2) and `SOURCE.json`
     (settings, classes, pictures, hashes). The same arguments make the same scenes on every machine. Train and test
     share neither cut-outs nor background photographs.
 
@@ -110,8 +110,8 @@ def write_scenes(
         classes (sequence of `str`, *optional*): the classes by name, instead of `num_classes`.
         size (`int`): side of the square images, in pixels, at least 64.
         seed (`int`): seed of everything.
-        backgrounds (sequence of `str`): folders of photographs to use instead of the fetched ones; the hash of a file's
-            content says on which side of the split it is.
+        backgrounds (sequence of `str`): folders of photographs to use instead of the fetched ones; the hash of
+            a file's content says on which side of the split it is.
         max_objects (`int`): the most objects of an image, 1 to 9.
         max_overlap (`float`): the largest part of an object that others may hide.
         count_weights (sequence of `float`): how frequent the numbers 1, 2, … of a class are among all numbers of a
@@ -274,8 +274,8 @@ def _check_apart(source: dict[str, Any], other: dict[str, Any], name: str) -> No
     ):
         if common:
             raise ValueError(
-                f"the scenes share {len(common)} {what} with those of {name}, such as {common[0]}: one of the two must be "
-                "of the other split."
+                f"the scenes share {len(common)} {what} with those of {name}, such as {common[0]}: one of the two must "
+                "be of the other split."
             )
 
 

@@ -64,7 +64,7 @@ def enumeration(parts: list[str]) -> str:
 
 
 def scene_captions(scene: PhotographScene, nouns: Mapping[str, Noun], number: int, rng: random.Random) -> list[str]:
-    """Says in several ways what a scene holds: classes and numbers, and where it is plain also place, size or category.
+    """Says in several ways what a scene holds: classes, numbers, and where it is plain place, size or category.
 
     Args:
         scene (`PhotographScene`): the scene.
@@ -85,7 +85,7 @@ def scene_captions(scene: PhotographScene, nouns: Mapping[str, Noun], number: in
         f"{_capital(said)}.",
         f"A picture of {said}.",
         f"There {be} {said} in the image.",
-        f"An image with {said} before a photograph.",
+        f"An image of {said}.",
         f"{_capital(reverse)} can be seen.",
         f"There {be_reverse} {reverse} in this picture.",
         *_captions_of_places(scene, nouns, counts, ordered),
@@ -259,6 +259,34 @@ def _ask_comparison(scene: PhotographScene, vocabulary: CutoutLibrary, rng: rand
     return found
 
 
+def _ask_location(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
+    """In which half of the image an object is that is plainly in one."""
+    found: _Asked = []
+    for item in (item for item in scene.objects if scene.counts[item.name] == 1):
+        for axis, halves in enumerate((["left", "right"], ["upper", "lower"])):
+            distance = item.center[axis] - scene.image.width / 2
+            if abs(distance) >= _CLEARLY_ASIDE * scene.image.width:
+                answer = halves[distance > 0]
+                rng.shuffle(halves)
+                found.append(
+                    (f"Is the {item.name} in the {halves[0]} or the {halves[1]} half of the image?", (answer,))
+                )
+    return found
+
+
+def _ask_threshold(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
+    """ "Are there more than three dogs?", where there are three (no) or four (yes)."""
+    found: _Asked = []
+    for name, count in scene.counts.items():
+        more = rng.random() < 0.5
+        limit = count - 1 if more else count
+        if 0 < limit < len(NUMBER_WORDS):
+            noun = count_phrase(name, limit, vocabulary.nouns[name].plural) if limit > 1 else f"one {name}"
+            be = "Are" if limit > 1 else "Is"
+            found.append((f"{be} there more than {noun}?", ("yes" if more else "no",)))
+    return found
+
+
 def _singular_or_plural(scene: PhotographScene, vocabulary: CutoutLibrary, name: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys((name, vocabulary.nouns[name].plural))) if scene.counts[name] > 1 else (name,)
 
@@ -267,11 +295,13 @@ QUESTION_KINDS: dict[str, Callable[[PhotographScene, CutoutLibrary, random.Rando
     "naming": _ask_naming,
     "size": _ask_size,
     "place": _ask_place,
+    "location": _ask_location,
     "relation": _ask_relation,
     "what is aside": _ask_what_is_aside,
     "nearest": _ask_next_to,
     "category": _ask_category,
     "comparison": _ask_comparison,
+    "threshold": _ask_threshold,
 }
 
 
