@@ -73,6 +73,8 @@ class FeatureDistillationConfig(TrainingArguments):
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: training stops at such a loss."})
 
     def __post_init__(self):
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # or transformers, which looks for a GPU, refuses what CPUs can do
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False

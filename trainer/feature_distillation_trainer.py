@@ -151,6 +151,10 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         with torch.no_grad():
             return tower_features(self.teacher, pixel_values, self.args.teacher_feature_layer)
 
+    def autocast(self) -> torch.autocast:
+        """The precision that the student is trained in."""
+        return _autocast(self.args)
+
     def _leave_out_unused(self, distilled: DistilledStudent, args, sizes, num_patches: int, num_masked: int) -> None:
         """
         Runs both on one blank image, which finds what does not fit together, and freezes what the loss never reaches:
@@ -161,8 +165,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         mask = torch.arange(num_patches, device=args.device).view(1, -1) < num_masked if num_masked else None
         training = distilled.training
         distilled.train().student.eval()  # no dropout
-        dtype = torch.bfloat16 if args.bf16 else torch.float16
-        with torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16):
+        with _autocast(args):
             with torch.no_grad():
                 features = tower_features(self.teacher, blank[1], args.teacher_feature_layer)
             loss = distilled(blank[0], features, mask)["loss"]
@@ -188,11 +191,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
 
         settings = [args.teacher_feature_layer, "final features", teacher_processor.to_json_string()]
         # As they would be computed in a training step.
-        dtype = torch.bfloat16 if args.bf16 else torch.float16
-        with (
-            args.main_process_first(desc="computing features of the teacher"),
-            torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16),
-        ):
+        with args.main_process_first(desc="computing features of the teacher"), _autocast(args):
             return FeatureCache.of_tower(
                 self.teacher,
                 compute,
@@ -331,6 +330,11 @@ def learning_rate(args: FeatureDistillationConfig, step: int, warmup_steps: int,
         progress = min((step - warmup_steps) / max(num_steps - warmup_steps, 1), 1.0)
         rate = final + 0.5 * (peak - final) * (1 + math.cos(math.pi * progress))
     return args.learning_rate_scale * rate
+
+
+def _autocast(args: FeatureDistillationConfig) -> torch.autocast:
+    dtype = torch.bfloat16 if args.bf16 else torch.float16
+    return torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16)
 
 
 def _with_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrainedModel:
