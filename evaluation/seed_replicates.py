@@ -198,10 +198,18 @@ def draw_images(num_images: int, num_resamples: int = 2000, seed: int = 0) -> np
 
 
 def estimate_score(
-    replicates: Replicates, measure: str, weights: np.ndarray, seeds: SeedVariance, level: float = 0.95
+    replicates: Replicates,
+    measure: str,
+    weights: np.ndarray,
+    seeds: SeedVariance,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> Estimate:
     """
     Mean score over seeds, with the interval for other images and other seeds.
+
+    Where all images score alike, resamples do, too, which is no proof that there are no others: the interval then has
+    the exact ends of Clopper and Pearson, as in [`bootstrap_interval`].
 
     Args:
         replicates (`dict[str, list[ImageScores]]`): by task.
@@ -209,15 +217,22 @@ def estimate_score(
         weights (`np.ndarray`): from [`draw_images`].
         seeds ([`SeedVariance`]): of this measure.
         level (`float`, *optional*, defaults to 0.95): coverage.
+        bounds (`tuple[float, float]`, *optional*): the least and the greatest score that there can be.
     """
     found = scores_of_seeds(replicates, measure)
     resampled = scores_of_seeds(replicates, measure, weights).mean(0)
-    low, high = _interval(resampled, seeds, 1 / len(found), level)
+    low, high = _interval(resampled, seeds, 1 / len(found), level, _num_images(replicates), bounds)
     return Estimate(float(found.mean()), low, high, tuple(map(float, found)))
 
 
 def estimate_difference(
-    first: Replicates, second: Replicates, measure: str, weights: np.ndarray, seeds: SeedVariance, level: float = 0.95
+    first: Replicates,
+    second: Replicates,
+    measure: str,
+    weights: np.ndarray,
+    seeds: SeedVariance,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> Estimate:
     """
     How much higher the first kind of model scores than the second, paired by images.
@@ -225,11 +240,12 @@ def estimate_difference(
     Args:
         first, second (`dict[str, list[ImageScores]]`): on the same images.
         measure, weights, seeds, level: see [`estimate_score`].
+        bounds (`tuple[float, float]`, *optional*): the least and the greatest difference that there can be.
     """
     scores = [scores_of_seeds(replicates, measure) for replicates in (first, second)]
     resampled = [scores_of_seeds(replicates, measure, weights).mean(0) for replicates in (first, second)]
     share = 1 / len(scores[0]) + 1 / len(scores[1])
-    low, high = _interval(resampled[0] - resampled[1], seeds, share, level)
+    low, high = _interval(resampled[0] - resampled[1], seeds, share, level, _num_images(first), bounds)
     by_seed = scores[0] - scores[1] if len(scores[0]) == len(scores[1]) else ()
     return Estimate(float(scores[0].mean() - scores[1].mean()), low, high, tuple(map(float, by_seed)))
 
@@ -240,13 +256,14 @@ def mean_difference(
     weights: np.ndarray,
     seeds: SeedVariance,
     level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
 ) -> Estimate:
     """
     The mean of several differences: what holds over all encoders that a question is asked of.
 
     Args:
         pairs (`list[tuple]`): [`Replicates`] that are compared. A kind of model may be in several pairs.
-        measure, weights, seeds, level: see [`estimate_score`].
+        measure, weights, seeds, level, bounds: see [`estimate_difference`].
 
     Raises:
         ValueError: if there are no pairs.
@@ -265,12 +282,28 @@ def mean_difference(
         value += share * float(found.mean())
         of_variance += share**2 / len(found)
         resampled += share * scores_of_seeds(members[key], measure, weights).mean(0)
-    return Estimate(value, *_interval(resampled, seeds, of_variance, level))
+    num_images = _num_images(pairs[0][0])
+    return Estimate(value, *_interval(resampled, seeds, of_variance, level, num_images, bounds))
 
 
-def _interval(resampled: np.ndarray, seeds: SeedVariance, share: float, level: float) -> tuple[float, float]:
+def _num_images(replicates: Replicates) -> int:
+    """The least number of images that a task asks about."""
+    return min(int((one.counts > 0).sum()) for of_task in replicates.values() for one in of_task)
+
+
+def _interval(
+    resampled: np.ndarray,
+    seeds: SeedVariance,
+    share: float,
+    level: float,
+    num_images: int,
+    bounds: tuple[float, float] | None,
+) -> tuple[float, float]:
     """Percentiles of what other images and, independently of them, other seeds would have given."""
     tail = (1 - level) / 2
+    if bounds is not None and not seeds.variance and np.ptp(resampled) < 1e-9:
+        value, others = float(resampled[0]), 1 - tail ** (1 / num_images)
+        return value - others * (value - bounds[0]), value + others * (bounds[1] - value)
     low, high = np.quantile(resampled + seeds.draw(share, len(resampled)), [tail, 1 - tail])
     return float(low), float(high)
 

@@ -75,7 +75,7 @@ def _draw_panel(axes, found, measure: str, names: list[str]) -> None:
         if found["floors"]:
             of_tasks = {task: found["floors"][task][floor] for task in found["tasks"]}
             at = sum(of_tasks.values()) / len(of_tasks) if measure == AVERAGE else of_tasks[measure]
-            axes.axvline(at, color=colour, linestyle=style, linewidth=1, label=FLOOR_LABELS[floor], zorder=0)
+            axes.axvline(at, color=colour, linestyle=style, linewidth=1, label=FLOOR_LABELS[floor], zorder=1.5)
     axes.set_title(TITLES[measure], fontsize=10)
     axes.set_xlabel(UNITS.get(measure, "%") if measure != AVERAGE else "mean of the tasks", fontsize=8)
     axes.tick_params(labelsize=8)

@@ -34,7 +34,7 @@ def write_report(found: Mapping[str, Any], output: Path, command: str | None = N
     Raises:
         ImportError: if matplotlib is missing; names the extra.
     """
-    found = {**published_values(found), "command": command}
+    found = published_values({**found, "command": command})
     paths = {name: output / name for name in REPORT_FILES}
     write_text_atomically(paths["study.json"], json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text_atomically(paths["study.csv"], study_csv(found))
@@ -127,7 +127,7 @@ def score_table(found: Mapping[str, Any], tuning: str) -> str:
     """The models of one tuning, a row each, as in Tables 2, 4 and 6 of GVT; the floors beneath."""
     measures = _measures(found)
     encoders = {encoder["name"]: encoder for encoder in found["encoders"]}
-    lines = _header(["Supervision", "Visual tokenizer", *(MEASURE_NAMES[m] for m in measures)])
+    lines = _header(["Supervision", "Visual tokenizer", *(MEASURE_NAMES[m] for m in measures)], 2)
     for row in found["rows"]:
         if row["tuning"] == tuning:
             encoder = encoders[row["encoder"]]
@@ -210,7 +210,7 @@ def attention_table(found: Mapping[str, Any]) -> str:
     number = found["attention"][0]["num_scenes"]
     return "\n".join(lines) + (
         f"\n\nMean over {number} test scenes, all queries and heads of a layer of the resampler. Divergence: that of "
-        "Jensen and Shannon, of pairs of heads. Evenly spread attention lies on objects as far as they cover the image."
+        "Jensen and Shannon, of pairs of heads. Evenly spread attention is on objects as far as they cover the image."
     )
 
 
@@ -218,7 +218,7 @@ def cost_table(found: Mapping[str, Any]) -> str:
     """What encoders and models cost, in minutes of processors."""
     rows = {(row["encoder"], row["tuning"]): row for row in found["rows"]}
     tunings = list(dict.fromkeys(row["tuning"] for row in found["rows"]))
-    lines = _header(["Encoder", "made by", "layer", "CPU min", *(f"a model, {t}: CPU min" for t in tunings)])
+    lines = _header(["Encoder", "made by", "layer", "CPU min", *(f"a model, {t}: CPU min" for t in tunings)], 2)
     for encoder in found["encoders"]:
         minutes = [encoder.get("cost"), *(rows.get((encoder["name"], tuning)) for tuning in tunings)]
         told = ["–" if cost is None else f"{cost['cpu_seconds'] / 60:.1f}" for cost in minutes]
@@ -262,8 +262,9 @@ def _signed(value: float) -> str:
     return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
 
 
-def _header(names: Sequence[str]) -> list[str]:
-    return [_line(names), _line(["---", *("---:" for _ in names[1:])])]
+def _header(names: Sequence[str], num_texts: int = 1) -> list[str]:
+    """Columns of text are set to the left, the others, of numbers, to the right."""
+    return [_line(names), _line(["---"] * num_texts + ["---:"] * (len(names) - num_texts))]
 
 
 def _line(cells: Sequence[str]) -> str:

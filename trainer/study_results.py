@@ -23,6 +23,7 @@ from .study_jobs import RESULTS, Plan, is_finished, read_json
 from .study_plan import FLOORS, SCENES, cell_job, encoder_job
 from .study_recipe import StudyRecipe
 
+_UNBOUNDED = ("caption", AVERAGE)  # CIDEr has no greatest value
 ATTENTION_MEASURES = ("head_divergence", "share_in_masks")
 Kind = tuple[str, str]
 """An encoder by name, and whether it is frozen or tuned."""
@@ -117,17 +118,21 @@ class Scores:
 
     def score(self, kind: Kind, measure: str) -> Estimate:
         """The score of a kind of model."""
-        return estimate_score(self.kinds[kind], measure, self._weights, self._variances[measure])
+        bounds = None if measure in _UNBOUNDED else (0.0, 100.0)
+        return estimate_score(self.kinds[kind], measure, self._weights, self._variances[measure], bounds=bounds)
 
     def difference(self, first: Kind, second: Kind, measure: str) -> Estimate:
         """How much higher the first scores than the second."""
-        kinds = self.kinds
-        return estimate_difference(kinds[first], kinds[second], measure, self._weights, self._variances[measure])
+        kinds, bounds = self.kinds, None if measure in _UNBOUNDED else (-100.0, 100.0)
+        return estimate_difference(
+            kinds[first], kinds[second], measure, self._weights, self._variances[measure], bounds=bounds
+        )
 
     def mean_difference(self, pairs: Sequence[tuple[Kind, Kind]], measure: str) -> Estimate:
         """The mean of differences."""
         of_pairs = [(self.kinds[first], self.kinds[second]) for first, second in pairs]
-        return mean_difference(of_pairs, measure, self._weights, self._variances[measure])
+        bounds = None if measure in _UNBOUNDED else (-100.0, 100.0)
+        return mean_difference(of_pairs, measure, self._weights, self._variances[measure], bounds=bounds)
 
 
 def ask_questions(recipe: StudyRecipe, scores: Scores) -> list[dict[str, Any]]:

@@ -100,6 +100,18 @@ def test_95_of_100_intervals_hold_the_true_difference(seed_spread, image_spread)
     assert 0.91 <= held / rounds <= 0.99
 
 
+def test_answers_that_are_all_alike_are_no_proof_that_there_are_no_others():
+    always = {"oc": [scores([0.0] * 30)]}
+    weights, none = draw_images(30, 100), SeedVariance(0.0, 0)
+    found = estimate_score(always, "oc", weights, none, bounds=(0, 100))
+    # Of 30 images at most so many can be others, if none was found with a probability of 2.5 %.
+    assert [found.value, found.low, found.high] == pytest.approx([0, 0, 100 * (1 - 0.025 ** (1 / 30))])
+    found = estimate_difference(always, always, "oc", weights, none, bounds=(-100, 100))
+    assert found.low == pytest.approx(-found.high) and found.high > 10
+    found = mean_difference([(always, always)], "oc", weights, none, bounds=(-100, 100))
+    assert found.low < 0 < found.high
+
+
 def test_what_does_not_fit_together_is_refused():
     with pytest.raises(ValueError, match="2 scores and 1 images"):
         ImageScores.from_questions([1, 0], ["a"], ["a"])
