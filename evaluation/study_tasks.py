@@ -3,9 +3,8 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from random import Random
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ import numpy as np
 from .protocol import MODES, Protocol
 from .tasks import TASKS as EVALUATION_TASKS
 from .tasks import QuestionFiles
+from .vqa import choose_questions
 
 TASKS = {"vqa": "vqa", "caption": "caption", "oc": "coco_oc", "mci": "coco_mci"}
 """In the order of the columns of GVT's tables, with what `vistok evaluate` calls them."""
@@ -70,6 +70,21 @@ class TaskQuestions:
         """Metrics beside the primary one that are means of the values of questions, in percent."""
         return [found.name for found in self.protocol.metrics[1:] if found.name.startswith("accuracy")]
 
+    def some(self, num_questions: int | None, seed: int = 0) -> "TaskQuestions":
+        """
+        A choice of the questions, in their order.
+
+        Args:
+            num_questions (`int`, *optional*): how many; by default all.
+            seed (`int`, *optional*, defaults to 0): of the choice.
+
+        Raises:
+            ValueError: if the number is less than 1.
+        """
+        if num_questions is not None and num_questions < 1:
+            raise ValueError(f"The number of questions of {self.task} is {num_questions}, expected at least 1.")
+        return replace(self, examples=choose_questions(self.examples, num_questions, seed))
+
     def num_unanswered(self, predictions: Sequence[str]) -> int:
         """How many predictions hold no answer of the kind that was asked for."""
         return sum(map(self.protocol.unanswered, predictions))
@@ -102,14 +117,10 @@ def load_task(
         raise ValueError(f"{task!r} is no task of a study: choose {', '.join(TASKS)}.")
     if mode not in MODES:
         raise ValueError(f"mode is {mode!r}, expected {' or '.join(MODES)}.")
-    if num_questions is not None and num_questions < 1:
-        raise ValueError(f"num_questions of {task} is {num_questions}, expected at least 1.")
     found = EVALUATION_TASKS[TASKS[task]]
     (split,) = found.splits(QuestionFiles(questions=scenes, images=Path(scenes) / "images"))
     examples = [_bare(example) for example in split.test]
-    if num_questions is not None and num_questions < len(examples):
-        examples = [examples[index] for index in sorted(Random(seed).sample(range(len(examples)), num_questions))]
-    return TaskQuestions(task, examples, found.asked(mode=mode))
+    return TaskQuestions(task, examples, found.asked(mode=mode)).some(num_questions, seed)
 
 
 def _bare(example: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,6 +1,8 @@
 """Studies: which vision tower makes a good visual tokenizer, asked of any encoders (GVT, Sections 2 and 3)."""
 
 import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,18 +25,23 @@ class StudyError(ValueError):
 
 
 def run_study(
-    recipe: StudyRecipe, only: str | None = None, recompute: bool = False, command: str | None = None
+    recipe: StudyRecipe,
+    only: str | None = None,
+    recompute: bool = False,
+    workers: int = 1,
+    command: str | None = None,
 ) -> dict[str, Path]:
     """
     Runs the jobs of a study that are not finished yet, and writes its report. A study that was killed goes on where it
-    was. Several processes that run the same study, such as those of `accelerate launch`, share its jobs; the first of
-    them waits for all and writes the report. The results are the same as those of one process.
+    was. Several processes that run the same study, such as those of `accelerate launch` or `torchrun`, share its jobs;
+    the first of them waits for all and writes the report. The results are the same as those of one process.
 
     Args:
         recipe ([`StudyRecipe`]): the study.
         only (`str`, *optional*): runs jobs whose names match this pattern, and what they need.
         recompute (`bool`, *optional*, defaults to `False`): does jobs anew whose folders are of another configuration,
             in place of refusing them.
+        workers (`int`, *optional*, defaults to 1): jobs that this process has done at the same time.
         command (`str`, *optional*): the command line, for the report.
 
     Returns:
@@ -48,13 +55,25 @@ def run_study(
     """
     require("matplotlib.figure", "train")  # not found out about at the end of a study
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, expected at least 1.")
     output, plan = Path(recipe.output_dir), plan_study(recipe)
     output.mkdir(parents=True, exist_ok=True)
     jobs = plan.chosen(only)
     (clear_changed if recompute else check_unchanged)(output, plan, jobs)
     if rank == 0:
         write_json(output / "recipe.json", published_values(recipe.to_dict()))
-    outcome = run_jobs(output, plan, jobs, launch_in_process(output, recipe.threads, local_rank))
+    stop = threading.Event()
+    launchers = [
+        launch_in_process(output, recipe.threads, local_rank * workers + number, stop) for number in range(workers)
+    ]
+    with ThreadPoolExecutor(workers) as pool:  # a thread waits for processes, and computes nothing
+        working = [pool.submit(run_jobs, output, plan, jobs, launch, stop=stop) for launch in launchers]
+        try:
+            outcome, *_ = [worker.result() for worker in working]
+        except BaseException:
+            stop.set()
+            raise
     if rank != 0:  # a launcher ends all processes when one fails: the first speaks for all
         return {}
     files = report_study(recipe, command) if _has_cells(outcome) else {}

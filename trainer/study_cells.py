@@ -28,7 +28,6 @@ from .study_recipe import fill_in, merge
 logger = logging.get_logger(__name__)
 
 ATTENTION = "attention.npz"
-IMAGES = ("given", "shuffled")
 _KEPT_OF_TRAINING = ("steps", "epochs", "train_loss", "train_seconds", "parameters", "recipe", "log_history")
 
 
@@ -153,15 +152,17 @@ def evaluate_cell(
     """
     measured: dict[str, Any] = {}
     for task, questions in _questions(evaluation, scenes).items():
+        fewer = questions.some(evaluation.get("num_shuffled"), evaluation.get("seed", 0))
         answers = {
-            images: _answers(model, processor, questions, evaluation, images, folder / "predictions")
-            for images in IMAGES
+            images: _answers(model, processor, asked, evaluation, images, folder / "predictions")
+            for images, asked in (("given", questions), ("shuffled", fewer))
         }
         values = questions.values(answers["given"])
         measured[task] = {
             "score": float(np.mean(values)),
-            "shuffled": float(np.mean(questions.values(answers["shuffled"]))),
+            "shuffled": float(np.mean(fewer.values(answers["shuffled"]))),
             "num_questions": len(values),
+            "num_shuffled": len(fewer.examples),
             "num_unanswered": questions.num_unanswered(answers["given"]),
             "values": [round(value, 4) for value in values],
             "images": questions.images,

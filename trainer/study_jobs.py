@@ -9,6 +9,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -295,6 +296,7 @@ def run_jobs(
     jobs: Sequence[Job],
     launch: Callable[[Mapping[str, Any]], None],
     poll_seconds: float = 1.0,
+    stop: threading.Event | None = None,
 ) -> Outcome:
     """
     Takes the next free job until none is left. Several processes may do so at once: each job is done by one of them.
@@ -306,15 +308,19 @@ def run_jobs(
         jobs (`list[Job]`): those that are wanted, each behind those that it needs.
         launch (`Callable`): does the job of a configuration, and leaves its `results.json`, or a `failure.json`.
         poll_seconds (`float`, *optional*, defaults to 1): how often to look when others hold all that is left.
+        stop (`threading.Event`, *optional*): takes no further job once it is set.
     """
     started = time.time()
+    stop = stop or threading.Event()
     while True:
         standing = _standing(output, plan, jobs, started)
         free = [job for job in jobs if standing[job.name] == "free"]
         if not any(_take(output, plan.configurations[job.name], launch, started) for job in free):
             if not free and "waiting" not in standing.values():
                 break
-            time.sleep(poll_seconds)
+            stop.wait(poll_seconds)
+        if stop.is_set():
+            break
     return Outcome(
         *([name for name, how in standing.items() if how == it] for it in ("finished", "failed", "blocked"))
     )

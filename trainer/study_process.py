@@ -29,7 +29,7 @@ _OF_LAUNCHERS = (
     "GROUP_WORLD_SIZE", "ROLE_NAME", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK",
 )  # fmt: skip
 _PREFIXES = ("ACCELERATE_", "TORCHELASTIC_", "FSDP_", "TORCH_NCCL_", "PMI_", "OMPI_")
-_SAVE_COST_EVERY = 15  # seconds
+_SAVE_COST_EVERY, _LOOK_EVERY = 15, 0.2  # seconds
 
 
 def job_environment(threads: int, local_rank: int = 0) -> dict[str, str]:
@@ -63,15 +63,18 @@ def _visible_devices() -> list[str]:
     return [str(number) for number in range(torch.cuda.device_count())]
 
 
-def launch_in_process(output: Path, threads: int, local_rank: int = 0) -> Callable[[Mapping[str, Any]], None]:
+def launch_in_process(
+    output: Path, threads: int, local_rank: int = 0, stop: threading.Event | None = None
+) -> Callable[[Mapping[str, Any]], None]:
     """
     Makes what [`run_jobs`] calls: it runs a job in a process of its own, whose output goes to `log.txt` in its folder.
 
     Args:
         output (`Path`): folder of the study.
         threads, local_rank (`int`): see [`job_environment`].
+        stop (`threading.Event`, *optional*): ends the process, and the job stays unfinished, once it is set.
     """
-    environment = job_environment(threads, local_rank)
+    environment, stop = job_environment(threads, local_rank), stop or threading.Event()
 
     def launch(configuration: Mapping[str, Any]) -> None:
         folder = output / configuration["job"]
@@ -81,12 +84,13 @@ def launch_in_process(output: Path, threads: int, local_rank: int = 0) -> Callab
         with open(folder / LOG, "ab") as log:
             process = subprocess.Popen(command, env=environment, stdout=log, stderr=subprocess.STDOUT)
             try:
+                while process.poll() is None and not stop.wait(_LOOK_EVERY):
+                    pass
+            finally:  # an interrupted worker leaves nobody behind
+                if process.poll() is None:
+                    process.terminate()
                 code = process.wait()
-            except BaseException:  # an interrupted worker leaves nobody behind
-                process.terminate()
-                process.wait()
-                raise
-        if code == HELD_BY_ANOTHER:
+        if code == HELD_BY_ANOTHER or stop.is_set():
             return
         if code or not (folder / RESULTS).exists():
             failure = {"time": time.time(), "exit code": code, "end of the log": _end_of(folder / LOG)}

@@ -23,6 +23,7 @@ HOW = {
     "supervised": ("architecture", "seed", "training"),
     "distilled": ("teacher", "mask_ratio", "seed", "training"),
 }
+_EVALUATION = ("tasks", "num_shuffled", "seed", "mode", "batch_size", "max_new_tokens", "dtype")
 REQUIRED = {"pretrained": "model", "random": "architecture", "supervised": "architecture", "distilled": "teacher"}
 
 
@@ -46,8 +47,8 @@ class StudyRecipe:
         scenes (`dict`): arguments of [`write_scenes`], for both splits or under `train` and `test`.
         supervision (`dict`): class supervision: `image_size`, and `training`: fields of `TrainingArguments`.
         distillation (`dict`): a recipe of the feature-distillation trainer, without teacher and output folder.
-        evaluation (`dict`): `tasks` (by name, with `num_questions`), `seed`, `mode`, `batch_size`, `max_new_tokens`
-            and `dtype`.
+        evaluation (`dict`): `tasks` (by name, with `num_questions`), `num_shuffled` (questions of each that are asked
+            about shuffled images, by default all), `seed`, `mode`, `batch_size`, `max_new_tokens` and `dtype`.
         attention (`dict`): of the figure: `num_scenes` to measure on, `shown` of them, `query` and `heads` to draw,
             `layer` of the resampler.
         threads (`int`): that each job computes with.
@@ -126,7 +127,7 @@ class StudyRecipe:
     def _check_evaluation(self):
         evaluation = self.evaluation
         for key in evaluation:
-            known("field of evaluation", key, ("tasks", "seed", "mode", "batch_size", "max_new_tokens", "dtype"))
+            known("field of evaluation", key, _EVALUATION)
         tasks = evaluation.get("tasks")
         if not isinstance(tasks, Mapping) or not tasks:
             raise ValueError(f"evaluation.tasks is {tasks!r}, expected tasks by name: {', '.join(TASKS)}.")

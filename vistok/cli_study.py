@@ -11,10 +11,12 @@ SUMMARY = "compare vision towers as visual tokenizers"
 DESCRIPTION = """
 Runs a study: for each encoder, frozen or tuned, and each seed a model is trained with one protocol and asked the same
 questions. It ends with tables, figures, attention maps, and paired differences with intervals: study.md, study.csv,
-study.json, study.png and attention.png. A study that was killed goes on where it was, and several processes share its
-jobs:
+study.json, study.png and attention.png. A study that was killed goes on where it was. Several workers, processes and
+machines with a common folder share its jobs:
 
-  accelerate launch --num_processes 4 -m vistok.cli study recipes/gvt/study.yaml
+  vistok study recipes/gvt/study.yaml --workers 2
+  accelerate launch --num_processes 4 -m vistok.cli study recipes/gvt/study.yaml           (a GPU each)
+  torchrun --standalone --nproc_per_node 2 -m vistok.cli study recipes/gvt/study.yaml
 
 Behind the recipe any field of it can be overridden by --section.field value. Its sections:
   scenes            arguments of vistok scenes, of the train and test split
@@ -31,7 +33,7 @@ example:
 """
 
 TAKES_OVERRIDES = True
-USAGE = "vistok study RECIPE [--list] [--report] [--only PATTERN] [--recompute] [--section.field VALUE ...]"
+USAGE = "vistok study RECIPE [--list | --report] [--only PATTERN] [--workers N] [--section.field VALUE ...]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -43,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--report", action="store_true", help="write the report of what is finished, and run nothing")
     parser.add_argument("--only", metavar="PATTERN", help="run the jobs of these names, such as 'cells/dinov2-*', and "
                         "what they need")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="jobs to do at the same time (default 1)")
     parser.add_argument("--recompute", action="store_true", help="do jobs anew whose configuration has changed")
 
 
@@ -68,7 +71,7 @@ def run(options: argparse.Namespace) -> None:
     else:
         # A launcher ends its processes by this signal; what they started has to end with them.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        files = run_study(recipe, options.only, options.recompute, options.command_line)
+        files = run_study(recipe, options.only, options.recompute, options.workers, options.command_line)
     if os.environ.get("RANK", "0") == "0":
         for file in files.values():
             print(file)
