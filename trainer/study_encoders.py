@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import AutoConfig, AutoImageProcessor, TrainingArguments, set_seed
 
 from ..evaluation.study_tasks import class_labels
@@ -78,7 +79,12 @@ def _supervised(config, folder: Path, output: Path) -> dict[str, Any]:
     image_size = supervision.get("image_size")
     processor = AutoImageProcessor.from_pretrained(path)
     processor = processor if image_size is None else at_size(processor, image_size)
-    settings = {"report_to": "none", **fill_in(supervision.get("training") or {}, places)}
+    # transformers takes bf16 for that of a GPU unless it is told that there is none.
+    settings = {
+        "report_to": "none",
+        "use_cpu": not torch.cuda.is_available(),
+        **fill_in(supervision.get("training") or {}, places),
+    }
     args = TrainingArguments(**{**settings, "output_dir": str(folder / "run"), "seed": seed, "data_seed": seed})
     set_seed(seed)
     trainer = ClassSupervisionTrainer(
