@@ -195,7 +195,7 @@ def _refuse_evaluation_images(images: Iterable[ObjectLabels], source_name: str) 
     if names:
         raise ValueError(
             f"data source {source_name!r} holds {len(names)} images of COCO val2017 that the official GVTBench "
-            f"questions are about, such as {names[0]}: leave them out with `exclude: {OFFICIAL}` among the options, or set "
+            f"questions are about, such as {names[0]}: leave them out with the option `exclude: {OFFICIAL}`, or set "
             "`allow_evaluation_images: true` if nothing is to be evaluated on them."
         )
 

@@ -121,8 +121,8 @@ def read_open_images(
         classes (`str`): CSV of labels and names, such as `class-descriptions-boxable.csv`.
         image_labels (`str`, *optional*): CSV of image-level labels verified by people, with confidence 0 or 1, such
             as `train-annotations-human-imagelabels-boxable.csv`. Without it no class is known to be absent.
-        hierarchy (`str`, *optional*): JSON of classes and their subclasses, `bbox_labels_600_hierarchy.json`: an object
-            counts for the classes above its own too, where these are labelled.
+        hierarchy (`str`, *optional*): JSON of classes and their subclasses, `bbox_labels_600_hierarchy.json`: an
+            object counts for the classes above its own too, where these are labelled.
 
     Returns:
         `LabelledImages`: the images that have boxes.

@@ -22,7 +22,7 @@ CLASSES_WEIGHTS = (50, 32, 18)
 # Nobody counts these before a photograph: half of their pictures are next to transparent.
 HARD_TO_SEE = ("glass",)
 _LEAST_SIDE = 0.18  # longer side of the smallest object, in sides of the image: 20 of 112 pixels
-_LEAST_WIDTH = 0.08  # shorter side
+_LEAST_AREA = 0.12  # root of its area
 _FILLED = 0.82  # n objects are at most this / sqrt(n) of the image wide or high
 _MOST_SIDE = 0.8
 _ENLARGEMENT = 2.5  # at most, of a cut-out
@@ -275,12 +275,12 @@ def _draw_pictures(cutouts: list[Cutout], count: int, rng: random.Random) -> lis
 
 
 def _transformed(cutout: Cutout, side: float, size: int, rng: random.Random) -> Image.Image:
-    """A cut-out mirrored, lightened, turned and scaled, its longer side about `side` pixels, but never too thin."""
+    """A cut-out mirrored, lightened, turned and scaled: its longer side `side` pixels, more where it is thin."""
     picture = load_cutout(cutout.path)
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
     picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.8, 1.2))
-    scale = max(side / max(picture.size), _LEAST_WIDTH * size / min(picture.size))
+    scale = max(side / max(picture.size), _LEAST_AREA * size / float(_opaque(picture).sum()) ** 0.5)
     scale = min(scale, _MOST_SIDE * size / max(picture.size), _ENLARGEMENT)
     picture = _scaled(picture, scale)
     if rng.random() < 0.5:

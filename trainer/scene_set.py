@@ -274,8 +274,8 @@ def _check_apart(source: dict[str, Any], other: dict[str, Any], name: str) -> No
     ):
         if common:
             raise ValueError(
-                f"the scenes share {len(common)} {what} with those of {name}, such as {common[0]}: one of the two must "
-                "be of the other split."
+                f"the scenes share {len(common)} {what} with those of {name}, such as {common[0]}: one of the two "
+                "must be of the other split."
             )
 
 

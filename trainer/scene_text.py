@@ -277,6 +277,8 @@ def _ask_location(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random
 def _ask_threshold(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
     """ "Are there more than three dogs?", where there are three (no) or four (yes)."""
     found: _Asked = []
+    if len(scene.counts) > 1:  # of these there is enough to ask that is no counting
+        return found
     for name, count in scene.counts.items():
         more = rng.random() < 0.5
         limit = count - 1 if more else count
