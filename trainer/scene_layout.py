@@ -1,5 +1,6 @@
 """Scenes over photographs: which classes, how many objects of each, and where they are put."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -250,9 +251,10 @@ def compose_scene(
     """
     chosen = [cutout for name, count in counts.items() for cutout in _draw_pictures(cutouts.of(name), count, rng)]
     rng.shuffle(chosen)
-    most = min(_MOST_SIDE, max(_LEAST_SIDE, _FILLED / len(chosen) ** 0.5))
-    # Uniform in the logarithm: small objects are as common as large ones.
-    sides = [_LEAST_SIDE * (most / _LEAST_SIDE) ** rng.random() * size for _ in chosen]
+    most = min(_MOST_SIDE, max(_LEAST_SIDE, _FILLED / math.sqrt(len(chosen))))
+    # Small objects are commoner than large ones. (No powers but squares: others differ between machines.)
+    draws = [rng.random() for _ in chosen]
+    sides = [(_LEAST_SIDE + (most - _LEAST_SIDE) * draw * draw) * size for draw in draws]
     pictures = [_transformed(cutout, side, size, rng) for cutout, side in zip(chosen, sides)]
     pictures, corners, owners = _place(pictures, size, max_overlap, rng)
     background, canvas = _contrasting_background(pictures, corners, backgrounds, size, rng)
@@ -280,7 +282,7 @@ def _transformed(cutout: Cutout, side: float, size: int, rng: random.Random) -> 
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
     picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.8, 1.2))
-    scale = max(side / max(picture.size), _LEAST_AREA * size / float(_opaque(picture).sum()) ** 0.5)
+    scale = max(side / max(picture.size), _LEAST_AREA * size / math.sqrt(_opaque(picture).sum()))
     scale = min(scale, _MOST_SIDE * size / max(picture.size), _ENLARGEMENT)
     picture = _scaled(picture, scale)
     if rng.random() < 0.5:

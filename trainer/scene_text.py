@@ -214,10 +214,10 @@ def _ask_next_to(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.
         nearest: dict[str, float] = {}
         for other in scene.objects:
             if other is not item:
-                gap = sum((a - b) ** 2 for a, b in zip(item.center, other.center)) ** 0.5
+                gap = sum((a - b) * (a - b) for a, b in zip(item.center, other.center))
                 nearest[other.name] = min(gap, nearest.get(other.name, gap))
         (name, gap), (_, second), *_ = sorted(nearest.items(), key=lambda entry: entry[1])
-        if gap * _CLEARLY_NEARER <= second:
+        if gap * _CLEARLY_NEARER * _CLEARLY_NEARER <= second:  # squared distances
             templates = (f"What is nearest to the {item.name}?", f"Which object is closest to the {item.name}?")
             found.append((rng.choice(templates), (name,)))
     return found
