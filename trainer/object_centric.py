@@ -266,7 +266,7 @@ def _draw_absent(
     image: ObjectLabels, labels: LabelledImages, weights: Mapping[str, float], number: int, rng: random.Random
 ) -> list[str]:
     """Classes that are not in an image, each once."""
-    held = {*image.counts}.union(*(labels.relatives.get(name, ()) for name in image.counts))
+    held = {*image.counts}.union(*(labels.above.get(name, ()) for name in image.counts))
     candidates = labels.classes if image.absent is None else image.absent
     left = {name: weights[name] for name in dict.fromkeys(candidates) if name not in held and weights.get(name)}
     drawn = []

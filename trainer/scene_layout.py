@@ -149,7 +149,8 @@ def check_classes(train: CutoutLibrary, classes: Sequence[str]) -> list[str]:
 class CountDistribution:
     """Numbers of objects, so that over many scenes the number of a class has a chosen distribution.
 
-    Scenes of several classes have room for small numbers only; scenes of one class make up for what they lack.
+    Scenes of several classes have room for small numbers only; scenes of one class make up for what they lack, as far
+    as there are enough of them.
 
     Args:
         max_objects (`int`): the most objects of a scene, 1 to 9.
