@@ -111,7 +111,9 @@ def _images_of_file(path: Path) -> ImageSet:
         return ImageSet(frozenset(stems), numbers)
     records = _parsed(text, path)
     if isinstance(records, Mapping):
-        records = next((records[part] for part in ("images", "questions", "annotations") if part in records), [])
+        records = next(
+            (records[part] for part in ("images", "questions", "annotations") if part in records), [records]
+        )
     found = [_stem_of_record(record) for record in records if isinstance(record, Mapping)]
     stems = frozenset(stem for stem in found if stem is not None)
     if not stems:

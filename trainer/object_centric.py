@@ -4,6 +4,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -242,7 +243,7 @@ def _questions(
         asked = rng.sample(present, min(per_image, len(present), len(missing)))
         for name, answer in [(name, "yes") for name in asked] + [(name, "no") for name in missing[: len(asked)]]:
             wording = rng.choice(wordings["existence"])
-            words = _words(spoken[name])
+            words = asdict(spoken[name])
             yield "existence", wording["question"].format(**words), wording[answer].format(**words)
     if "counting" in wordings:
         countable = [name for name in present if name not in image.doubtful and image.counts[name] <= max_count]
@@ -250,16 +251,12 @@ def _questions(
             wording = rng.choice(wordings["counting"])
             count = image.counts[name]
             number = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
-            words = {**_words(spoken[name]), "count": str(count), "number": number}
+            words = {**asdict(spoken[name]), "count": str(count), "number": number}
             yield "counting", wording["question"].format(**words), wording["answer"].format(**words)
     if "listing" in wordings and present:
         wording = rng.choice(wordings["listing"])
         answer = wording["answer"].format(**listed(image.counts, spoken, image.doubtful))
         yield "listing", wording["question"], answer
-
-
-def _words(name: SpokenClass) -> dict[str, str]:
-    return {"noun": name.noun, "nouns": name.nouns, "a_noun": name.a_noun, "is_there": name.is_there}
 
 
 def _draw_absent(
