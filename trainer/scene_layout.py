@@ -283,14 +283,13 @@ def _transformed(cutout: Cutout, side: float, size: int, rng: random.Random) -> 
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
     picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.8, 1.2))
-    scale = max(side / max(picture.size), _LEAST_AREA * size / math.sqrt(_opaque(picture).sum()))
-    scale = min(scale, _MOST_SIDE * size / max(picture.size), _ENLARGEMENT)
-    picture = _scaled(picture, scale)
     if rng.random() < 0.5:
+        # Before it is scaled down and with a margin, so that straight edges stay smooth.
+        picture = ImageOps.expand(picture, 2, (0, 0, 0, 0))
         picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
-    box = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 16)).getbbox()
-    picture = picture.crop(box) if box else picture
-    return _scaled(picture, min(1.0, _MOST_SIDE * size / max(picture.size)))
+        picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 16)).getbbox())
+    scale = max(side / max(picture.size), _LEAST_AREA * size / math.sqrt(_opaque(picture).sum()))
+    return _scaled(picture, min(scale, _MOST_SIDE * size / max(picture.size), _ENLARGEMENT))
 
 
 def _scaled(picture: Image.Image, scale: float) -> Image.Image:
