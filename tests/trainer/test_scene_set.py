@@ -5,15 +5,19 @@ import json
 import os
 from collections import Counter
 
+import datasets
 import numpy as np
 import pytest
 from PIL import Image
 
 from tests.trainer.planted_cutouts import COLORS
 from tests.trainer.planted_scenes import planted_pictures, settings
+from vistok.evaluation.gvtbench_questions import build_questions
+from vistok.processing.images import load_example_images
 from vistok.trainer import scene_set
 from vistok.trainer.backgrounds import load_backgrounds
 from vistok.trainer.cutouts import COLLECTIONS, load_cutouts
+from vistok.trainer.data_sources import load_data_source
 from vistok.trainer.scene_annotations import mask_of_run_lengths, run_lengths
 from vistok.trainer.scene_set import SceneSettings, check_scenes_apart, write_scenes, write_scenes_of
 
@@ -60,7 +64,7 @@ class TestFiles:
             for name, color in COLORS.items():
                 strongest = int(np.argmax(color))
                 others = [channel for channel in range(3) if channel != strongest]
-                coloured = pixels[..., strongest] > pixels[..., others].max(axis=-1) + 110
+                coloured = pixels[..., strongest] > pixels[..., others].max(axis=-1) + 140
                 masks = [mask_of_run_lengths(item["segmentation"]) for found, item in objects if found == name]
                 inside = np.any(masks, axis=0) if masks else np.zeros(pixels.shape[:2], bool)
                 assert (coloured & ~inside).sum() <= 0.02 * inside.sum()
@@ -119,6 +123,28 @@ class TestFiles:
         for name, sha256 in source["files_sha256"].items():
             assert hashlib.sha256((folder / name).read_bytes()).hexdigest() == sha256
         assert str(folder.parent) not in (folder / "SOURCE.json").read_text()
+
+
+class TestUse:
+    """The files are read by what reads those of COCO and VQAv2."""
+
+    def test_gvtbench_questions_are_built_from_the_instances(self, planted):
+        counts = {image["id"]: Counter(n for n, _ in objects) for image, _, objects in objects_of(planted[0])}
+        questions = build_questions(planted[0] / "instances.json", task="oc")
+        assert len(questions) == sum(map(len, counts.values()))
+        for question in questions:
+            noun = question["text_in"].removeprefix("How many ").removesuffix("s are there in the image?")
+            assert counts[question["image_id"]][noun] == int(question["text_out"])
+            assert question["n_obj_exist"] == counts[question["image_id"]].total()
+
+    @pytest.mark.parametrize(
+        ("form", "file"),
+        [("coco-captions", "captions"), ("vqa", "vqa_questions"), ("object-centric", "instances")],
+    )
+    def test_recipes_train_on_them_without_further_words(self, planted, tmp_path, monkeypatch, form, file):
+        monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+        dataset = load_data_source({"format": form, "path": str(planted[0] / f"{file}.json")})
+        assert len(dataset) >= 12 and all(load_example_images(dataset[n])[0].size == (64, 64) for n in range(12))
 
 
 class TestSameScenes:
