@@ -105,7 +105,7 @@ def object_centric(
     described = {name: value for name, value in arguments.items() if name != "excluded"}
     excluded = [sorted(arguments["excluded"].stems), sorted(map(repr, arguments["excluded"].ids))]
     stamp = [repr(sorted(described.items())), repr(excluded)]
-    stamp += map(file_digest, [path, *files.values(), *_CODE])
+    stamp += [file_digest(file) for file in (path, *files.values(), *_CODE)]
     features = Features({**RAW_FEATURES, **EXTRA_FEATURES})
     return cached_dataset(generate_object_questions, arguments, features, stamp, str(source.name))
 
@@ -266,7 +266,7 @@ def _draw_absent(
     held = {*image.counts}.union(*(labels.above.get(name, ()) for name in image.counts))
     candidates = labels.classes if image.absent is None else image.absent
     left = {name: weights[name] for name in dict.fromkeys(candidates) if name not in held and weights.get(name)}
-    drawn = []
+    drawn: list[str] = []
     while left and len(drawn) < number:
         name = rng.choices(list(left), list(left.values()))[0]
         drawn.append(name)

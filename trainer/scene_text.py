@@ -160,7 +160,7 @@ def _ask_naming(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.R
 
 
 def _ask_size(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
-    found = []
+    found: _Asked = []
     for word, sign in SIZES.items():
         chosen = _extreme(scene.objects, lambda item: item.area, sign, _CLEARLY_LARGER)
         if chosen is not None:
@@ -170,7 +170,7 @@ def _ask_size(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Ran
 
 
 def _ask_place(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
-    found = []
+    found: _Asked = []
     for place in EXTREMES:
         chosen = _outermost(scene, place)
         if chosen is not None:
