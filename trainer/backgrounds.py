@@ -148,13 +148,13 @@ def load_backgrounds(
         FetchError: if a package is not in the cache; names the command that puts it there.
     """
     known("split of the backgrounds", split, SPLITS)
-    folders = [Path(folder).expanduser().absolute() for folder in folders]
-    found = [item for folder in folders for item in _of_folder(folder)] if folders else _of_packages()
+    places = [Path(folder).expanduser().absolute() for folder in folders]
+    found = [item for place in places for item in _of_folder(place)] if places else _of_packages()
     distinct = {item.sha256: item for item in reversed(found)}.values()
     hidden = _with_categories(without)
     chosen = [item for item in reversed(distinct) if item.split == split and not hidden & {*item.shows}]
     if not chosen:
-        where = ", ".join(map(str, folders)) or f"the packages {', '.join(BACKGROUND_COLLECTIONS)}"
+        where = ", ".join(map(str, places)) or f"the packages {', '.join(BACKGROUND_COLLECTIONS)}"
         raise ValueError(
             f"none of the {len(distinct)} photographs of {where} is on the {split} side of the split and shows none "
             f"of the classes: about one in {_TEST_SHARE} is for testing. Add photographs."

@@ -107,11 +107,12 @@ def _images_of_file(path: Path) -> ImageSet:
     if path.suffix.lower() == ".txt":
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         numbers = frozenset(int(line) for line in lines if line.isdigit())
-        stems = {coco_stem(number) for number in numbers} | {image_stem(line) for line in lines}
-        return ImageSet(frozenset(stems), numbers)
+        return ImageSet(frozenset([*map(coco_stem, numbers), *map(image_stem, lines)]), numbers)
     records = _parsed(text, path)
     if isinstance(records, Mapping):
-        records = next((records[part] for part in ("images", "questions", "annotations") if part in records), [])
+        records = next(
+            (records[part] for part in ("images", "questions", "annotations") if part in records), [records]
+        )
     found = [_stem_of_record(record) for record in records if isinstance(record, Mapping)]
     stems = frozenset(stem for stem in found if stem is not None)
     if not stems:

@@ -7,6 +7,7 @@ from typing import Any, TextIO
 
 _BLOCK = 1 << 20  # characters
 _WHITE = " \t\n\r"
+_AFTER_NUMBER = {*_WHITE, ",", "]", "}"}
 
 
 def json_members(path: str | os.PathLike) -> Iterator[tuple[str, Any]]:
@@ -82,8 +83,9 @@ class _Reader:
         while True:
             try:
                 value, end = self.decoder.raw_decode(self.text, self.place)
-                # A number at the end of the window may go on behind it.
-                if end < len(self.text) or self.ended:
+                # A number at the end of the window may go on behind it: 1 may be 1.5e3.
+                whole = not isinstance(value, (int, float)) or self.text[end : end + 1] in _AFTER_NUMBER
+                if (whole and end < len(self.text)) or self.ended:
                     self.place = end
                     return value
             except ValueError:

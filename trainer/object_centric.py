@@ -4,6 +4,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -104,7 +105,7 @@ def object_centric(
     described = {name: value for name, value in arguments.items() if name != "excluded"}
     excluded = [sorted(arguments["excluded"].stems), sorted(map(repr, arguments["excluded"].ids))]
     stamp = [repr(sorted(described.items())), repr(excluded)]
-    stamp += map(file_digest, [path, *files.values(), *_CODE])
+    stamp += [file_digest(file) for file in (path, *files.values(), *_CODE)]
     features = Features({**RAW_FEATURES, **EXTRA_FEATURES})
     return cached_dataset(generate_object_questions, arguments, features, stamp, str(source.name))
 
@@ -195,7 +196,7 @@ def _refuse_evaluation_images(images: Iterable[ObjectLabels], source_name: str) 
     if names:
         raise ValueError(
             f"data source {source_name!r} holds {len(names)} images of COCO val2017 that the official GVTBench "
-            f"questions are about, such as {names[0]}: leave them out with `exclude: {OFFICIAL}` among the options, or set "
+            f"questions are about, such as {names[0]}: leave them out with the option `exclude: {OFFICIAL}`, or set "
             "`allow_evaluation_images: true` if nothing is to be evaluated on them."
         )
 
@@ -242,7 +243,7 @@ def _questions(
         asked = rng.sample(present, min(per_image, len(present), len(missing)))
         for name, answer in [(name, "yes") for name in asked] + [(name, "no") for name in missing[: len(asked)]]:
             wording = rng.choice(wordings["existence"])
-            words = _words(spoken[name])
+            words = asdict(spoken[name])
             yield "existence", wording["question"].format(**words), wording[answer].format(**words)
     if "counting" in wordings:
         countable = [name for name in present if name not in image.doubtful and image.counts[name] <= max_count]
@@ -250,7 +251,7 @@ def _questions(
             wording = rng.choice(wordings["counting"])
             count = image.counts[name]
             number = NUMBER_WORDS[count] if count < len(NUMBER_WORDS) else str(count)
-            words = {**_words(spoken[name]), "count": str(count), "number": number}
+            words = {**asdict(spoken[name]), "count": str(count), "number": number}
             yield "counting", wording["question"].format(**words), wording["answer"].format(**words)
     if "listing" in wordings and present:
         wording = rng.choice(wordings["listing"])
@@ -258,18 +259,14 @@ def _questions(
         yield "listing", wording["question"], answer
 
 
-def _words(name: SpokenClass) -> dict[str, str]:
-    return {"noun": name.noun, "nouns": name.nouns, "a_noun": name.a_noun, "is_there": name.is_there}
-
-
 def _draw_absent(
     image: ObjectLabels, labels: LabelledImages, weights: Mapping[str, float], number: int, rng: random.Random
 ) -> list[str]:
     """Classes that are not in an image, each once."""
-    held = {*image.counts}.union(*(labels.relatives.get(name, ()) for name in image.counts))
+    held = {*image.counts}.union(*(labels.above.get(name, ()) for name in image.counts))
     candidates = labels.classes if image.absent is None else image.absent
     left = {name: weights[name] for name in dict.fromkeys(candidates) if name not in held and weights.get(name)}
-    drawn = []
+    drawn: list[str] = []
     while left and len(drawn) < number:
         name = rng.choices(list(left), list(left.values()))[0]
         drawn.append(name)

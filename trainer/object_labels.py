@@ -41,13 +41,13 @@ class LabelledImages:
     Args:
         classes (`list[str]`): names of all classes, as the file spells them.
         images (`list[ObjectLabels]`): the images, in the order of the file.
-        relatives (`dict[str, set[str]]`): classes of which objects of a class may be said to be too, or the other way
-            round (a dog is an animal): they are neither present beside it nor absent.
+        above (`dict[str, set[str]]`): the classes that an object of a class belongs to as well (a dog is an animal):
+            where it is present, they are not absent.
     """
 
     classes: list[str]
     images: list[ObjectLabels]
-    relatives: dict[str, set[str]] = field(default_factory=dict)
+    above: dict[str, set[str]] = field(default_factory=dict)
 
 
 def read_instances(path: str | os.PathLike) -> LabelledImages:
@@ -121,8 +121,8 @@ def read_open_images(
         classes (`str`): CSV of labels and names, such as `class-descriptions-boxable.csv`.
         image_labels (`str`, *optional*): CSV of image-level labels verified by people, with confidence 0 or 1, such
             as `train-annotations-human-imagelabels-boxable.csv`. Without it no class is known to be absent.
-        hierarchy (`str`, *optional*): JSON of classes and their subclasses, `bbox_labels_600_hierarchy.json`: an object
-            counts for the classes above its own too, where these are labelled.
+        hierarchy (`str`, *optional*): JSON of classes and their subclasses, `bbox_labels_600_hierarchy.json`: an
+            object counts for the classes above its own too, where these are labelled.
 
     Returns:
         `LabelledImages`: the images that have boxes.
@@ -142,18 +142,13 @@ def read_open_images(
             image.doubtful.add(name)
     for image in images.values():
         _count_for_classes_above(image, above)
-    relatives: dict[str, set[str]] = defaultdict(set)
-    for name, ancestors in above.items():
-        for ancestor in ancestors:
-            relatives[name].add(ancestor)
-            relatives[ancestor].add(name)
     if image_labels is not None:
         for row in _rows(image_labels, ("ImageID", "LabelName", "Confidence")):
             labelled = images.get(row["ImageID"])
             # Image-level labels are of more classes than have boxes.
             if labelled is not None and float(row["Confidence"]) == 0 and row["LabelName"] in names:
                 labelled.absent = [*(labelled.absent or ()), names[row["LabelName"]]]
-    return LabelledImages(list(names.values()), list(images.values()), dict(relatives))
+    return LabelledImages(list(names.values()), list(images.values()), above)
 
 
 def _count_for_classes_above(image: ObjectLabels, above: Mapping[str, set[str]]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from ..evaluation.gvtbench_names import class_name, counted_form, identified_form
 from .data_formats import known
 from .scene_questions import TEMPLATES, with_article
 from .scene_text import count_phrase, enumeration
@@ -12,8 +13,8 @@ from .scene_text import count_phrase, enumeration
 OBJECT_KINDS = ("existence", "counting", "listing")
 # What a template may hold, by kind of question.
 FIELDS = {
-    "existence": ("noun", "nouns", "a_noun", "is_there"),
-    "counting": ("noun", "nouns", "a_noun", "count", "number"),
+    "existence": ("noun", "nouns", "a_noun", "is_there", "official_noun", "official_nouns"),
+    "counting": ("noun", "nouns", "a_noun", "official_noun", "official_nouns", "count", "number"),
     "listing": ("names", "counted"),
 }
 _PARTS = {
@@ -37,10 +38,10 @@ TEMPLATE_SETS: dict[str, dict[str, list[Any]]] = {
         "counting": list(TEMPLATES["counting"]),
         "listing": list(_LISTING),
     },
-    # As the official questions of COCO are worded.
+    # As the official questions on COCO are worded.
     "gvtbench": {
-        "existence": [{"question": "Does {noun} exist in the image?", "yes": "Yes.", "no": "No."}],
-        "counting": ["How many {nouns} are there in the image?"],
+        "existence": [{"question": "Does {official_noun} exist in the image?", "yes": "Yes.", "no": "No."}],
+        "counting": ["How many {official_nouns} are there in the image?"],
         "listing": ["What objects are in the image?"],
     },
     # The same questions, answered with how many there are of each.
@@ -129,12 +130,16 @@ class SpokenClass:
         nouns (`str`): plural, e.g. `"cabinets or shelves"`.
         a_noun (`str`): with an article, e.g. `"a cabinet or shelf"`, `"any scissors"`.
         is_there (`str`): e.g. `"Is there a cabinet or shelf"`, `"Are there any scissors"`.
+        official_noun (`str`): as GVTBench's questions identify it, e.g. `"cabinet/shelf"`.
+        official_nouns (`str`): as GVTBench's questions count it.
     """
 
     noun: str
     nouns: str
     a_noun: str
     is_there: str
+    official_noun: str
+    official_nouns: str
 
 
 def spoken_classes(classes: Collection[str]) -> dict[str, SpokenClass]:
@@ -157,7 +162,7 @@ def spoken_classes(classes: Collection[str]) -> dict[str, SpokenClass]:
         if written.count(tuple(parts)) > 1:
             parts = _alternatives(name)
         if parts[0] != "other" and not parts[0].startswith("other "):
-            spoken[name] = _spoken(parts)
+            spoken[name] = _spoken(parts, class_name(name))
     return spoken
 
 
@@ -170,12 +175,14 @@ def _is_acronym(word: str) -> bool:
     return len(word) > 1 and word.isupper()
 
 
-def _spoken(parts: list[str]) -> SpokenClass:
+def _spoken(parts: list[str], official: str) -> SpokenClass:
     noun, nouns = " or ".join(parts), " or ".join(plural(part) for part in parts)
     if is_plural(parts[0].lower()):
-        return SpokenClass(noun, nouns, f"any {noun}", f"Are there any {noun}")
-    article = f"an {noun}" if noun.startswith("MP3") else with_article(noun)
-    return SpokenClass(noun, nouns, article, f"Is there {article}")
+        a_noun, is_there = f"any {noun}", f"Are there any {noun}"
+    else:
+        a_noun = with_article(noun)
+        is_there = f"Is there {a_noun}"
+    return SpokenClass(noun, nouns, a_noun, is_there, identified_form(official), counted_form(official))
 
 
 def check_templates(templates: str | Mapping[str, Any], kinds: Iterable[str]) -> dict[str, list[dict[str, str]]]:
@@ -221,9 +228,10 @@ def _check_wording(kind: str, wording: Any) -> dict[str, str]:
             fields = {name for _, name, _, _ in string.Formatter().parse(str(text)) if name is not None}
         except ValueError as error:
             raise ValueError(f"{text!r} is not a template ({error}): write {{{{ and }}}} for braces.") from error
-        allowed = FIELDS[kind] if part != "question" or kind == "existence" else FIELDS[kind][:3]
+        answers = {"counting": ("count", "number"), "listing": ("names", "counted")}.get(kind, ())
+        allowed = [name for name in FIELDS[kind] if part != "question" or name not in answers]
         for name in fields:
-            known(f"field of the template {text!r}", name, () if kind == "listing" and part == "question" else allowed)
+            known(f"field of the template {text!r}", name, allowed)
     return {**_DEFAULT_ANSWERS[kind], **{part: str(text) for part, text in parts.items()}}
 
 

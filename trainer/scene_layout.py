@@ -1,5 +1,6 @@
 """Scenes over photographs: which classes, how many objects of each, and where they are put."""
 
+import math
 import random
 from collections import Counter
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ CLASSES_WEIGHTS = (50, 32, 18)
 # Nobody counts these before a photograph: half of their pictures are next to transparent.
 HARD_TO_SEE = ("glass",)
 _LEAST_SIDE = 0.18  # longer side of the smallest object, in sides of the image: 20 of 112 pixels
-_LEAST_WIDTH = 0.08  # shorter side
+_LEAST_AREA = 0.12  # root of its area
 _FILLED = 0.82  # n objects are at most this / sqrt(n) of the image wide or high
 _MOST_SIDE = 0.8
 _ENLARGEMENT = 2.5  # at most, of a cut-out
@@ -148,7 +149,8 @@ def check_classes(train: CutoutLibrary, classes: Sequence[str]) -> list[str]:
 class CountDistribution:
     """Numbers of objects, so that over many scenes the number of a class has a chosen distribution.
 
-    Scenes of several classes have room for small numbers only; scenes of one class make up for what they lack.
+    Scenes of several classes have room for small numbers only; scenes of one class make up for what they lack, as far
+    as there are enough of them.
 
     Args:
         max_objects (`int`): the most objects of a scene, 1 to 9.
@@ -250,9 +252,10 @@ def compose_scene(
     """
     chosen = [cutout for name, count in counts.items() for cutout in _draw_pictures(cutouts.of(name), count, rng)]
     rng.shuffle(chosen)
-    most = min(_MOST_SIDE, max(_LEAST_SIDE, _FILLED / len(chosen) ** 0.5))
-    # Uniform in the logarithm: small objects are as common as large ones.
-    sides = [_LEAST_SIDE * (most / _LEAST_SIDE) ** rng.random() * size for _ in chosen]
+    most = min(_MOST_SIDE, max(_LEAST_SIDE, _FILLED / math.sqrt(len(chosen))))
+    # Small objects are commoner than large ones. (No powers but squares: others differ between machines.)
+    draws = [rng.random() for _ in chosen]
+    sides = [(_LEAST_SIDE + (most - _LEAST_SIDE) * draw * draw) * size for draw in draws]
     pictures = [_transformed(cutout, side, size, rng) for cutout, side in zip(chosen, sides)]
     pictures, corners, owners = _place(pictures, size, max_overlap, rng)
     background, canvas = _contrasting_background(pictures, corners, backgrounds, size, rng)
@@ -275,19 +278,18 @@ def _draw_pictures(cutouts: list[Cutout], count: int, rng: random.Random) -> lis
 
 
 def _transformed(cutout: Cutout, side: float, size: int, rng: random.Random) -> Image.Image:
-    """A cut-out mirrored, lightened, turned and scaled, its longer side about `side` pixels, but never too thin."""
+    """A cut-out mirrored, lightened, turned and scaled: its longer side `side` pixels, more where it is thin."""
     picture = load_cutout(cutout.path)
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
     picture = ImageEnhance.Brightness(picture).enhance(rng.uniform(0.8, 1.2))
-    scale = max(side / max(picture.size), _LEAST_WIDTH * size / min(picture.size))
-    scale = min(scale, _MOST_SIDE * size / max(picture.size), _ENLARGEMENT)
-    picture = _scaled(picture, scale)
     if rng.random() < 0.5:
+        # Before it is scaled down and with a margin, so that straight edges stay smooth.
+        picture = ImageOps.expand(picture, 2, (0, 0, 0, 0))
         picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
-    box = picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 16)).getbbox()
-    picture = picture.crop(box) if box else picture
-    return _scaled(picture, min(1.0, _MOST_SIDE * size / max(picture.size)))
+        picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 16)).getbbox())
+    scale = max(side / max(picture.size), _LEAST_AREA * size / math.sqrt(_opaque(picture).sum()))
+    return _scaled(picture, min(scale, _MOST_SIDE * size / max(picture.size), _ENLARGEMENT))
 
 
 def _scaled(picture: Image.Image, scale: float) -> Image.Image:

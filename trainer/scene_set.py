@@ -5,7 +5,7 @@ import io
 import json
 import multiprocessing
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -40,7 +40,7 @@ logger = logging.get_logger(__name__)
 
 SOURCE_FILE = "SOURCE.json"
 REVISION = 1  # counted up when the same settings make other scenes
-_JPEG = {"format": "JPEG", "quality": 92, "subsampling": 0}
+_JPEG_QUALITY = 92
 _LEAST_SIZE = 64
 _MOST_SCENES = FIRST_IMAGE_ID["test"] - FIRST_IMAGE_ID["train"]
 
@@ -134,7 +134,7 @@ def write_scenes(
         BadSampleError: if a picture cannot be read.
     """
     libraries = {side: load_cutouts(split=side) for side in SPLITS}
-    chosen = choose_classes(*libraries.values(), num_classes) if classes is None else list(classes)
+    chosen = choose_classes(libraries["train"], libraries["test"], num_classes) if classes is None else list(classes)
     settings = SceneSettings(
         split,
         num_scenes,
@@ -205,8 +205,8 @@ def write_scenes_of(
             "pixels_sha256": [scene["image"]["pixels_sha256"] for scene in scenes],
             "files_sha256": files,
         }
-        for other, name in zip(others, apart_from):
-            _check_apart(source, other, str(name))
+        for other_source, name in zip(others, apart_from):
+            _check_apart(source, other_source, str(name))
         (work / SOURCE_FILE).write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
     return Path(folder)
 
@@ -234,7 +234,7 @@ def _render(
     scene = compose_scene(library, backgrounds, counts, settings.size, settings.max_overlap, rng)
     image_id = FIRST_IMAGE_ID[settings.split] + index
     content = io.BytesIO()
-    scene.image.save(content, **_JPEG)
+    scene.image.save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     record = image_record(image_id, scene, hashlib.sha256(scene.image.tobytes()).hexdigest())
     (images / record["file_name"]).write_bytes(content.getvalue())
     questions, answers = question_records(image_id, scene_vqa(scene, library, settings.questions_per_scene, rng))
@@ -274,8 +274,8 @@ def _check_apart(source: dict[str, Any], other: dict[str, Any], name: str) -> No
     ):
         if common:
             raise ValueError(
-                f"the scenes share {len(common)} {what} with those of {name}, such as {common[0]}: one of the two must "
-                "be of the other split."
+                f"the scenes share {len(common)} {what} with those of {name}, such as {common[0]}: one of the two "
+                "must be of the other split."
             )
 
 
@@ -290,4 +290,4 @@ def _read_source(folder: Path) -> dict[str, Any]:
     return source
 
 
-__all__: Iterable[str] = ["SceneSettings", "check_scenes_apart", "write_scenes", "write_scenes_of"]
+__all__ = ["SceneSettings", "check_scenes_apart", "write_scenes", "write_scenes_of"]

@@ -160,7 +160,7 @@ def _ask_naming(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.R
 
 
 def _ask_size(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
-    found = []
+    found: _Asked = []
     for word, sign in SIZES.items():
         chosen = _extreme(scene.objects, lambda item: item.area, sign, _CLEARLY_LARGER)
         if chosen is not None:
@@ -170,7 +170,7 @@ def _ask_size(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Ran
 
 
 def _ask_place(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
-    found = []
+    found: _Asked = []
     for place in EXTREMES:
         chosen = _outermost(scene, place)
         if chosen is not None:
@@ -214,10 +214,10 @@ def _ask_next_to(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.
         nearest: dict[str, float] = {}
         for other in scene.objects:
             if other is not item:
-                gap = sum((a - b) ** 2 for a, b in zip(item.center, other.center)) ** 0.5
+                gap = sum((a - b) * (a - b) for a, b in zip(item.center, other.center))
                 nearest[other.name] = min(gap, nearest.get(other.name, gap))
         (name, gap), (_, second), *_ = sorted(nearest.items(), key=lambda entry: entry[1])
-        if gap * _CLEARLY_NEARER <= second:
+        if gap * _CLEARLY_NEARER * _CLEARLY_NEARER <= second:  # squared distances
             templates = (f"What is nearest to the {item.name}?", f"Which object is closest to the {item.name}?")
             found.append((rng.choice(templates), (name,)))
     return found
@@ -277,6 +277,8 @@ def _ask_location(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random
 def _ask_threshold(scene: PhotographScene, vocabulary: CutoutLibrary, rng: random.Random) -> _Asked:
     """ "Are there more than three dogs?", where there are three (no) or four (yes)."""
     found: _Asked = []
+    if len(scene.counts) > 1:  # of these there is enough to ask that is no counting
+        return found
     for name, count in scene.counts.items():
         more = rng.random() < 0.5
         limit = count - 1 if more else count
