@@ -234,3 +234,38 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def write_folder_atomically(folder: str | os.PathLike) -> Iterator[Path]:
+    """
+    Writes a folder whole or not at all: the block fills an empty one beside it, which takes its place at the end, or
+    is removed where the block raises.
+
+    Args:
+        folder (`str` or `Path`): where the result goes. Its parents are made; it may exist if it is empty.
+
+    Returns:
+        A context that gives the folder to fill.
+
+    Raises:
+        FileExistsError: if there is something in the folder, or it is a file.
+    """
+    folder = Path(folder).absolute()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and would be overwritten: choose another folder, or remove it first.")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    work.mkdir()
+    try:
+        yield work
+        for path in sorted(work.rglob("*"), reverse=True):
+            if path.is_file():
+                path.chmod(0o666 & work.stat().st_mode)  # safetensors writes files that only their owner may read
+            _fsync(path)
+        if folder.is_dir():
+            folder.rmdir()
+        os.replace(work, folder)
+        _fsync(folder.parent)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
