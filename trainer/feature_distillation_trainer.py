@@ -86,7 +86,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         )
         self._statistics = PixelStatistics.of(processing_class), PixelStatistics.of(teacher_processor)
         self.teacher.to(args.device)
-        if args.drop_path_rate:
+        if args.drop_path_rate or getattr(model.config, "drop_path_rate", 0.0):
             set_drop_path(model, args.drop_path_rate)
         distilled = DistilledStudent(
             model,

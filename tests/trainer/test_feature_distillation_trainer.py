@@ -142,9 +142,7 @@ def test_teacher_and_student_see_the_same_crop_at_the_size_of_each(tmp_path):
         difference = (smaller[one] - batch["pixel_values"][one]).abs().mean()
         assert difference < 0.7 * (smaller[other] - batch["pixel_values"][one]).abs().mean()
     trainer.train()
-    with pytest.raises(
-        ValueError, match=r"24 pixels into 6 × 6 patches, and .* 3 × 3: .*image_size to 48"
-    ):
+    with pytest.raises(ValueError, match=r"24 pixels into 6 × 6 patches, and .* 3 × 3: .*image_size to 48"):
         distillation_trainer(tmp_path, image_rows(4), student=student, image_size=24)
 
 
