@@ -24,6 +24,7 @@ from tests.tiny import (
     save_base_models,
     tiny_clip_config,
     tiny_dinov2_config,
+    tiny_eva_config,
     tiny_image_processor,
     tiny_llama_config,
 )
@@ -50,6 +51,7 @@ STUDENTS = {
     "same": lambda: tiny_student(),
     "wei": lambda: wei_student(tiny_dinov2_config(), IMAGE_SIZE),
     "clip": lambda: build_vision_tower(tiny_clip_config()),
+    "eva": lambda: build_vision_tower(tiny_eva_config()),
     "vit": lambda: build_vision_tower(ViTConfig(**SIZES)),
 }
 
@@ -153,7 +155,7 @@ def test_tokens_before_the_patches_have_to_agree_or_are_left_out(tmp_path):
     distillation_trainer(tmp_path, image_rows(4), student=build_vision_tower(siglip), feature_tokens="patches").train()
 
 
-@pytest.mark.parametrize("name", ["same", "wei", "clip"])
+@pytest.mark.parametrize("name", ["same", "wei", "clip", "eva"])
 def test_masking_hides_patches_from_the_student_and_takes_the_loss_of_these(tmp_path, name):
     trainer = distillation_trainer(tmp_path, image_rows(4), student=STUDENTS[name](), mask_ratio=0.4, augment=False)
     batch = trainer._prepare_inputs(next(iter(trainer.get_train_dataloader())))
@@ -273,7 +275,7 @@ def test_evaluation_measures_cosine_and_explained_variance(tmp_path):
     assert metrics["eval_held_loss"] == pytest.approx(loss, abs=1e-5)
 
 
-@pytest.fixture(scope="module", params=["same", "wei", "clip"])
+@pytest.fixture(scope="module", params=["same", "wei", "clip", "eva"])
 def saved(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("saved")
     trainer = distillation_trainer(
