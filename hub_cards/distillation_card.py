@@ -38,7 +38,7 @@ def distillation_card_values(
     recipe, fields = results.get("recipe") or {}, results.get("card") or {}
     teacher, student = recipe.get("teacher") or {}, recipe.get("student") or {}
     sources = (recipe.get("data") or {}).get("train") or []
-    models = card_facts.base_models({"teacher": teacher.get("model")}, folder)
+    models = card_facts.base_models({"teacher": str(teacher.get("model") or "")}, folder)
     licences, no_licence = card_facts.licence_table(models, sources)
     training = recipe.get("training") or {}
     return {

@@ -1,7 +1,7 @@
 """Recipes of feature distillation: teacher, student, and the labelled images that both are probed on."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -241,16 +241,16 @@ class _Probe:
     """The labelled images of a recipe, loaded before the training, and what is measured on them after it."""
 
     def __init__(self, recipe: FeatureDistillationRecipe, seed: int):
-        self.recipe, self.seed = recipe, seed
         probe: Any = recipe.probe
+        self.recipe, self.probe, self.seed = recipe, probe, seed
         self.train, self.test = (
             labelled_images(source, probe.label, probe.where) for source in (probe.train, probe.test)
         )
 
     def measure(self, trainer: FeatureDistillationTrainer, teacher_processor: Any) -> dict[str, Any]:
         """Before and after training, of the teacher, and of random weights where the student had none."""
-        recipe, probe = self.recipe, asdict(self.recipe.probe)  # type: ignore[call-overload]
-        arguments = {"train": self.train, "test": self.test, "pooling": probe["pooling"], "k": probe["k"]}
+        recipe, probe = self.recipe, self.probe
+        arguments: Any = {"train": self.train, "test": self.test, "pooling": probe.pooling, "k": probe.k}
         teacher, processor = trainer.teacher, trainer.processing_class
         before, _ = build_student(recipe.student, teacher, teacher_processor, self.seed)
         students = {"before": before, "after": trainer.student}

@@ -239,13 +239,13 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """Linear warm-up and a cosine, between rates that are scaled with the batch (see [`learning_rate`])."""
-        if self.lr_scheduler is None:
+        if getattr(self, "lr_scheduler", None) is None:
             args, warmup_steps = self.args, self._warmup_steps(num_training_steps)
 
             def factor(step: int) -> float:
                 return learning_rate(args, step, warmup_steps, num_training_steps) / args.learning_rate
 
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler: Any = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -9,6 +9,7 @@ from transformers import AutoImageProcessor, AutoModel
 
 from tests.tiny import IMAGE_SIZE, livelier, tiny_dinov2_config, tiny_image, tiny_image_processor
 from vistok import FeatureDistillationTrainer
+from vistok.configuration.shipped import shipped_path
 from vistok.evaluation.representation_quality import representation_quality
 from vistok.modeling.distillation_students import random_student
 from vistok.modeling.vision_features import build_vision_tower
@@ -225,3 +226,20 @@ def test_labels_are_those_of_a_column_or_the_last_answer(tmp_path, monkeypatch):
         labelled_images(source, label="kind")
     with pytest.raises(ValueError, match=r"has no example where {'id': '7'}"):
         labelled_images(source, where={"id": "7"})
+
+
+@pytest.mark.real_weights("dinov2-small")
+@pytest.mark.real_data("easy-vqa")
+def test_the_demo_recipe_runs_on_real_weights_and_images(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    recipe = load_recipe(shipped_path("recipes/gvt/distill-demo.yaml"), ["--data.train.0.max_samples", "60"])
+    recipe.data.train, recipe.data.eval, recipe.probe = recipe.data.train[:1], [], None
+    recipe.training |= {"output_dir": str(tmp_path / "run"), "max_steps": 3, "warmup_steps": 1, "report_to": "none"}
+    recipe.training |= {"per_device_train_batch_size": 4, "save_strategy": "no", "eval_strategy": "no"}
+    recipe.training |= {"logging_steps": 1, "use_cpu": True}
+    results = run_recipe(recipe)
+    curve = [entry["loss"] for entry in results["log_history"] if "loss" in entry]
+    assert len(curve) == 3 and curve[-1] < 0.9 * curve[0]
+    student = AutoModel.from_pretrained(tmp_path / "run")
+    assert student.config.num_hidden_layers == 12 and student.embeddings.position_embeddings.shape[1] == 65
+    assert "`vistok:dinov2-small`" in (tmp_path / "run" / "README.md").read_text()
