@@ -357,3 +357,16 @@ def test_what_cannot_be_trained_is_refused(tmp_path):
         distillation_trainer(tmp_path, image_rows(4), processing_class=None)
     with pytest.raises(ValueError, match="feature layer is 7, but Dinov2Model has 3 hidden states"):
         distillation_trainer(tmp_path, image_rows(4), teacher_feature_layer=7)
+
+
+def test_gradient_checkpointing_changes_nothing(tmp_path):
+    found = []
+    for checkpointing in (False, True):
+        trainer = distillation_trainer(
+            tmp_path, image_rows(4), gradient_checkpointing=checkpointing, drop_path_rate=0.3
+        )
+        torch.manual_seed(0)
+        trainer.train()
+        found.append(losses(trainer))
+    assert found[0] == pytest.approx(found[1], abs=1e-6)
+    assert any(getattr(module, "gradient_checkpointing", False) for module in trainer.student.modules())
