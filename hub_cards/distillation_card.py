@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 
 from . import card_facts
 from .card_header import as_list
@@ -17,6 +18,10 @@ _TOWERS = {
     "after": "**this model**",
     "teacher": "teacher",
     "random": "student with random weights",
+}
+_RANDOM_STUDENTS = {
+    "same": "random weights, the teacher's architecture",
+    "wei": "random weights, the architecture of Wei et al. (2022)",
 }
 _PROBES = {"knn": "k-NN (%)", "linear_probe": "linear probe (%)"}
 
@@ -43,7 +48,9 @@ def distillation_card_values(
     training = recipe.get("training") or {}
     return {
         "summary": _summary(models, training.get("mask_ratio") or 0),
-        "models": models,
+        # In the header: what the weights are made from, which is not the teacher.
+        "models": card_facts.base_models(_started_from(student), folder),
+        "needs_vistok": config is not None and config.model_type not in CONFIG_MAPPING_NAMES,
         "sources": sources,
         "student": _student(config, student),
         "teacher": _teacher(models, teacher),
@@ -56,6 +63,11 @@ def distillation_card_values(
         "licences": licences,
         "no_licence": no_licence,
     }
+
+
+def _started_from(student: Mapping[str, Any]) -> dict[str, str]:
+    model = student.get("model") or "same"
+    return {} if model in _RANDOM_STUDENTS else {"student": model}
 
 
 def _summary(models: Sequence[card_facts.BaseModel], mask_ratio: float) -> str:
@@ -72,7 +84,6 @@ def _summary(models: Sequence[card_facts.BaseModel], mask_ratio: float) -> str:
 def _student(config: PreTrainedConfig | None, student: Mapping[str, Any]) -> list[card_facts.Row]:
     if config is None:
         return []
-    started = {"same": "random weights, the teacher's architecture", "wei": "random weights, as Wei et al. (2022)"}
     model = student.get("model") or "same"
     names = {"image_size": "images", "patch_size": "patches"}
     sizes = [
@@ -83,7 +94,7 @@ def _student(config: PreTrainedConfig | None, student: Mapping[str, Any]) -> lis
     return [
         ("architecture", card_facts.kind_in_words(config)),
         *sizes,
-        ("started from", started.get(model) or f"`{card_facts.base_name(model)}`"),
+        ("started from", _RANDOM_STUDENTS.get(model) or f"`{card_facts.base_name(model)}`"),
     ]
 
 
