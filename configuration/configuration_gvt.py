@@ -16,8 +16,8 @@ class GVTConfig(PreTrainedConfig):
     for Large Language Models?").
 
     Args:
-        vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14):
-            Configuration of the vision tower: any vision transformer of transformers.
+        vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `EvaVisionConfig()`):
+            Configuration of the vision tower: any vision transformer of transformers, or that of EVA-CLIP.
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama with eight rows more):
             Configuration of the language model: any causal or encoder-decoder model of transformers.
         resampler_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `PerceiverResamplerConfig()`):
@@ -30,7 +30,7 @@ class GVTConfig(PreTrainedConfig):
             `"full"` keeps [CLS] and register tokens beside the patches, `"default"` drops them.
         base_models (`dict[str, str]`, *optional*):
             Checkpoints (`{"vision": …, "text": …}`: names, folders or Hub ids) which complete a folder that holds only
-            the trained weights. `None` for a folder that holds all weights.
+            the trained weights; `./name` lies in that folder. `None` for a folder that holds all weights.
         lora_config (`dict`, *optional*):
             The `peft.LoraConfig`, as a dictionary, of the adapters among the trained weights of such a folder.
 
@@ -46,18 +46,7 @@ class GVTConfig(PreTrainedConfig):
 
     model_type = "gvt"
     sub_configs_defaults = {
-        "vision_config": SubConfigSpec(
-            config_class=AutoConfig,
-            model_type="clip_vision_model",
-            init_kwargs={
-                "hidden_size": 1024,
-                "intermediate_size": 4096,
-                "num_hidden_layers": 24,
-                "num_attention_heads": 16,
-                "patch_size": 14,
-                "image_size": 224,
-            },
-        ),
+        "vision_config": SubConfigSpec(config_class=AutoConfig, model_type="eva_vision"),
         "text_config": SubConfigSpec(config_class=AutoConfig, model_type="llama", init_kwargs={"vocab_size": 32008}),
         "resampler_config": SubConfigSpec(config_class=AutoConfig, model_type="perceiver_resampler_vistok"),
     }

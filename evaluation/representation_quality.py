@@ -98,10 +98,13 @@ def knn_predictions(
     classes, numbers = _numbered(train_labels)
     train = nn.functional.normalize(train_features.double(), dim=1)
     test = nn.functional.normalize(test_features.double(), dim=1)
-    similarity, neighbours = (test @ train.T).topk(min(k, len(train)), dim=1)
-    votes = torch.zeros(len(test), len(classes), dtype=torch.float64)
-    votes.scatter_add_(1, numbers[neighbours], torch.exp((similarity - 1) / temperature))
-    return [classes[number] for number in votes.argmax(1).tolist()]
+    predicted: list[Hashable] = []
+    for some in test.split(1024):  # all similarities at once would not fit for large sets
+        similarity, neighbours = (some @ train.T).topk(min(k, len(train)), dim=1)
+        votes = torch.zeros(len(some), len(classes), dtype=torch.float64)
+        votes.scatter_add_(1, numbers[neighbours], torch.exp((similarity - 1) / temperature))
+        predicted += [classes[number] for number in votes.argmax(1).tolist()]
+    return predicted
 
 
 def linear_probe_predictions(
@@ -188,7 +191,7 @@ def representation_quality(
     Raises:
         ValueError: if there are no images, or not as many labels.
     """
-    arguments = {"feature_layer": feature_layer, "pooling": pooling, "batch_size": batch_size}
+    arguments: dict[str, Any] = {"feature_layer": feature_layer, "pooling": pooling, "batch_size": batch_size}
     for name, (images, labels) in {"train": train, "test": test}.items():
         if not images or len(images) != len(labels):
             raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: expected as many, and some.")

@@ -237,29 +237,33 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 
 
 @contextmanager
-def new_folder(folder: Path) -> Iterator[Path]:
+def write_folder_atomically(folder: str | os.PathLike) -> Iterator[Path]:
     """
-    Lets a folder of the user be written elsewhere and then appear whole. An error leaves nothing behind.
+    Writes a folder whole or not at all: the block fills an empty one beside it, which takes its place at the end, or
+    is removed where the block raises.
 
     Args:
-        folder (`Path`): must not exist, or be empty.
+        folder (`str` or `Path`): where the result goes. Its parents are made; it may exist if it is empty.
 
-    Yields:
-        `Path`: an empty folder beside it to write into.
+    Returns:
+        A context that gives the folder to fill.
 
     Raises:
-        FileExistsError: if `folder` holds something.
+        FileExistsError: if there is something in the folder, or it is a file.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise FileExistsError(f"{folder} exists already: choose another folder, or delete it.")
+    folder = Path(folder).absolute()
+    if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
+        raise FileExistsError(f"{folder} exists and would be overwritten: choose another folder, or remove it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     work.mkdir()
     try:
         yield work
         for path in sorted(work.rglob("*"), reverse=True):
+            if path.is_file():
+                path.chmod(0o666 & work.stat().st_mode)  # safetensors writes files that only their owner may read
             _fsync(path)
-        if folder.exists():
+        if folder.is_dir():
             folder.rmdir()
         os.replace(work, folder)
         _fsync(folder.parent)

@@ -5,6 +5,7 @@ import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from huggingface_hub import snapshot_download
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM, PreTrainedModel
 
 from .base_weights import require_fetched, resolve_checkpoint
@@ -73,6 +74,29 @@ def load_base_models(base_models: Mapping[str, str], folder: str) -> tuple[PreTr
     return tower, language_model
 
 
+def located_base_models(base_models: Mapping[str, str], name_or_path: str, **where) -> dict[str, str]:
+    """
+    Base models by names that are good anywhere. One that begins with `./` lies in the folder of the trained weights
+    that it completes; on the Hub it is downloaded with them.
+
+    Args:
+        base_models (`dict[str, str]`): of a config, `{"vision": …, "text": …}`.
+        name_or_path (`str`): folder or Hub id of the trained weights.
+        where: `revision`, `token`, … as in `from_pretrained`.
+    """
+    inside = {part: name for part, name in base_models.items() if name.startswith("./")}
+    if not inside:
+        return dict(base_models)
+    folder = str(name_or_path)
+    if not os.path.isdir(folder):
+        known = ("cache_dir", "force_download", "local_files_only", "token", "revision")
+        options: dict[str, Any] = {name: where[name] for name in known if name in where}
+        root = f"{where['subfolder']}/" if where.get("subfolder") else ""
+        patterns = [f"{root}{name.removeprefix('./')}/*" for name in inside.values()]
+        folder = os.path.join(snapshot_download(folder, allow_patterns=patterns, **options), root)
+    return {**base_models, **{part: os.path.abspath(os.path.join(folder, name)) for part, name in inside.items()}}
+
+
 @contextlib.contextmanager
 def _naming_entry(base_models: Mapping[str, str], part: str, folder: str) -> Iterator[None]:
     try:
@@ -99,4 +123,11 @@ def hub_arguments(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
 
 
-__all__ = ["hub_arguments", "lasting_name", "load_base_models", "load_language_model", "load_vision_tower"]
+__all__ = [
+    "hub_arguments",
+    "lasting_name",
+    "load_base_models",
+    "load_language_model",
+    "load_vision_tower",
+    "located_base_models",
+]

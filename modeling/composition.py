@@ -15,7 +15,14 @@ from transformers import (
 )
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
-from .base_checkpoints import hub_arguments, lasting_name, load_base_models, load_language_model, load_vision_tower
+from .base_checkpoints import (
+    hub_arguments,
+    lasting_name,
+    load_base_models,
+    load_language_model,
+    load_vision_tower,
+    located_base_models,
+)
 from .base_weights import require_fetched, resolve_checkpoint
 from .lora_adapters import add_lora, ordinary_model
 from .trained_weights import (
@@ -51,10 +58,15 @@ def add_image_token(tokenizer) -> int:
     return tokenizer.convert_tokens_to_ids(tokenizer.image_token)
 
 
+def grown_size(image_token_id: int) -> int:
+    """Rows of embeddings that have got one for the placeholder: a multiple of eight, which matrix units want."""
+    return -(-(image_token_id + 1) // 8) * 8
+
+
 def grow_vocabulary(language_model: PreTrainedModel, image_token_id: int) -> None:
     """
     Gives the placeholder a row in the embeddings of a language model if it has none: the mean of the other rows, the
-    same on every machine. Rows come in multiples of eight, which matrix units want.
+    same on every machine.
 
     Args:
         language_model (`PreTrainedModel`): changed in place.
@@ -65,7 +77,7 @@ def grow_vocabulary(language_model: PreTrainedModel, image_token_id: int) -> Non
         return
     before = language_model.get_output_embeddings().weight
     was_tied = before is language_model.get_input_embeddings().weight
-    language_model.resize_token_embeddings(image_token_id + 1, pad_to_multiple_of=8, mean_resizing=False)
+    language_model.resize_token_embeddings(grown_size(image_token_id), mean_resizing=False)
     embeddings, head = language_model.get_input_embeddings(), language_model.get_output_embeddings()
     if head.weight is embeddings.weight and not was_tied:
         # Resizing ties what the config says is tied, and the config of Flan-T5 says so of a head of its own.
@@ -161,6 +173,8 @@ class ComposedPreTrainedModel(PreTrainedModel):
         if config.base_models is not None:
             trained = read_trained_weights(name, **hub_arguments(kwargs))
         if trained is not None:
+            config = copy.deepcopy(config)
+            config.base_models = located_base_models(config.base_models, name, **hub_arguments(kwargs))
             return cls._from_trained_weights(name, trained, config, *model_args, **kwargs)
         if config.base_models is not None:
             config = copy.deepcopy(config)
@@ -203,7 +217,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
     def _from_trained_weights(cls, name, trained, config, *model_args, **kwargs):
         tower, language_model = load_base_models(config.base_models, str(name))
         grow_vocabulary(language_model, config.image_token_id)
-        expected = _expected_shapes(cls, config)
+        expected = expected_shapes(cls, config)
         state_dict = cls._base_state_dict(config, tower, language_model, expected)
         trained = _own_names(cls, trained, expected)
         lora = {key: tensor for key, tensor in trained.items() if is_lora_weight(key)}
@@ -242,7 +256,7 @@ class ComposedPreTrainedModel(PreTrainedModel):
             head = language_model.get_output_embeddings().state_dict()
         state_dict |= {f"model.language_model.{name}": tensor for name, tensor in decoder.state_dict().items()}
         state_dict |= {f"lm_head.{name}": tensor for name, tensor in head.items()}
-        expected = _expected_shapes(cls, config) if expected is None else expected
+        expected = expected_shapes(cls, config) if expected is None else expected
         state_dict = _own_names(cls, state_dict, expected)
         # A pooler or a text tower of the checkpoint may be no part of the composed model.
         return {name: tensor for name, tensor in state_dict.items() if name in expected}
@@ -357,7 +371,14 @@ def _own_names(cls, state_dict: Mapping[str, torch.Tensor], expected: Mapping[st
     return {name.removeprefix(prefix): tensor for name, tensor in state_dict.items() if name.startswith(prefix)}
 
 
-def _expected_shapes(cls, config) -> dict[str, torch.Size]:
+def expected_shapes(cls, config: PreTrainedConfig) -> dict[str, torch.Size]:
+    """
+    Names and shapes of the weights of a model, which is not built for it.
+
+    Args:
+        cls (`type`): class of the model.
+        config (`PreTrainedConfig`): its configuration.
+    """
     with torch.device("meta"):
         skeleton = cls._from_config(copy.deepcopy(config))
     return {name: tensor.shape for name, tensor in skeleton.state_dict().items()}
@@ -379,6 +400,8 @@ __all__ = [
     "add_image_token",
     "check_weights",
     "compose_config",
+    "expected_shapes",
     "grow_vocabulary",
+    "grown_size",
     "load_own_config",
 ]

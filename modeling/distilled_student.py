@@ -103,18 +103,13 @@ class DistilledStudent(nn.Module):
         mask = self._masked_patches.view(len(output), 1, *output.shape[-2:])
         return torch.where(mask, self.mask_token.to(output.dtype).view(1, -1, 1, 1), output)
 
-    def gradient_checkpointing_enable(self, **kwargs) -> None:
-        """As of `PreTrainedModel`."""
-        self.student.gradient_checkpointing_enable(**kwargs)
+    def activation_checkpointing_enable(self, *args, **kwargs) -> None:
+        """As of `PreTrainedModel`, for the student."""
+        self.student.activation_checkpointing_enable(*args, **kwargs)
 
-    def gradient_checkpointing_disable(self) -> None:
-        """As of `PreTrainedModel`."""
-        self.student.gradient_checkpointing_disable()
-
-    @property
-    def is_gradient_checkpointing(self) -> bool:
-        """As of `PreTrainedModel`."""
-        return self.student.is_gradient_checkpointing
+    def gradient_checkpointing_enable(self, *args, **kwargs) -> None:
+        """The same, as trainers of older versions of transformers call it."""
+        self.student.gradient_checkpointing_enable(*args, **kwargs)
 
 
 def select_tokens(

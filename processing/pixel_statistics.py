@@ -60,8 +60,8 @@ def renormalise(pixel_values: torch.Tensor, source: PixelStatistics, target: Pix
         (ratio * source_mean - target_mean) / target_std
         for source_mean, target_mean, target_std in zip(source.mean, target.mean, target.std, strict=True)
     ]
-    kind = {"dtype": pixel_values.dtype, "device": pixel_values.device}
-    return pixel_values * torch.tensor(factor, **kind).view(-1, 1, 1) + torch.tensor(offset, **kind).view(-1, 1, 1)
+    weight, bias = (torch.tensor(values).to(pixel_values).view(-1, 1, 1) for values in (factor, offset))
+    return pixel_values * weight + bias
 
 
 __all__ = ["PixelStatistics", "renormalise"]

@@ -18,7 +18,7 @@ from transformers import (
     T5Config,
 )
 
-from vistok import GVTConfig, GVTForConditionalGeneration, GVTProcessor, PerceiverResamplerConfig
+from vistok import EvaVisionConfig, GVTConfig, GVTForConditionalGeneration, GVTProcessor, PerceiverResamplerConfig
 from vistok.modeling.vision_features import build_vision_tower
 
 IMAGE_SIZE = 24
@@ -91,6 +91,12 @@ def tiny_dinov2_config(**kwargs) -> Dinov2Config:
 def tiny_clip_config(**kwargs) -> CLIPVisionConfig:
     sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
     return CLIPVisionConfig(**{**sizes, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, **kwargs})
+
+
+def tiny_eva_config(**kwargs) -> EvaVisionConfig:
+    # As in EVA-CLIP the feed-forward width is no multiple of anything.
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 43}
+    return EvaVisionConfig(**{**sizes, "image_size": IMAGE_SIZE, "patch_size": PATCH_SIZE, **kwargs})
 
 
 def tiny_llama_config(config_class=LlamaConfig, **kwargs):

@@ -25,6 +25,7 @@ DataFormat = Callable[..., Dataset | IterableDataset]
 FORMAT_MODULES = (
     "data_formats",
     "data_annotations",
+    "data_images",
     "data_shards",
     "cutouts",
     "object_centric",

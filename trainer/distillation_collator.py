@@ -1,6 +1,7 @@
 """Batches of images for student and teacher: the same crops, at the size of each, and which patches are masked."""
 
 import copy
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -68,16 +69,16 @@ class DistillationCollator:
 
     def _pixels(self, processor: Any, images: list[Image.Image], examples: Sequence[Mapping[str, Any]]):
         if self.transform is not None:
+            # The same crop at any size.
+            transform = dataclasses.replace(self.transform, size=processor.size["height"])
             images = [
-                self._augmented(image, processor.size["height"], example)
-                for image, example in zip(images, examples, strict=True)
+                self._augmented(image, transform, example) for image, example in zip(images, examples, strict=True)
             ]
         return processor(images, return_tensors="pt")["pixel_values"]
 
-    def _augmented(self, image: Image.Image, size: int, example: Mapping[str, Any]) -> Image.Image:
-        """The same crop at any size."""
-        transform = copy.copy(self.transform)
-        transform.size = size
+    def _augmented(
+        self, image: Image.Image, transform: RandomResizedCropAndFlip, example: Mapping[str, Any]
+    ) -> Image.Image:
         with draws_of(example, self.seed, int(self.epoch)):
             return transform(image)
 

@@ -1,11 +1,11 @@
 """Recipes of feature distillation: teacher, student, and the labelled images that both are probed on."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoImageProcessor, PreTrainedModel
+from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
 from ..evaluation.representation_quality import POOLINGS, label_floors, representation_quality
 from ..modeling.base_checkpoints import load_vision_tower
@@ -24,6 +24,7 @@ from .recipe_sections import PreparedRun, Recipe, check_sources, checked_section
 
 DEFAULT_TEACHER = "vistok:dinov2-small"
 CURVE = CurveLabels("smooth L1 loss", "cosine_similarity", "cosine", "cosine similarity to the teacher", 1)
+_BACKBONE_FIELDS = ("stage_names", "out_features", "out_indices")
 
 
 @dataclass
@@ -220,35 +221,36 @@ def build_student(
     if recipe.model == "wei":
         student = wei_student(teacher.config, image_size, seed)
     else:
-        fields = {**teacher.config.to_dict(), **_known_fields(recipe.config, teacher.config)}
-        config = type(teacher.config).from_dict(fields)
+        config = _changed_config(teacher.config, recipe.config)
         student = random_student(config, image_size, seed)
     if recipe.attn_implementation is not None:
         student.set_attn_implementation(recipe.attn_implementation)
     return student, teacher_processor
 
 
-def _known_fields(fields: Mapping[str, Any], config: Any) -> Mapping[str, Any]:
+def _changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> PreTrainedConfig:
     for name in fields:
         if not hasattr(config, name):
             raise ValueError(f"{name!r} is no field of {type(config).__name__}, the config of the teacher.")
-    return fields
+    # Of a backbone these follow from the number of layers.
+    kept = {name: value for name, value in config.to_dict().items() if name not in _BACKBONE_FIELDS}
+    return type(config).from_dict({**kept, **fields}) if fields else config
 
 
 class _Probe:
     """The labelled images of a recipe, loaded before the training, and what is measured on them after it."""
 
     def __init__(self, recipe: FeatureDistillationRecipe, seed: int):
-        self.recipe, self.seed = recipe, seed
         probe: Any = recipe.probe
+        self.recipe, self.probe, self.seed = recipe, probe, seed
         self.train, self.test = (
             labelled_images(source, probe.label, probe.where) for source in (probe.train, probe.test)
         )
 
     def measure(self, trainer: FeatureDistillationTrainer, teacher_processor: Any) -> dict[str, Any]:
         """Before and after training, of the teacher, and of random weights where the student had none."""
-        recipe, probe = self.recipe, asdict(self.recipe.probe)  # type: ignore[call-overload]
-        arguments = {"train": self.train, "test": self.test, "pooling": probe["pooling"], "k": probe["k"]}
+        recipe, probe = self.recipe, self.probe
+        arguments: Any = {"train": self.train, "test": self.test, "pooling": probe.pooling, "k": probe.k}
         teacher, processor = trainer.teacher, trainer.processing_class
         before, _ = build_student(recipe.student, teacher, teacher_processor, self.seed)
         students = {"before": before, "after": trainer.student}

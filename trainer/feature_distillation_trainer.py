@@ -86,7 +86,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         )
         self._statistics = PixelStatistics.of(processing_class), PixelStatistics.of(teacher_processor)
         self.teacher.to(args.device)
-        if args.drop_path_rate:
+        if args.drop_path_rate or getattr(model.config, "drop_path_rate", 0.0):
             set_drop_path(model, args.drop_path_rate)
         distilled = DistilledStudent(
             model,
@@ -239,13 +239,13 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
 
     def create_scheduler(self, num_training_steps: int, optimizer=None):
         """Linear warm-up and a cosine, between rates that are scaled with the batch (see [`learning_rate`])."""
-        if self.lr_scheduler is None:
+        if getattr(self, "lr_scheduler", None) is None:
             args, warmup_steps = self.args, self._warmup_steps(num_training_steps)
 
             def factor(step: int) -> float:
                 return learning_rate(args, step, warmup_steps, num_training_steps) / args.learning_rate
 
-            self.lr_scheduler = LambdaLR(optimizer or self.optimizer, factor)
+            self.lr_scheduler: Any = LambdaLR(optimizer or self.optimizer, factor)
             self._created_lr_scheduler = True
         return self.lr_scheduler
 

@@ -83,7 +83,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "skipped_samples": skipped.count,
         "card": recipe.card,
         "log_history": history,
-        **(run.measure() if run.measure is not None else {}),
+        **(run.measure() if run.measure is not None and trainer.is_world_process_zero() else {}),
     }
     return _save_run(run, results) if trainer.is_world_process_zero() else results
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..modeling.atomic_folder import new_folder
+from ..modeling.atomic_folder import write_folder_atomically
 from .backgrounds import Background, load_backgrounds
 from .cutouts import COLLECTIONS, SPLITS, CutoutLibrary, load_cutouts
 from .data_formats import known
@@ -179,7 +179,7 @@ def write_scenes_of(
     distribution = CountDistribution(settings.max_objects, settings.count_weights, settings.classes_weights)
     nouns = [cutouts.nouns[name] for name in settings.classes]
     library = CutoutLibrary((cutout for cutout in cutouts if cutout.name in settings.classes), nouns)
-    with new_folder(Path(folder).expanduser().absolute()) as work:
+    with write_folder_atomically(Path(folder).expanduser().absolute()) as work:
         (work / "images").mkdir()
         render = partial(_render, settings, distribution, library, list(backgrounds), work / "images")
         scenes = list(

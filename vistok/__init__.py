@@ -15,6 +15,9 @@ _PUBLIC = {
     "DataSource": "trainer.data_sources",
     "FeatureDistillationConfig": "trainer.feature_distillation_config",
     "FeatureDistillationTrainer": "trainer.feature_distillation_trainer",
+    "EvaVisionConfig": "configuration.configuration_eva",
+    "EvaVisionForImageClassification": "modeling.modeling_eva",
+    "EvaVisionModel": "modeling.modeling_eva",
     "GVTConfig": "configuration.configuration_gvt",
     "GVTForConditionalGeneration": "modeling.modeling_gvt",
     "GVTModel": "modeling.modeling_gvt",
@@ -55,20 +58,31 @@ def __dir__() -> list[str]:
 
 
 def _register_auto_classes() -> None:
-    from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
+    from transformers import (
+        AutoConfig,
+        AutoModel,
+        AutoModelForImageClassification,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
 
+    from .configuration.configuration_eva import EvaVisionConfig
     from .configuration.configuration_gvt import GVTConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
 
+    AutoConfig.register("eva_vision", EvaVisionConfig)
     AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
     AutoConfig.register("gvt", GVTConfig)
 
+    from .modeling.modeling_eva import EvaVisionForImageClassification, EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
     from .modeling.perceiver_resampler import PerceiverResampler
     from .processing.processing_gvt import GVTProcessor
 
+    AutoModel.register(EvaVisionConfig, EvaVisionModel)
     AutoModel.register(PerceiverResamplerConfig, PerceiverResampler)
     AutoModel.register(GVTConfig, GVTModel)
+    AutoModelForImageClassification.register(EvaVisionConfig, EvaVisionForImageClassification)
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
     AutoProcessor.register(GVTConfig, GVTProcessor)
 
@@ -76,6 +90,7 @@ def _register_auto_classes() -> None:
 _register_auto_classes()
 
 if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
+    from .configuration.configuration_eva import EvaVisionConfig as EvaVisionConfig
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
     from .evaluation.cider import cider as cider
@@ -86,6 +101,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .evaluation.vqa_accuracy import vqa_accuracy as vqa_accuracy
     from .modeling.base_weights import fetch as fetch
     from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
+    from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
+    from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
     from .modeling.perceiver_resampler import PerceiverResampler as PerceiverResampler

@@ -2,15 +2,15 @@
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError
-from transformers import AutoConfig, CLIPVisionConfig, Dinov2Config, LlamaConfig, Qwen2Config, T5Config, ViTMAEConfig
+from transformers import AutoConfig, Dinov2Config, LlamaConfig, Qwen2Config, T5Config, ViTMAEConfig
 
 from tests.tiny import tiny_gvt_config
-from vistok import GVTConfig, PerceiverResamplerConfig
+from vistok import EvaVisionConfig, GVTConfig, PerceiverResamplerConfig
 
 
 def test_defaults_are_those_of_the_paper():
     config = GVTConfig()
-    assert type(config.vision_config) is CLIPVisionConfig
+    assert type(config.vision_config) is EvaVisionConfig
     assert (config.vision_config.hidden_size, config.vision_config.num_hidden_layers) == (1024, 24)
     assert (config.vision_config.patch_size, config.vision_config.image_size) == (14, 224)
     assert type(config.text_config) is LlamaConfig

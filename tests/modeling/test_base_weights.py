@@ -163,8 +163,10 @@ def test_folders_and_hub_ids_resolve_to_themselves(tmp_path):
 
 def test_second_call_starts_no_process_and_imports_no_converter(cache):
     pretend_fetched("dinov2-small")
+    # PyTorch for CUDA asks ldconfig for a library while it is imported.
     script = """
         import subprocess, sys
+        import torch
         subprocess.Popen.__init__ = None
         from vistok.modeling.base_weights import fetch, resolve_checkpoint
         fetch("dinov2-small")

@@ -25,6 +25,7 @@ from tests.tiny import (
     same,
     tiny_clip_config,
     tiny_dinov2_config,
+    tiny_eva_config,
     tiny_gvt,
     words,
 )
@@ -44,6 +45,7 @@ TOWERS = {
     "vit": (ViTConfig(**SIZES), 1),
     "deit": (DeiTConfig(**SIZES), 2),
     "vit-mae": (ViTMAEConfig(**SIZES, mask_ratio=0.0, decoder_hidden_size=32, decoder_num_attention_heads=2), 1),
+    "eva": (tiny_eva_config(), 1),
     "owlvit": (OwlViTVisionConfig(**SIZES), 1),
 }
 every_tower = pytest.mark.parametrize("name", TOWERS)
@@ -159,7 +161,7 @@ def test_gvt_learns_on_every_tower_and_comes_back_from_disk(name, strategy, tmp_
     assert same(loaded(**inputs).logits, output.logits)
 
 
-@pytest.mark.parametrize("name", ["clip", "dinov2-registers", "deit"])
+@pytest.mark.parametrize("name", ["clip", "dinov2-registers", "deit", "eva"])
 def test_required_inputs_come_from_the_chosen_layer(name):
     config, num_prefix_tokens = TOWERS[name]
     tower = build_vision_tower(config).eval()

@@ -19,7 +19,7 @@ from vistok.modeling.registry_packages import _CLIENT_NAMES
 from vistok.trainer.recipe import TRAINERS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "fetch", "ask", "train", "evaluate", "scenes")
+COMMANDS = ("demo", "fetch", "ask", "train", "evaluate", "scenes", "study", "convert")
 
 
 class TestHelp:
