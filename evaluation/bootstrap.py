@@ -1,8 +1,11 @@
 """Confidence intervals of any statistic of means, by resampling whole images."""
 
+import functools
 from collections.abc import Callable, Hashable, Sequence
 
 import numpy as np
+
+MAX_REMEMBERED = 8192  # clusters: 128 MiB
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Takes means of columns, `(…, num_columns)`, and returns the statistic, `(…)`."""
@@ -62,14 +65,32 @@ def bootstrap_interval(
             return None
         value, others = float(of_cluster[0, 0]), 1 - tail ** (1 / numbers)
         return [value - others * (value - bounds[0]), value + others * (bounds[1] - value)]
-    generator = np.random.default_rng(seed)
-    means = np.empty((num_resamples, columns.shape[1]))
-    for row in range(num_resamples):
-        drawn = generator.integers(0, numbers, numbers)
-        means[row] = sums[drawn].sum(0) / counts[drawn].sum()
+    means = _resampled_means(sums, counts, num_resamples, seed)
     low, high = np.quantile(statistic(means), [tail, 1 - tail])
     found = float(statistic(sums.sum(0) / counts.sum()))
     return [float(min(low, found)), float(max(high, found))]
+
+
+def _resampled_means(sums: np.ndarray, counts: np.ndarray, num_resamples: int, seed: int) -> np.ndarray:
+    """Means of the columns over clusters drawn with repetition, `(num_resamples, num_columns)`."""
+    if len(counts) <= MAX_REMEMBERED:
+        times = _times_drawn(len(counts), num_resamples, seed)
+        return (times @ sums) / (times @ counts)[:, None]
+    generator = np.random.default_rng(seed)
+    means = np.empty((num_resamples, sums.shape[1]))
+    for row in range(num_resamples):
+        drawn = generator.integers(0, len(counts), len(counts))
+        means[row] = sums[drawn].sum(0) / counts[drawn].sum()
+    return means
+
+
+@functools.lru_cache(maxsize=2)
+def _times_drawn(number: int, num_resamples: int, seed: int) -> np.ndarray:
+    """How often each of so many clusters is drawn in each resample: the same for all metrics of the same questions."""
+    generator = np.random.default_rng(seed)
+    return np.stack(
+        [np.bincount(generator.integers(0, number, number), minlength=number) for _ in range(num_resamples)]
+    ).astype(np.float64)
 
 
 def _clusters(columns: np.ndarray, clusters: Sequence[Hashable]) -> tuple[int, np.ndarray, np.ndarray]:

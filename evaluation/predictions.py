@@ -140,7 +140,7 @@ class PredictionsFile:
                 "id": name,
                 "source": source,
                 "images": images,
-                "question": question_of(example),
+                "question": example.get("question") or question_of(example),
                 "answer": answer,
                 "prediction": prediction,
                 "right": answer_is_right(prediction, answer) if is_right is None else is_right(prediction, example),

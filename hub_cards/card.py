@@ -13,6 +13,7 @@ from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
 from . import card_facts, distillation_card
 from .card_evaluation import (
     evaluation_table,
+    further_metrics,
     gain_over_floors,
     model_index,
     normalised_report,
@@ -233,7 +234,12 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "evaluation": evaluation_table(reports),
         "has_floors": any(gain_over_floors(report) for report in reports),
         "reports": [
-            {"title": report_title(report), "types": type_table(report), "command": report.get("command") or ""}
+            {
+                "title": report_title(report),
+                "types": type_table(report),
+                "further": further_metrics(report),
+                "command": report.get("command") or "",
+            }
             for report in reports
         ],
         "limits": [*as_list(fields.get("limits")), *unclear_gains(reports)],

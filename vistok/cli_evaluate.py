@@ -34,7 +34,7 @@ names (or COCO-format instances.json, from which counting and identification que
 A run that was killed continues where it was. Several processes share the questions:
   accelerate launch --num_processes 2 -m vistok.cli evaluate …
 
-examples:
+example:
   vistok evaluate --task easy-vqa --max-questions 500
   vistok evaluate --model runs/gvt-demo --task mine.yaml --output runs/gvt-demo/evaluation
   vistok evaluate --model llava-hf/llava-1.5-7b-hf --task coco_oc,coco_mci --questions gvtbench --images coco/val2017
@@ -80,11 +80,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """`vistok evaluate`"""
     if options.gallery:
-        from .evaluation.gallery import gallery_command
-
-        written = gallery_command(options.gallery, _model_runs(options), options.predictions or [],
-                                  options.num_shown, options.disagreements, options.seed)  # fmt: skip
-        print(f"Gallery: {' and '.join(map(str, written))}")
+        _show_gallery(options)
         return
     if options.predictions:
         raise ValueError("--predictions is for a gallery: give --gallery OUT, too.")
@@ -162,13 +158,23 @@ def _task_of_file(path: str) -> Any:
     return data_source_task(Path(path).stem, sources["test"], sources.get("train"))
 
 
-def _model_runs(options: argparse.Namespace) -> list[Any]:
-    """For each model of a gallery its name and what evaluates it."""
+def _show_gallery(options: argparse.Namespace) -> None:
     from .answering import model_folder
+    from .evaluation.gallery import gallery_command
+
+    options.floors = options.floors or []  # a gallery shows none
 
     def run_of(number: int, model: str) -> tuple[str, Any]:
-        folder = model_folder(model)
-        output = options.output or f"{options.gallery}.evaluations"
-        return model, lambda: (_results(options, folder, f"{output}/{number}"), f"{output}/{number}")
+        folder, output = model_folder(model), f"{options.output or f'{options.gallery}.evaluations'}/{number}"
 
-    return [run_of(number, model) for number, model in enumerate(options.model or [], start=1)]
+        def evaluate() -> str:
+            _results(options, folder, output)
+            return output
+
+        return model, evaluate
+
+    models = [run_of(number, model) for number, model in enumerate(options.model or [], start=1)]
+    written = gallery_command(
+        options.gallery, models, options.predictions or [], options.num_shown, options.disagreements, options.seed
+    )
+    print(f"Gallery: {' and '.join(map(str, written))}")
