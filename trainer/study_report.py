@@ -108,11 +108,10 @@ def study_markdown(found: Mapping[str, Any], has_attention: bool = True) -> str:
 
 def _introduction(found) -> str:
     cells, scenes = found["cells"], found["scenes"]
-    seeds = sorted({cell["seed"] for cell in cells})
-    number = "one seed" if len(seeds) == 1 else f"{len(seeds)} seeds"
+    encoders, seeds = (len({cell[key] for cell in cells}) for key in ("encoder", "seed"))
     text = (
-        f"{len(cells)} trained models: {len({cell['encoder'] for cell in cells})} encoders, {number}. VQA, OC and MCI "
-        f"in percent, captions as CIDEr (×100). Counts, yes and no are read in "
+        f"{_count(len(cells), 'trained model')}: {_count(encoders, 'encoder')}, {_count(seeds, 'seed')}. "
+        "VQA, OC and MCI in percent, captions as CIDEr (×100). Counts, yes and no are read in "
         f"{found['recipe']['evaluation'].get('mode', 'strict')} mode."
     )
     for name, counted in scenes.items():
@@ -192,8 +191,8 @@ def _how_to_read(found) -> str:
     )
     return (
         f"Intervals are of 95 %, {seeds} Differences are paired by image. Each encoder was made once: what holds of "
-        f"it need not hold of another run of its own training. Of {number} intervals such as these, about "
-        f"{max(round(number / 20), 1)} exclude zero by chance."
+        f"it need not hold of another run of its own training. One in twenty such intervals excludes zero by "
+        f"chance, and there are {number} of single pairs here."
     )
 
 
@@ -243,6 +242,10 @@ def _made_by(encoder: Mapping[str, Any]) -> str:
     if "mean_average_precision" in encoder:
         text += f" (mAP {encoder['mean_average_precision']:.1f} on the test scenes)"
     return text
+
+
+def _count(number: int, name: str) -> str:
+    return f"{number} {name}" + ("" if number == 1 else "s")
 
 
 def _measures(found) -> list[str]:

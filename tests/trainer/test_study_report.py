@@ -114,7 +114,7 @@ def test_one_seed_says_that_nothing_is_known_of_others(tmp_path):
     recipe = planted_recipe(tmp_path, seeds=[3], tuning=["frozen"])
     plant_study(recipe)
     text = report_study(recipe)["study.md"].read_text(encoding="utf-8")
-    assert "with one seed, nothing is known of the spread between seeds" in text and "3 encoders, one seed" in text
+    assert "with one seed, nothing is known of the spread between seeds" in text and "3 encoders, 1 seed." in text
     assert "lose semantics" not in text
 
 
