@@ -10,9 +10,10 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
-from . import card_facts
+from . import card_facts, distillation_card
 from .card_evaluation import (
     evaluation_table,
+    further_metrics,
     gain_over_floors,
     model_index,
     normalised_report,
@@ -26,8 +27,9 @@ from .run_results import RESULTS_NAME, merge_results
 
 CARD_NAME = "README.md"
 LOSS_CURVE_NAME = "loss.png"
-PIPELINE_TAG = "image-text-to-text"
-TEMPLATES = {"gvt": "gvt_card.md.jinja"}
+# By the kind of model: its type, or the trainer of the recipe that made it.
+TEMPLATES = {"gvt": "gvt_card.md.jinja", distillation_card.KIND: "distillation_card.md.jinja"}
+PIPELINE_TAGS = {"gvt": "image-text-to-text", distillation_card.KIND: "image-feature-extraction"}
 _MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
 
@@ -156,7 +158,7 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
 
     config = AutoConfig.from_pretrained(folder) if (folder / "config.json").is_file() else None
     recipe = results.get("recipe") or {}
-    kind = config.model_type if config is not None else (recipe.get("model") or {}).get("kind") or "gvt"
+    kind = _kind(config, recipe)
     if kind not in TEMPLATES:
         raise ValueError(f"There is no card template for a model of type {kind!r}, only for {', '.join(TEMPLATES)}.")
     environment = jinja2.Environment(
@@ -168,8 +170,16 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
     )
     environment.filters["table"] = markdown_table
     values = card_values(folder, results, config)
-    values["header"] = _header(kind, results, values)
+    if kind == distillation_card.KIND:
+        values |= distillation_card.distillation_card_values(folder, results, config)
+    values["header"] = _header(kind, config, results, values)
     return published_text(environment.get_template(TEMPLATES[kind]).render(values))
+
+
+def _kind(config: PreTrainedConfig | None, recipe: Mapping[str, Any]) -> str:
+    if recipe.get("trainer") in TEMPLATES:
+        return str(recipe["trainer"])
+    return config.model_type if config is not None else (recipe.get("model") or {}).get("kind") or "gvt"
 
 
 def markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None = None) -> str:
@@ -204,7 +214,9 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "summary": _summary(config, models),
         "fetch": f"vistok fetch {' '.join(to_fetch)}" if to_fetch else "",
         "only_trained": (folder / TRAINED_WEIGHTS_NAME).is_file(),
-        "architecture": [] if config is None else card_facts.gvt_architecture(config, model.get("image_size")),
+        "architecture": []
+        if not hasattr(config, "text_config")
+        else card_facts.gvt_architecture(config, model.get("image_size")),
         "base_models": [
             [entry.part, f"`{entry.name}`", entry.package.description if entry.package else ""] for entry in models
         ],
@@ -222,7 +234,12 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "evaluation": evaluation_table(reports),
         "has_floors": any(gain_over_floors(report) for report in reports),
         "reports": [
-            {"title": report_title(report), "types": type_table(report), "command": report.get("command") or ""}
+            {
+                "title": report_title(report),
+                "types": type_table(report),
+                "further": further_metrics(report),
+                "command": report.get("command") or "",
+            }
             for report in reports
         ],
         "limits": [*as_list(fields.get("limits")), *unclear_gains(reports)],
@@ -290,15 +307,15 @@ def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
     return [["on", "loss (nats per answer token)", "answers right (%)"], *rows] if rows else []
 
 
-def _header(kind: str, results: Mapping[str, Any], values: Mapping[str, Any]) -> str:
+def _header(kind: str, config: PreTrainedConfig | None, results: Mapping[str, Any], values: Mapping[str, Any]) -> str:
     header = card_header(
         name=values["title"],
-        model_type=kind,
-        pipeline_tag=PIPELINE_TAG,
+        model_type=kind if config is None else config.model_type,
+        pipeline_tag=PIPELINE_TAGS[kind],
         fields=results.get("card") or {},
         base_models=[entry.hub_id for entry in values["models"] if entry.hub_id],
         datasets=[card_facts.source_label(source) for source in values["sources"]],
-        eval_results=model_index(results.get("evaluation") or [], PIPELINE_TAG),
+        eval_results=model_index(results.get("evaluation") or [], PIPELINE_TAGS[kind]),
     )
     return header.to_yaml()
 

@@ -1,5 +1,6 @@
 """Evaluation reports on a card: scores beside the floors that they have to rise above."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -16,8 +17,10 @@ FLOORS = {
 }
 _RECORDED = (
     *("task", "split", "num_questions", "num_images", "accuracy", "interval", "unanswered", "per_type", "breakdowns"),
-    *("floors", "gain", "settings", "num_generated", "seconds", "command"),
+    *("floors", "gain", "gains", "measured_by", "metrics", "num_missing", "settings", "num_generated", "seconds"),
+    "command",
 )
+_ACCURACY = {"name": "accuracy", "label": "accuracy", "scale": 1}
 
 
 def normalised_report(report: Mapping[str, Any]) -> dict[str, Any]:
@@ -30,7 +33,9 @@ def normalised_report(report: Mapping[str, Any]) -> dict[str, Any]:
             `interval` (`[low, high]`, 95 %), `per_type` (name → `{accuracy, num_questions, …}`), `breakdowns` (column
             → groups like those of `per_type`), `floors` (name → accuracy, or a `dict` like this one), `unanswered`
             (number of questions), `command` … Accuracies and intervals in percent, or as shares: if none of them is
-            above 1 they are shares.
+            above 1 they are shares. With `measured_by` (a list of `{name, label, scale}`, the primary metric first)
+            the score need be no accuracy: it has the name of that metric, and further ones are in `metrics` (name →
+            `{value, interval}`). They are recorded multiplied by their `scale`.
 
     Returns:
         `dict`: the report in percent, without what a card has no use for.
@@ -43,27 +48,44 @@ def normalised_report(report: Mapping[str, Any]) -> dict[str, Any]:
     task = report["task"]
     if not isinstance(report.get("num_questions"), int) or report["num_questions"] < 1:
         raise ValueError(f"num_questions of {task} is {report.get('num_questions')!r}, expected a positive number.")
-    recorded = {key: report[key] for key in _RECORDED if report.get(key) is not None}
+    name = _metric(report)["name"]
+    recorded = {key: report[key] for key in (*_RECORDED, name) if report.get(key) is not None}
     recorded["floors"] = {
-        name: dict(floor) if isinstance(floor, Mapping) else {"accuracy": floor}
-        for name, floor in (report.get("floors") or {}).items()
+        floor_name: dict(floor) if isinstance(floor, Mapping) else {name: floor}
+        for floor_name, floor in (report.get("floors") or {}).items()
         if floor is not None
     }
-    values = list(_accuracies(recorded))
-    for where, value in [(task, recorded.get("accuracy")), *((f"{task}, {where}", value) for where, value in values)]:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 100:
-            raise ValueError(f"The accuracy of {where} is {value!r}, expected a percentage from 0 to 100 or a share.")
-    _check_interval(recorded)
-    return _scaled(recorded, 100 if max(value for _, value in values) <= 1 else 1)
+    values = list(_scores(recorded, name))
+    most = 100 if name == "accuracy" else math.inf
+    for where, value in [(task, recorded.get(name)), *((f"{task}, {where}", value) for where, value in values)]:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
+            expected = "a percentage from 0 to 100 or a share" if name == "accuracy" else "a number from 0 on"
+            raise ValueError(f"The {name} of {where} is {value!r}, expected {expected}.")
+    _check_interval(recorded, name)
+    if "measured_by" not in recorded:
+        return _scaled(recorded, {name: 100 if max(value for _, value in values) <= 1 else 1}, name)
+    scales = {metric["name"]: metric["scale"] for metric in recorded["measured_by"]}
+    scaled = _scaled(recorded, scales, name)
+    scaled["measured_by"] = [{**metric, "scale": 1} for metric in recorded["measured_by"]]
+    return scaled
 
 
-def _accuracies(measured: Mapping[str, Any], where: str = "all") -> Iterator[tuple[str, Any]]:
-    """Every accuracy and end of an interval, with what it was measured on."""
-    if "accuracy" in measured:
-        yield where, measured["accuracy"]
+def _metric(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What there is to know of the metric that a report is about first."""
+    return (report.get("measured_by") or [_ACCURACY])[0]
+
+
+def _score(report: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
+    return measured[_metric(report)["name"]]
+
+
+def _scores(measured: Mapping[str, Any], name: str, where: str = "all") -> Iterator[tuple[str, Any]]:
+    """Every score and end of an interval, with what it was measured on."""
+    if name in measured:
+        yield where, measured[name]
     yield from ((f"interval of {where}", end) for end in measured.get("interval") or [])
-    for name, entry in (*_parts(measured).items(), *(measured.get("floors") or {}).items()):
-        yield from _accuracies(entry, str(name))
+    for part, entry in (*_parts(measured).items(), *(measured.get("floors") or {}).items()):
+        yield from _scores(entry, name, str(part))
 
 
 def _parts(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -72,24 +94,28 @@ def _parts(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {str(name): entry for group in groups for name, entry in group.items()}
 
 
-def _check_interval(report: Mapping[str, Any]) -> None:
-    low, high = report.get("interval") or (report["accuracy"], report["accuracy"])
-    if not low <= report["accuracy"] <= high:
+def _check_interval(report: Mapping[str, Any], name: str) -> None:
+    low, high = report.get("interval") or (report[name], report[name])
+    if not low <= report[name] <= high:
         raise ValueError(
-            f"The interval of {report['task']} is {low} to {high}, expected one around its accuracy of "
-            f"{report['accuracy']}."
+            f"The interval of {report['task']} is {low} to {high}, expected one around its {name} of {report[name]}."
         )
 
 
-def _scaled(value: Any, factor: float) -> Any:
-    """Multiplies every `accuracy` and `interval`, however deep."""
+def _scaled(value: Any, scales: Mapping[str, float], name: str) -> Any:
+    """Multiplies every score and interval, however deep: within `metrics`, by the scale of the metric there."""
     if not isinstance(value, Mapping):
         return value
-    scaled = {key: _scaled(entry, factor) for key, entry in value.items()}
-    if isinstance(value.get("accuracy"), int | float):
-        scaled["accuracy"] = round(factor * float(value["accuracy"]), 4)
+    scaled = {
+        key: {other: _scaled(entry, {"value": scales.get(other, 1)}, "value") for other, entry in part.items()}
+        if key == "metrics"
+        else _scaled(part, scales, name)
+        for key, part in value.items()
+    }
+    if isinstance(value.get(name), int | float):
+        scaled[name] = round(scales[name] * float(value[name]), 4)
     if value.get("interval"):
-        scaled["interval"] = [round(factor * float(end), 4) for end in value["interval"]]
+        scaled["interval"] = [round(scales[name] * float(end), 4) for end in value["interval"]]
     return scaled
 
 
@@ -104,11 +130,12 @@ def gain_over_floors(report: Mapping[str, Any]) -> tuple[float, bool] | None:
         `tuple[float, bool]`: percentage points, and whether the whole interval lies above the floor; `None` without
         floors.
     """
-    floors = [floor["accuracy"] for floor in report["floors"].values()]
+    floors = [_score(report, floor) for floor in report["floors"].values()]
     if not floors:
         return None
-    low = (report.get("interval") or [report["accuracy"]])[0]
-    return report["accuracy"] - max(floors), low > max(floors)
+    score = _score(report, report)
+    low = (report.get("interval") or [score])[0]
+    return score - max(floors), low > max(floors)
 
 
 def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -123,13 +150,14 @@ def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     """
     rows = []
     for report in reports:
-        row = {"task": str(report["task"]), "split": str(report.get("split") or ""), **_measured_cells(report)}
-        row |= {_floor_name(name): _floor_cell(floor, report) for name, floor in report["floors"].items()}
+        row = {"task": str(report["task"]), "split": str(report.get("split") or ""), **_measured_cells(report, report)}
+        row |= {_floor_name(name): _floor_cell(report, floor, report) for name, floor in report["floors"].items()}
         if gain := gain_over_floors(report):
             row["gain over the best floor"] = f"{gain[0]:+.2f}" + ("" if gain[1] else " (not clear)")
         row["unanswered"] = number(report["unanswered"]) if report.get("unanswered") else ""
         rows.append(row)
-    return _table(rows, ["task", "split"], ["gain over the best floor", "unanswered"])
+    labels = [_metric(report)["label"] for report in reports if _metric(report)["name"] != "accuracy"]
+    return _table(rows, ["task", "split"], ["gain over the best floor", "unanswered"], labels)
 
 
 def type_table(report: Mapping[str, Any]) -> list[list[str]]:
@@ -144,19 +172,43 @@ def type_table(report: Mapping[str, Any]) -> list[list[str]]:
     """
     rows = []
     for part, measured in _parts(report).items():
-        row = {"questions about": part, **_measured_cells(measured)}
+        row = {"questions about": part, **_measured_cells(report, measured)}
         for name, floor in report["floors"].items():
             if of_part := _parts(floor).get(part):
-                row[_floor_name(name)] = _floor_cell(of_part, measured)
+                row[_floor_name(name)] = _floor_cell(report, of_part, measured)
         rows.append(row)
     return _table(rows, ["questions about"], [])
 
 
-def _measured_cells(measured: Mapping[str, Any]) -> dict[str, str]:
+def further_metrics(report: Mapping[str, Any]) -> list[list[str]]:
+    """
+    What else was measured of a report.
+
+    Args:
+        report (`Mapping`): a normalised report.
+
+    Returns:
+        `list[list[str]]`: header and rows; empty where nothing was.
+    """
+    rows = []
+    for metric in (report.get("measured_by") or [])[1:]:
+        measured = (report.get("metrics") or {}).get(metric["name"])
+        if measured and measured.get("value") is not None:
+            ends = " – ".join(f"{end:.2f}" for end in measured.get("interval") or [])
+            row = {"also measured": metric["label"], "value": f"**{measured['value']:.2f}**", "95 % interval": ends}
+            for name, floor in report["floors"].items():
+                of_floor = (floor.get("metrics") or {}).get(metric["name"], {}).get("value")
+                row[_floor_name(name)] = "" if of_floor is None else f"{of_floor:.2f}"
+            rows.append(row)
+    return _table(rows, ["also measured", "value"], [])
+
+
+def _measured_cells(report: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, str]:
+    name, label = _metric(report)["name"], _metric(report)["label"]
     low_high = [f"{end:.2f}" for end in measured.get("interval") or []]
     return {
         "questions": number(measured["num_questions"]) if measured.get("num_questions") else "",
-        "accuracy (%)": f"**{measured['accuracy']:.2f}**",
+        "accuracy (%)" if name == "accuracy" else label: f"**{measured[name]:.2f}**",
         "95 % interval": " – ".join(low_high),
     }
 
@@ -165,15 +217,17 @@ def _floor_name(name: str) -> str:
     return FLOORS.get(name, name.replace("_", " "))
 
 
-def _floor_cell(floor: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
+def _floor_cell(report: Mapping[str, Any], floor: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
     count = floor.get("num_questions")
     of_fewer = f" (of {number(count)})" if count and count != measured.get("num_questions") else ""
-    return f"{floor['accuracy']:.2f}{of_fewer}"
+    return f"{_score(report, floor):.2f}{of_fewer}"
 
 
-def _table(rows: list[dict[str, str]], first: list[str], last: list[str]) -> list[list[str]]:
+def _table(
+    rows: list[dict[str, str]], first: list[str], last: list[str], scores: Sequence[str] = ()
+) -> list[list[str]]:
     """A table of the columns that are not empty, in one order whatever the rows hold."""
-    first = [*first, "questions", "accuracy (%)", "95 % interval", *FLOORS.values()]
+    first = [*first, "questions", "accuracy (%)", *scores, "95 % interval", *FLOORS.values()]
     filled = dict.fromkeys(column for row in rows for column, cell in row.items() if cell)
     others = [column for column in filled if column not in (*first, *last)]
     columns = [column for column in (*first, *others, *last) if column in filled]
@@ -188,10 +242,16 @@ def unclear_gains(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         reports (`Sequence[Mapping]`): normalised reports.
     """
     return [
-        f"On {report_title(report)}, its accuracy is not clearly above what is reached without seeing the images."
+        f"On {report_title(report)}, its {_name_in_words(report)} is not clearly above what is reached without seeing "
+        "the images."
         for report in reports
         if (gain := gain_over_floors(report)) is not None and not gain[1]
     ]
+
+
+def _name_in_words(report: Mapping[str, Any]) -> str:
+    metric = _metric(report)
+    return "accuracy" if metric["name"] == "accuracy" else metric["label"]
 
 
 def report_title(report: Mapping[str, Any]) -> str:
@@ -217,22 +277,31 @@ def model_index(reports: Sequence[Mapping[str, Any]], task_type: str) -> list[Ev
             "dataset_type": str(report["task"]),
             "dataset_name": report_title(report),
             "dataset_split": str(report["split"]) if report.get("split") else None,
-            "metric_type": "accuracy",
         }
-        floors = {name: floor["accuracy"] for name, floor in report["floors"].items()}
-        results.append(_eval_result(about, "accuracy (%)", report, {"floors": floors} if floors else {}))
-        for name, measured in _parts(report).items():
-            results.append(_eval_result(about, f"accuracy on {name} (%)", measured, {}))
+        metric, name = _metric(report)["name"], _name_in_words(report)
+        unit = " (%)" if metric == "accuracy" else ""
+        floors = {floor_name: _score(report, floor) for floor_name, floor in report["floors"].items()}
+        args = {"floors": floors} if floors else {}
+        results.append(_eval_result(about, metric, f"{name}{unit}", report[metric], report, args))
+        for part, measured in _parts(report).items():
+            results.append(_eval_result(about, metric, f"{name} on {part}{unit}", measured[metric], measured, {}))
+        for other in (report.get("measured_by") or [])[1:]:
+            entry = (report.get("metrics") or {}).get(other["name"])
+            if entry and entry.get("value") is not None:
+                results.append(_eval_result(about, other["name"], other["label"], entry["value"], entry, {}))
     return results
 
 
-def _eval_result(about: dict[str, Any], name: str, measured: Mapping[str, Any], args: dict[str, Any]) -> EvalResult:
+def _eval_result(
+    about: dict[str, Any], metric: str, name: str, value: float, measured: Mapping[str, Any], args: dict[str, Any]
+) -> EvalResult:
     args = {key: measured[key] for key in ("num_questions", "interval") if measured.get(key)} | args
-    return EvalResult(**about, metric_name=name, metric_value=measured["accuracy"], metric_args=args or None)
+    return EvalResult(**about, metric_type=metric, metric_name=name, metric_value=value, metric_args=args or None)
 
 
 __all__ = [
     "evaluation_table",
+    "further_metrics",
     "gain_over_floors",
     "model_index",
     "normalised_report",

@@ -94,16 +94,19 @@ def gvt_architecture(config: PreTrainedConfig, image_size: int | None = None) ->
     width = getattr(tokenizer, "intermediate_size", None)
     rows = [
         ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
-        ("vision tower", f"{_kind(vision)}{patches}; its `hidden_states[{config.vision_feature_layer}]`, {tokens}"),
+        (
+            "vision tower",
+            f"{kind_in_words(vision)}{patches}; its `hidden_states[{config.vision_feature_layer}]`, {tokens}",
+        ),
         (
             "visual tokenizer",
-            _kind(tokenizer)
+            kind_in_words(tokenizer)
             + (f", {heads[0]} heads of {heads[1]}" if all(heads) else "")
             + (f", feed-forward layers of {number(width)}" if width else ""),
         ),
         ("visual tokens per image", number(getattr(tokenizer, "num_latents", ""))),
         ("projection", f"{tokenizer.hidden_size} → {text.hidden_size}"),
-        ("language model", f"{_kind(text)}, vocabulary of {number(text.vocab_size)} tokens"),
+        ("language model", f"{kind_in_words(text)}, vocabulary of {number(text.vocab_size)} tokens"),
     ]
     if lora := config.lora_config:
         rank, alpha, modules = (plain(lora.get(key)) for key in ("r", "lora_alpha", "target_modules"))
@@ -111,7 +114,8 @@ def gvt_architecture(config: PreTrainedConfig, image_size: int | None = None) ->
     return [(name, value) for name, value in rows if value]
 
 
-def _kind(config: PreTrainedConfig) -> str:
+def kind_in_words(config: PreTrainedConfig) -> str:
+    """Type and size of a model, such as "dinov2, 12 layers of 384"."""
     layers = getattr(config, "num_hidden_layers", None)
     kind = config.model_type.removesuffix("_vistok").replace("_", " ")
     return f"{kind}, {layers} layers of {config.hidden_size}" if layers else kind
@@ -265,6 +269,7 @@ __all__ = [
     "gvt_architecture",
     "hyper_parameters",
     "is_hub_id",
+    "kind_in_words",
     "licence_table",
     "number",
     "plain",

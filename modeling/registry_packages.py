@@ -127,6 +127,69 @@ _DATA_PACKAGES = (
             "usr/share/doc/tuxpaint-stamps-default/copyright",
         ),
     ),
+    RegistryPackage(
+        name="mate-backgrounds",
+        registry="debian",
+        package="mate-backgrounds",
+        version="1.26.0-1",
+        sha256="7bf4c2209f34b4f61ba6d24c8b58c28b361e82e4b943aae6d42c030169af9e04",
+        archive="mate-backgrounds_1.26.0-1_all.deb",
+        size=46_638_500,
+        disk=110_000_000,
+        licence="GPL-2.0-or-later",
+        description="12 photographs of nature, for backgrounds (without the package's drawings)",
+        keep=("usr/share/backgrounds/mate/nature/*.jpg", "usr/share/doc/mate-backgrounds/copyright"),
+    ),
+    RegistryPackage(
+        name="lomiri-wallpapers",
+        registry="debian",
+        package="lomiri-wallpapers-16.04",
+        version="20.04.0-2",
+        sha256="a99ff6a3bfe451e4cc0682ecb3cc82e71740626d59e4845ae34a0a0e45421eab",
+        archive="lomiri-wallpapers-16.04_20.04.0-2_all.deb",
+        size=15_783_184,
+        disk=50_000_000,
+        licence="CC-BY-4.0 AND CC-BY-SA-4.0 AND CC0-1.0",
+        description="13 photographs, for backgrounds (and 2 other pictures, unused)",
+        keep=("usr/share/backgrounds/*.jpg", "usr/share/doc/lomiri-wallpapers-16.04/copyright"),
+    ),
+    RegistryPackage(
+        name="plasma-wallpapers",
+        registry="debian",
+        package="plasma-workspace-wallpapers",
+        version="4:5.27.5-2",
+        sha256="32cd18b71c8c938a18b3b351f217c02ac590e323caa3cf322fbb875ce8892f8b",
+        archive="plasma-workspace-wallpapers_4%3a5.27.5-2_all.deb",
+        size=94_047_772,
+        disk=200_000_000,
+        licence="GPL-2.0-or-later AND LGPL-3.0-only",
+        description="11 photographs, for backgrounds (without the package's drawings, but for one)",
+        keep=(
+            "usr/share/wallpapers/*/contents/images/2560x1600.jpg",
+            "usr/share/wallpapers/*/metadata.json",
+            "usr/share/doc/plasma-workspace-wallpapers/copyright",
+        ),
+    ),
+    RegistryPackage(
+        name="material-kit",
+        registry="npm",
+        package="material-kit",
+        version="2.0.4",
+        sha256="543712c988b2697c61a7ef6c9527ebf850b21b56e1bdfd7258fc6d333f725602",
+        archive="material-kit-2.0.4.tgz",
+        size=5_746_614,
+        disk=20_000_000,
+        licence="MIT",
+        description="7 photographs of landscapes and cities, for backgrounds, of a theme for web pages",
+        keep=(
+            "package/assets/img/bg.jpg",
+            "package/assets/img/bg[237].jpg",
+            "package/assets/img/city*.jpg",
+            "package/assets/img/profile_city.jpg",
+            "package/LICENSE*",
+            "package/package.json",
+        ),
+    ),
 )
 DATA_PACKAGES: dict[str, RegistryPackage] = {package.name: package for package in _DATA_PACKAGES}
 """The data packages that vistok knows, by name."""
@@ -134,7 +197,8 @@ DATA_PACKAGES: dict[str, RegistryPackage] = {package.name: package for package i
 
 def package_folder(package: RegistryPackage) -> Path:
     """Where a data package is, or would be, unpacked: `cache_dir() / "packages" / "<name>-<version>"`."""
-    return cache_dir() / "packages" / f"{package.name}-{package.version}"
+    # A Debian epoch ends with a colon, which no file name on Windows may hold.
+    return cache_dir() / "packages" / f"{package.name}-{package.version.replace(':', '-')}"
 
 
 def fetch_package(name: str, force: bool = False) -> Path:

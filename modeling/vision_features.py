@@ -68,7 +68,7 @@ def extract_vision_features(
         output_hidden_states=True,
         output_attentions=wants_attentions,
         return_dict=True,
-        **_tower_arguments(vision_tower, pixel_values, grid_size),
+        **tower_arguments(vision_tower, pixel_values, grid_size),
     )
     features = outputs.hidden_states[feature_layer]
     num_patches = grid_size[0] * grid_size[1]
@@ -148,8 +148,17 @@ def patch_grid(vision_config, image_size: tuple[int, int]) -> tuple[int, int]:
     return grid_size
 
 
-def _tower_arguments(vision_tower, pixel_values, grid_size) -> dict:
-    """Arguments that only some towers know."""
+def tower_arguments(
+    vision_tower: PreTrainedModel, pixel_values: torch.Tensor, grid_size: tuple[int, int]
+) -> dict[str, Any]:
+    """
+    Arguments of a tower's `forward` that only some towers know.
+
+    Args:
+        vision_tower (`PreTrainedModel`): about to see the images.
+        pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): the images.
+        grid_size (`tuple[int, int]`): their height and width in patches.
+    """
     arguments: dict[str, Any] = {}
     known = inspect.signature(vision_tower.forward).parameters
     if "noise" in known:
@@ -168,5 +177,6 @@ __all__ = [
     "cached_vision_features",
     "extract_vision_features",
     "patch_grid",
+    "tower_arguments",
     "vision_tower_class",
 ]

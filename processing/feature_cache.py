@@ -4,12 +4,13 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.utils import logging
 
 from ..modeling.base_weights import cache_dir
@@ -88,18 +89,63 @@ class FeatureCache(Mapping):
                 f"{type(core.resampler).__name__} reads {', '.join(core.resampler.required_inputs)} beside the patch "
                 "features; only these are cached: train it with cache_features off."
             )
+
+        def compute(batch: list[Image.Image]) -> torch.Tensor:
+            pixel_values = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
+            return core.get_vision_features(pixel_values.to(core.vision_tower.device)).patch_features
+
+        settings = [
+            core.config.vision_feature_layer,
+            core.config.vision_feature_select_strategy,
+            processor.image_processor.to_json_string(),
+        ]
+        return cls.of_tower(
+            core.vision_tower, compute, settings, examples, core.vision_tower.dtype, folder, batch_size, progress_bar
+        )
+
+    @classmethod
+    def of_tower(
+        cls,
+        tower: torch.nn.Module,
+        compute: Callable[[list[Image.Image]], torch.Tensor],
+        settings: list[Any],
+        examples: Iterable[Mapping[str, Any]],
+        dtype: torch.dtype,
+        folder: str | os.PathLike | None = None,
+        batch_size: int = 32,
+        progress_bar: bool = True,
+    ) -> "FeatureCache":
+        """
+        Computes the features of every distinct image once, or finds that this was done before.
+
+        Args:
+            tower (`PreTrainedModel`): what they are computed with, to know them again by its weights.
+            compute (`Callable`): makes features, `(batch, num_tokens, hidden_size)`, of a list of images.
+            settings (`list`): whatever else they depend on, of types that JSON has.
+            examples (`Iterable[dict]`): training and evaluation examples.
+            dtype (`torch.dtype`): in which they are kept: float32, float16 or bfloat16.
+            folder, batch_size, progress_bar: as in [`FeatureCache.build`].
+
+        Returns:
+            [`FeatureCache`].
+
+        Raises:
+            ValueError: if there are no images, or the dtype is another.
+        """
+        if dtype not in _STORED:
+            raise ValueError(f"Features are kept in {', '.join(map(str, _STORED))}, not in {dtype}.")
         images: dict[str, Mapping[str, Any]] = {}
         for example in examples:
             for position, image in enumerate(example.get("images") or []):
                 images.setdefault(image_key(image), {**example, "images": [example["images"][position]]})
         if not images:
-            raise ValueError("The data has no images, so there are no features to cache: turn cache_features off.")
+            raise ValueError("The data has no images, so there are no features to cache: turn the cache off.")
         parent = Path(folder) if folder is not None else cache_dir() / "features"
-        target = parent / _fingerprint(model, processor, list(images))
+        target = parent / _fingerprint(tower, dtype, settings, list(images))
         if not (target / "index.json").exists():
             parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=parent, prefix=".building-") as building:
-                _write(core, processor, images, Path(building), batch_size, progress_bar)
+                _write(compute, dtype, images, Path(building), batch_size, progress_bar)
                 finished = Path(building) / "finished"
                 try:
                     os.replace(finished, target)
@@ -109,18 +155,15 @@ class FeatureCache(Mapping):
         return cls(target)
 
 
-def _write(core, processor, images, building: Path, batch_size: int, progress_bar: bool) -> None:
+def _write(compute, dtype: torch.dtype, images, building: Path, batch_size: int, progress_bar: bool) -> None:
     finished = building / "finished"
     finished.mkdir()
     keys, stored = list(images), None
-    dtype = core.vision_tower.dtype
     starts: Sequence[int] = range(0, len(keys), batch_size)
     for start in logging.tqdm(starts, desc="Computing features of the frozen tower", disable=not progress_bar):
         batch = [load_example_images(images[key])[0] for key in keys[start : start + batch_size]]
-        pixel_values = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
         with torch.inference_mode():
-            features = core.get_vision_features(pixel_values.to(core.vision_tower.device)).patch_features
-        features = features.to("cpu", dtype)
+            features = compute(batch).to("cpu", dtype)
         if stored is None:
             shape = (len(keys), *features.shape[1:])
             stored = np.lib.format.open_memmap(finished / "features.npy", "w+", dtype=_STORED[dtype], shape=shape)
@@ -133,24 +176,23 @@ def _write(core, processor, images, building: Path, batch_size: int, progress_ba
     (finished / "index.json").write_text(json.dumps(index))
 
 
-def _fingerprint(model, processor, keys: list[str]) -> str:
+def _fingerprint(tower, dtype: torch.dtype, settings: list[Any], keys: list[str]) -> str:
     """Changes with the tower's weights, precision, attention and device, the layer, and the prepared images."""
-    core = model.model
     digest = hashlib.sha256()
-    for name, parameter in core.vision_tower.named_parameters():
+    for name, parameter in tower.named_parameters():
         digest.update(f"{name} {tuple(parameter.shape)}".encode())
         digest.update(parameter.detach().flatten().contiguous().view(torch.uint8).cpu().numpy())
-    device = core.vision_tower.device.type
+    device = tower.device.type
     settings = [
-        core.vision_tower.config.model_type,
-        str(core.vision_tower.dtype),
-        core.vision_tower.config._attn_implementation,
+        tower.config.model_type,
+        str(tower.dtype),
+        tower.config._attn_implementation,
         device,
-        core.config.vision_feature_layer,
-        core.config.vision_feature_select_strategy,
-        processor.image_processor.to_json_string(),
+        *settings,
         sorted(keys),
     ]
+    if dtype != tower.dtype:
+        settings.append(f"kept in {dtype}")
     if torch.is_autocast_enabled(device):
         settings.append(f"autocast {torch.get_autocast_dtype(device)}")
     digest.update(json.dumps(settings).encode())

@@ -60,6 +60,13 @@ def test_steps_of_training_that_cost_less_have_the_same_loss(tmp_path):
     assert losses == pytest.approx([losses[0]] * 4, rel=0.01)
 
 
+def test_a_step_of_distillation_stands_beside_what_it_cannot_do_without(tmp_path):
+    vision, _ = save_base_models(tmp_path)
+    rows = run_benchmark("distillation", tmp_path, "--teacher", vision, "--sizes", "24")
+    assert [row["what"].split(",")[0] for row in rows][1:3] == ["step", "step"]
+    assert rows[0]["ratio to alone"] == "1.000" and all(float(row["ms per image"]) > 0 for row in rows)
+
+
 def test_peak_memory_counts_what_is_held_at_once():
     def holds_three_mebibytes():
         first = torch.empty(2**20, dtype=torch.uint8)

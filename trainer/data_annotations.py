@@ -345,6 +345,7 @@ def coco_captions(source: DataSource) -> Dataset | IterableDataset:
     path = _captions_file(source)
     name = path.stem.removeprefix("captions_")
     candidates = [path.parent / name, path.parent.parent / name, path.parent.parent / "images" / name]
+    candidates.append(path.parent / "images")  # as `vistok scenes` writes
     default = next((folder for folder in candidates if folder.is_dir()), candidates[0])
     return records_dataset(
         source,

@@ -22,7 +22,15 @@ from .data_records import records_dataset
 DataFormat = Callable[..., Dataset | IterableDataset]
 
 # Modules that register formats when imported; they are imported when a format is first looked up.
-FORMAT_MODULES = ("data_formats", "data_annotations", "data_shards", "cutouts")
+FORMAT_MODULES = (
+    "data_formats",
+    "data_annotations",
+    "data_images",
+    "data_shards",
+    "cutouts",
+    "object_centric",
+    "visual_questions",
+)
 _FORMATS: dict[str, DataFormat] = {}
 
 

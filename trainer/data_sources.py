@@ -246,6 +246,12 @@ class _GoodSamples:
         return False
 
 
+def load_eval_datasets(sources: list[dict[str, Any]]) -> dict[str, Any]:
+    """Loads the data to evaluate on, by the names of its sources."""
+    described = [DataSource.from_dict(source) for source in sources]
+    return {str(source.name): load_data_source(source) for source in described}
+
+
 def mix_data_sources(
     sources: Sequence[DataSource | Mapping[str, Any]],
     seed: int = 0,

@@ -1,7 +1,8 @@
 """Augmentation whose draws resuming does not change, nor, unless data is streamed, the number of workers."""
 
+import contextlib
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -48,12 +49,29 @@ class SeededAugmentationCollator(VisualLanguageCollator):
     epoch: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long).share_memory_())
 
     def load_images(self, example: Mapping[str, Any]) -> list[Image.Image]:
-        identity = (self.seed, int(self.epoch), *(example.get(name) for name in (POSITION, "source", "id")))
-        digest = hashlib.sha256(repr(identity).encode()).digest()
-        with torch.random.fork_rng(devices=[]):
-            # torch.manual_seed would reset the generators of GPUs as well.
-            torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        with draws_of(example, self.seed, int(self.epoch)):
             return super().load_images(example)
 
 
-__all__ = ["SeededAugmentationCollator", "number_examples"]
+@contextlib.contextmanager
+def draws_of(example: Mapping[str, Any], seed: int, epoch: int, purpose: str | None = None) -> Iterator[None]:
+    """
+    Makes what is drawn within, from torch's generator for CPUs, a function of the example alone, whatever process or
+    worker meets it and whatever was drawn before. Outside, nothing changes.
+
+    Args:
+        example (`Mapping`): with `position`, `source` and `id`, as far as it has them.
+        seed (`int`): of the training.
+        epoch (`int`): current epoch.
+        purpose (`str`, *optional*): what is drawn, if it is to be independent of other draws.
+    """
+    identity = (seed, epoch, *(example.get(name) for name in (POSITION, "source", "id")))
+    identity = identity if purpose is None else (*identity, purpose)
+    digest = hashlib.sha256(repr(identity).encode()).digest()
+    with torch.random.fork_rng(devices=[]):
+        # torch.manual_seed would reset the generators of GPUs as well.
+        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        yield
+
+
+__all__ = ["POSITION", "SeededAugmentationCollator", "draws_of", "number_examples"]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers import TrainingArguments
 
+from .part_learning_rates import check_learning_rates
+
 
 @dataclass
 class VisualLanguageConfig(TrainingArguments):
@@ -17,6 +19,9 @@ class VisualLanguageConfig(TrainingArguments):
             For each part of the model `"frozen"`, `"full"` or `"lora"`. The default is GVT's: only the resampler and
             its projection are trained (Section 3.2).
         lora (`dict`, *optional*): fields of `peft.LoraConfig` for the parts that are adapted.
+        learning_rates (`dict[str, float]`, *optional*):
+            Of parts that learn at another rate than `learning_rate`, such as `{"vision": 1e-5}`; the schedule is the
+            same.
         cache_features (`bool`, *optional*, defaults to `False`):
             Computes the features of a frozen tower once per image and keeps them on disk.
         feature_cache_dir (`str`, *optional*): where; by default vistok's cache folder.
@@ -37,6 +42,7 @@ class VisualLanguageConfig(TrainingArguments):
         metadata={"help": "For each part of the model: frozen, full or lora."},
     )
     lora: Any = field(default=None, metadata={"help": "Fields of peft.LoraConfig."})
+    learning_rates: Any = field(default=None, metadata={"help": "Of parts with a learning rate of their own."})
     cache_features: bool = field(default=False, metadata={"help": "Compute features of a frozen tower once."})
     feature_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached features."})
     augment: bool = field(default=False, metadata={"help": "Random resized crop and flip of training images."})
@@ -48,7 +54,7 @@ class VisualLanguageConfig(TrainingArguments):
     label_names: list[str] | None = field(default_factory=lambda: ["labels"], metadata={"help": "Labels."})
     logging_nan_inf_filter: bool = field(default=False, metadata={"help": "Kept off: training stops at such a loss."})
 
-    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "trainable", "lora"]
+    _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "trainable", "lora", "learning_rates"]
 
     def __post_init__(self):
         super().__post_init__()
@@ -67,6 +73,12 @@ class VisualLanguageConfig(TrainingArguments):
             raise ValueError(f"trainable is {self.trainable!r}, expected frozen, full or lora for each part by name.")
         if self.lora is not None and "lora" not in self.trainable.values():
             raise ValueError(f"lora is given, but trainable adapts no part: {self.trainable}. Set a part to 'lora'.")
+        if self.learning_rates is not None:
+            if not isinstance(self.learning_rates, dict):
+                raise ValueError(
+                    f"learning_rates is {self.learning_rates!r}, expected a number for each part by name."
+                )
+            check_learning_rates(self.learning_rates, self.trainable)
         if self.save_dtype is not None and not isinstance(getattr(torch, self.save_dtype, None), torch.dtype):
             raise ValueError(f"save_dtype is {self.save_dtype!r}, expected a dtype such as 'bfloat16' or 'float32'.")
         if self.label_smoothing_factor:

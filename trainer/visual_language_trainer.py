@@ -6,8 +6,7 @@ from typing import Any
 
 import torch
 from datasets import Dataset, IterableDataset
-from transformers import PreTrainedModel, Trainer
-from transformers.utils import logging
+from transformers import PreTrainedModel
 
 from ..modeling.composition import check_weights
 from ..modeling.lora_adapters import ordinary_model
@@ -25,23 +24,18 @@ from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.collator import IGNORED, VisualLanguageCollator
 from ..processing.feature_cache import FeatureCache
 from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
-from .checkpoints import checkpoint_to_resume
 from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
+from .part_learning_rates import set_part_learning_rates
 from .refused_samples import leave_out_refused
+from .reproducible_trainer import DivergedError, ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
 from .visual_language_config import VisualLanguageConfig
 
-logger = logging.get_logger(__name__)
 
-
-class DivergedError(ValueError):
-    """The loss or the gradient is no finite number: going on would only spoil the weights."""
-
-
-class VisualLanguageTrainer(Trainer):
+class VisualLanguageTrainer(ReproducibleTrainer):
     """
     Trains a composed model on images and conversations with the language modelling loss on the answers.
 
@@ -76,10 +70,6 @@ class VisualLanguageTrainer(Trainer):
         _check_own_collator(args, data_collator)
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
-        if args.n_gpu > 1:
-            # One process could only split a batch by rows, and images are no rows.
-            logger.warning(f"Training on one of {args.n_gpu} GPUs: start with `accelerate launch` to use all of them.")
-            args._n_gpu = 1
         set_trainable(model, args.trainable, args.lora)
         upcast_trained(model)
         features = None
@@ -92,7 +82,7 @@ class VisualLanguageTrainer(Trainer):
                 max_length=args.max_length,
                 is_encoder_decoder=model.config.is_encoder_decoder,
             )
-        self._eval_collator = data_collator
+        eval_collator = data_collator
         train_dataset = leave_out_refused(train_dataset, data_collator)
         eval_dataset = leave_out_refused(eval_dataset, data_collator)
         if args.conversations_per_row > 1:
@@ -103,7 +93,6 @@ class VisualLanguageTrainer(Trainer):
         if args.augment and train_dataset is not None:
             train_dataset = number_examples(train_dataset)
             data_collator = _augmenting(data_collator, args.seed)
-        self._train_collator = data_collator
         kwargs.setdefault("compute_metrics", answer_accuracy)
         super().__init__(
             model=model,
@@ -112,6 +101,7 @@ class VisualLanguageTrainer(Trainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=data_collator,
+            eval_collator=eval_collator,
             **kwargs,
         )
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
@@ -119,7 +109,7 @@ class VisualLanguageTrainer(Trainer):
 
     @staticmethod
     def _cache_features(model, args, processing_class, train_dataset, eval_dataset) -> FeatureCache:
-        datasets = [train_dataset, *_by_name(eval_dataset).values()]
+        datasets = named_datasets(train_dataset, eval_dataset).values()
         examples = (example for dataset in datasets if dataset is not None for example in dataset)
         model.to(args.device)
         # As they would be computed in the forward pass of a training step.
@@ -132,62 +122,14 @@ class VisualLanguageTrainer(Trainer):
                 model, processing_class, examples, args.feature_cache_dir, progress_bar=not args.disable_tqdm
             )
 
-    def get_eval_dataloader(self, eval_dataset=None):
-        return self._without_augmentation(super().get_eval_dataloader, eval_dataset)
-
-    def get_test_dataloader(self, test_dataset):
-        return self._without_augmentation(super().get_test_dataloader, test_dataset)
-
-    def _without_augmentation(self, get_dataloader, dataset):
-        self.data_collator: Any = self._eval_collator
-        try:
-            return get_dataloader(dataset)
-        finally:
-            self.data_collator = self._train_collator
-
-    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
-        """
-        `Trainer.train`.
-
-        Args:
-            resume_from_checkpoint (`str` or `bool`, *optional*):
-                Folder of a checkpoint; `True` for the last complete one in the output folder, `"auto"` for the same if
-                there is one. Training goes on exactly as if it had not been interrupted.
-            args, kwargs: as in `transformers.Trainer`.
-
-        Raises:
-            CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model.
-            DivergedError: if the loss or the gradient is no finite number.
-        """
-        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
-
-    def _run_epoch(self, *args, **kwargs):
-        if self.state.global_step >= self.state.max_steps:  # a run that was at its end takes no further step
-            self.control.should_training_stop = True
-            return
-        if isinstance(self._train_collator, SeededAugmentationCollator):
-            self._train_collator.epoch.fill_(kwargs["epoch"])
-        super()._run_epoch(*args, **kwargs)
-
-    def training_step(self, *args, **kwargs):
-        loss = super().training_step(*args, **kwargs)
-        self._stop_unless_finite("loss", loss)
-        return loss
-
-    def _get_grad_norm(self, *args, **kwargs):
-        norm = super()._get_grad_norm(*args, **kwargs)
-        if norm is not None and not self.args.fp16:  # the loss scaler of float16 skips such steps
-            self._stop_unless_finite("gradient norm", norm)
-        return norm
-
-    def _stop_unless_finite(self, what: str, value) -> None:
-        value = torch.as_tensor(value)
-        if not torch.isfinite(value).all():
-            raise DivergedError(
-                f"The {what} is {value.float().mean().item()} in step {self.state.global_step + 1}. The weights have "
-                f"not been updated with it. Lower learning_rate (now {self.args.learning_rate}), set max_grad_norm "
-                f"(now {self.args.max_grad_norm}) or look at the data, and resume from the last checkpoint."
-            )
+    def create_optimizer(self, *args, **kwargs):
+        is_new = self.optimizer is None
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if rates := self.args.learning_rates:
+            if not is_new:
+                raise ValueError("learning_rates are those of the trainer's own optimizer: give one of the two.")
+            set_part_learning_rates(optimizer, self.model, rates, self.args.trainable)
+        return optimizer
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Language modelling loss on the answers, with the head run at their positions only."""
@@ -224,14 +166,6 @@ class VisualLanguageTrainer(Trainer):
         logits[..., list(suppressed or [])] = -torch.inf
         return loss, right_answers(logits.argmax(-1), targets, numbers), losses
 
-    def evaluate(self, *args, **kwargs):
-        """`Trainer.evaluate`, which leaves the random numbers of training alone."""
-        state = torch.get_rng_state()
-        try:
-            return super().evaluate(*args, **kwargs)
-        finally:
-            torch.set_rng_state(state)
-
     def _save(self, output_dir: str | None = None, state_dict=None):
         # Adapters are resumed from as they are, and merged at the end.
         if not self._saves_trained_only and getattr(self.model.config, "lora_config", None) is None:
@@ -257,22 +191,6 @@ class VisualLanguageTrainer(Trainer):
     @property
     def _saves_trained_only(self) -> bool:
         return self.args.save_trained_only and bool(getattr(self.model.config, "base_models", None))
-
-    def _save_rng_state(self, output_dir: str) -> None:
-        super()._save_rng_state(output_dir)
-        since_log = {"loss": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
-        torch.save(since_log, self._loss_file(output_dir))
-
-    def _load_rng_state(self, checkpoint: str | None) -> None:
-        super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self._loss_file(checkpoint).exists():
-            # The first loss that is logged is the mean since the last one that was.
-            since_log = torch.load(self._loss_file(checkpoint), weights_only=True)
-            self._tr_loss += since_log["loss"]
-            self._globalstep_last_logged = since_log["last_logged_step"]
-
-    def _loss_file(self, checkpoint: str) -> Path:
-        return Path(checkpoint, f"loss_since_log_{self.args.process_index}.pt")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         if not self._load_trained(resume_from_checkpoint):
@@ -315,21 +233,14 @@ class VisualLanguageTrainer(Trainer):
                 self.processing_class.save_pretrained(temporary)
 
 
-def _by_name(dataset) -> dict[str, Any]:
-    return dataset if isinstance(dataset, dict) else {"eval_dataset": dataset}
-
-
 def _check_datasets(args: VisualLanguageConfig, train_dataset, eval_dataset) -> None:
-    for name, dataset in {"train_dataset": train_dataset, **_by_name(eval_dataset)}.items():
-        if isinstance(dataset, Dataset) and len(dataset) == 0:
-            raise ValueError(f"{name} is empty: there is nothing to learn from or to measure on.")
-        if not isinstance(dataset, IterableDataset):
-            continue
-        if args.cache_features or args.conversations_per_row > 1:
+    check_datasets(args, train_dataset, eval_dataset)
+    if not (args.cache_features or args.conversations_per_row > 1):
+        return
+    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
+        if isinstance(dataset, IterableDataset):
             option = "cache_features" if args.cache_features else "conversations_per_row"
             raise ValueError(f"{option} needs data of known size: load {name} with streaming off.")
-        if dataset is not train_dataset and args.world_size > 1:
-            raise ValueError(f"Several processes share no stream to evaluate on: load {name} with streaming off.")
 
 
 def _check_own_collator(args: VisualLanguageConfig, collator) -> None:

@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CutoutLibrary": "trainer.cutouts",
     "DataSource": "trainer.data_sources",
+    "FeatureDistillationConfig": "trainer.feature_distillation_config",
+    "FeatureDistillationTrainer": "trainer.feature_distillation_trainer",
     "EvaVisionConfig": "configuration.configuration_eva",
     "EvaVisionForImageClassification": "modeling.modeling_eva",
     "EvaVisionModel": "modeling.modeling_eva",
@@ -30,6 +32,7 @@ _PUBLIC = {
     "VisualTokenizerOutput": "modeling.visual_tokenizer",
     "build_questions": "evaluation.gvtbench_builder",
     "cider": "evaluation.cider",
+    "feature_distillation_loss": "modeling.losses_distillation",
     "fetch": "modeling.base_weights",
     "load_data_source": "trainer.data_sources",
     "load_image": "processing.images",
@@ -97,6 +100,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .evaluation.gvtbench_scoring import score_object_counting as score_object_counting
     from .evaluation.vqa_accuracy import vqa_accuracy as vqa_accuracy
     from .modeling.base_weights import fetch as fetch
+    from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
     from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
@@ -113,5 +117,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.data_sources import DataSource as DataSource
     from .trainer.data_sources import load_data_source as load_data_source
     from .trainer.data_sources import mix_data_sources as mix_data_sources
+    from .trainer.feature_distillation_config import FeatureDistillationConfig as FeatureDistillationConfig
+    from .trainer.feature_distillation_trainer import FeatureDistillationTrainer as FeatureDistillationTrainer
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer

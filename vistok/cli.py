@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import cli_ask, cli_convert, cli_demo, cli_evaluate, cli_fetch, cli_train
+from . import cli_ask, cli_convert, cli_demo, cli_evaluate, cli_fetch, cli_scenes, cli_study, cli_train
 
 # In the order of the help. Each has SUMMARY, DESCRIPTION, add_arguments and run; one with TAKES_OVERRIDES finds
 # further arguments in `options.rest`.
@@ -18,6 +18,8 @@ COMMANDS = {
     "ask": cli_ask,
     "train": cli_train,
     "evaluate": cli_evaluate,
+    "scenes": cli_scenes,
+    "study": cli_study,
     "convert": cli_convert,
 }
 
@@ -39,7 +41,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)} (see vistok {options.command} --help)")
     options.rest = rest
     options.command_line = shlex.join(["vistok", *arguments])
-    _show_messages(logging.INFO if options.command in ("fetch", "train") else logging.WARNING)
+    _show_messages(logging.INFO if options.command in ("fetch", "train", "study") else logging.WARNING)
     try:
         return options.run(options) or 0
     except KeyboardInterrupt:

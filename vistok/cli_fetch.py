@@ -15,6 +15,10 @@ data packages (all of them with --data; each with the client of its registry, wh
   fluent-emoji      3,391 rendered objects, 16 MB, MIT; with npm (Node.js)
   noto-emoji        3,786 drawn objects, 74 MB, MIT and Apache-2.0; with npm (Node.js)
   tuxpaint-stamps   captioned photographs and drawings, 161 MB, GPL-2.0-or-later; with apt-get (Debian)
+  mate-backgrounds  12 photographs of nature, 47 MB, GPL-2.0-or-later; with apt-get (Debian)
+  lomiri-wallpapers 13 photographs, 16 MB, CC-BY-4.0, CC-BY-SA-4.0 and CC0-1.0; with apt-get (Debian)
+  plasma-wallpapers 11 photographs, 94 MB, GPL-2.0-or-later and LGPL-3.0; with apt-get (Debian)
+  material-kit      7 photographs of landscapes and cities, 6 MB, MIT; with npm (Node.js)
 
 When one fails, the others are fetched all the same, and the exit code is 2.
 

@@ -10,16 +10,23 @@ Trains as a recipe says, and ends with a folder that from_pretrained and pipelin
 processor, a card, results.json and the loss curve. A run that was killed continues from its last checkpoint.
 
 Behind the recipe any field of it can be overridden by --section.field value. Its sections:
+  trainer           visual-language (the default) or feature-distillation
+  data              train and eval, lists of data sources; their mixture
+  training          any field of transformers' TrainingArguments, and of the trainer's own
+  card              title, license, language, description, limits
+of visual-language, which trains a multimodal language model on images and conversations:
   model             what it is composed of: vision, text, resampler …
   trainable         frozen, full or lora for each part: vision, resampler, llm
   lora              fields of peft.LoraConfig
-  data              train and eval, lists of data sources; their mixture
-  training          any field of transformers' TrainingArguments
-  card              title, license, language, description, limits
+of feature-distillation, which trains a vision tower to have another's features:
+  teacher           whose features: model, feature_layer …
+  student           what learns them: same, wei or a checkpoint
+  probe             labelled images for k-NN and linear probe, before and after
 
 example:
   vistok train recipes/gvt/demo.yaml
   vistok train recipes/gvt/demo.yaml --training.max_steps 100 --training.output_dir runs/try
+  vistok train recipes/gvt/distill-demo.yaml
 """
 
 TAKES_OVERRIDES = True
@@ -60,6 +67,12 @@ def run(options: argparse.Namespace) -> None:
         for name, value in results["metrics"].items():
             if name.endswith("answer_accuracy"):
                 print(f"{name}: {100 * value:.2f} %")
+            elif name.endswith(("cosine_similarity", "explained_variance")):
+                print(f"{name}: {value:.3f}")
+        for name, scores in (results.get("representation") or {}).items():
+            if isinstance(scores, dict):
+                words = [f"{probe} {score['accuracy']:.1f} %" for probe, score in scores.items()]
+                print(f"{name}: {', '.join(words)}")
         print(f"Model, card, results.json and loss.png: {folder}")
 
 

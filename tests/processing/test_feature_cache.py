@@ -217,7 +217,7 @@ def test_a_cache_goes_to_worker_processes_without_its_features(tmp_path):
 
 
 def test_data_without_images_is_refused(tmp_path):
-    with pytest.raises(ValueError, match=r"no images.*turn cache_features off"):
+    with pytest.raises(ValueError, match=r"no images.*turn the cache off"):
         build(tiny_gvt(), tmp_path, [example([user("how many?"), assistant("two")])])
 
 

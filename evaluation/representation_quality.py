@@ -1,0 +1,261 @@
+"""How much the frozen features of a vision tower say about what an image shows: k nearest neighbours, linear probe."""
+
+from collections import Counter
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from transformers import PreTrainedModel
+
+from ..modeling.final_features import tower_features
+from ..modeling.vision_features import patch_grid
+from ..processing.images import ImageSource, load_image
+from .bootstrap import bootstrap_interval
+
+POOLINGS = ("mean", "cls", "both")
+
+
+@torch.no_grad()
+def image_representations(
+    vision_tower: PreTrainedModel,
+    image_processor: Any,
+    images: Sequence[ImageSource],
+    feature_layer: int | None = None,
+    pooling: str = "mean",
+    batch_size: int = 32,
+) -> torch.Tensor:
+    """
+    One vector for each image.
+
+    Args:
+        vision_tower (`PreTrainedModel`): put into evaluation mode, and left in the mode it was in.
+        image_processor: the tower's.
+        images (`list`): paths, PIL images, or images of training examples.
+        feature_layer (`int`, *optional*): index into `hidden_states`; by default the features after the final norm.
+        pooling (`str`, *optional*, defaults to `"mean"`): `"mean"` of the patches, `"cls"`, or `"both"`, one behind
+            the other.
+        batch_size (`int`, *optional*, defaults to 32): images per pass.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_images, hidden_size)`, for `"both"` twice as wide; on the CPU.
+
+    Raises:
+        ValueError: if the pooling is unknown, or reads [CLS] and the tower has none.
+    """
+    if pooling not in POOLINGS:
+        raise ValueError(f"pooling is {pooling!r}, expected {', '.join(POOLINGS)}.")
+    training, pooled = vision_tower.training, []
+    vision_tower.eval()
+    try:
+        for start in range(0, len(images), batch_size):
+            batch = [load_image(image) for image in images[start : start + batch_size]]
+            pixel_values = image_processor(batch, return_tensors="pt")["pixel_values"].to(vision_tower.device)
+            features = tower_features(vision_tower, pixel_values, feature_layer).float()
+            height, width = patch_grid(vision_tower.config, (pixel_values.shape[-2], pixel_values.shape[-1]))
+            pooled.append(_pool(features, features.shape[1] - height * width, pooling).cpu())
+    finally:
+        vision_tower.train(training)
+    return torch.cat(pooled)
+
+
+def _pool(features: torch.Tensor, num_prefix_tokens: int, pooling: str) -> torch.Tensor:
+    mean = features[:, num_prefix_tokens:].mean(1)
+    if pooling == "mean":
+        return mean
+    if num_prefix_tokens == 0:
+        raise ValueError(f"pooling {pooling!r} reads [CLS], and the tower has none: choose 'mean'.")
+    return features[:, 0] if pooling == "cls" else torch.cat([features[:, 0], mean], dim=1)
+
+
+def knn_predictions(
+    train_features: torch.Tensor,
+    train_labels: Sequence[Hashable],
+    test_features: torch.Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+) -> list[Hashable]:
+    """
+    Lets the k training images of the greatest cosine similarity vote, each with the weight exp(similarity /
+    temperature).
+
+    Args:
+        train_features (`torch.FloatTensor` of shape `(num_train, hidden_size)`): to compare with.
+        train_labels (`list`): of the training images.
+        test_features (`torch.FloatTensor` of shape `(num_test, hidden_size)`): to classify.
+        k (`int`, *optional*, defaults to 20): neighbours; all, where there are fewer.
+        temperature (`float`, *optional*, defaults to 0.07): of the weights.
+
+    Returns:
+        `list`: a label for each test image.
+
+    Raises:
+        ValueError: if k is less than 1, or features and labels do not fit together.
+    """
+    _check(train_features, train_labels, test_features)
+    if k < 1:
+        raise ValueError(f"k is {k}, expected at least 1 neighbour.")
+    classes, numbers = _numbered(train_labels)
+    train = nn.functional.normalize(train_features.double(), dim=1)
+    test = nn.functional.normalize(test_features.double(), dim=1)
+    predicted: list[Hashable] = []
+    for some in test.split(1024):  # all similarities at once would not fit for large sets
+        similarity, neighbours = (some @ train.T).topk(min(k, len(train)), dim=1)
+        votes = torch.zeros(len(some), len(classes), dtype=torch.float64)
+        votes.scatter_add_(1, numbers[neighbours], torch.exp((similarity - 1) / temperature))
+        predicted += [classes[number] for number in votes.argmax(1).tolist()]
+    return predicted
+
+
+def linear_probe_predictions(
+    train_features: torch.Tensor, train_labels: Sequence[Hashable], test_features: torch.Tensor
+) -> list[Hashable]:
+    """
+    A linear classifier in closed form: ridge regression of the classes on standardised features, with the penalty
+    that classifies most training images rightly when each is left out.
+
+    Args:
+        train_features (`torch.FloatTensor` of shape `(num_train, hidden_size)`): to learn from.
+        train_labels (`list`): of the training images.
+        test_features (`torch.FloatTensor` of shape `(num_test, hidden_size)`): to classify.
+
+    Returns:
+        `list`: a label for each test image.
+
+    Raises:
+        ValueError: if features and labels do not fit together.
+    """
+    _check(train_features, train_labels, test_features)
+    classes, numbers = _numbered(train_labels)
+    targets = nn.functional.one_hot(numbers, len(classes)).double()
+    mean, std = train_features.double().mean(0), train_features.double().std(0, unbiased=False).clamp_min(1e-8)
+    features, test = (train_features.double() - mean) / std, (test_features.double() - mean) / std
+    weights = ridge_weights(features, targets - targets.mean(0), numbers, targets.mean(0))
+    return [classes[number] for number in (test @ weights + targets.mean(0)).argmax(1).tolist()]
+
+
+def ridge_weights(
+    features: torch.Tensor, targets: torch.Tensor, numbers: torch.Tensor, offset: torch.Tensor
+) -> torch.Tensor:
+    """
+    Ridge regression with the penalty, of a grid from 1e-6 to 10 per image, of the best leave-one-out accuracy; of
+    equally good ones the greatest.
+
+    Args:
+        features (`torch.DoubleTensor` of shape `(num_images, hidden_size)`): of mean zero.
+        targets (`torch.DoubleTensor` of shape `(num_images, num_classes)`): one for the class, of mean zero.
+        numbers (`torch.LongTensor` of shape `(num_images,)`): of the classes.
+        offset (`torch.DoubleTensor` of shape `(num_classes,)`): what was subtracted from the targets.
+
+    Returns:
+        `torch.DoubleTensor` of shape `(hidden_size, num_classes)`.
+    """
+    left, singular, right = torch.linalg.svd(features, full_matrices=False)
+    projected, best, weights = left.T @ targets, -1.0, torch.empty(0)
+    for exponent in torch.arange(1.0, -6.5, -0.5).tolist():
+        penalty = len(features) * 10.0**exponent
+        shrinkage = singular.square() / (singular.square() + penalty)
+        fitted = left @ (shrinkage.unsqueeze(1) * projected)
+        # 1/n is what an image pulls the means towards itself.
+        leverage = (left.square() * shrinkage).sum(1) + 1 / len(features)
+        left_out = targets - (targets - fitted) / (1 - leverage).clamp_min(1e-12).unsqueeze(1)
+        accuracy = ((left_out + offset).argmax(1) == numbers).double().mean().item()
+        if accuracy > best:
+            best = accuracy
+            weights = right.T @ ((singular / (singular.square() + penalty)).unsqueeze(1) * projected)
+    return weights
+
+
+def representation_quality(
+    vision_tower: PreTrainedModel,
+    image_processor: Any,
+    train: tuple[Sequence[ImageSource], Sequence[Hashable]],
+    test: tuple[Sequence[ImageSource], Sequence[Hashable]],
+    feature_layer: int | None = None,
+    pooling: str = "mean",
+    k: int = 20,
+    batch_size: int = 32,
+) -> dict[str, dict[str, Any]]:
+    """
+    Accuracies of a frozen tower's features on labelled images.
+
+    Args:
+        vision_tower, image_processor, feature_layer, pooling, batch_size: as in [`image_representations`].
+        train, test (`tuple` of images and labels): to learn from, and to measure on; they share no image.
+        k (`int`, *optional*, defaults to 20): as in [`knn_predictions`].
+
+    Returns:
+        `dict`: `knn` and `linear_probe`, each with `accuracy` in percent and `interval`, its 95 % bootstrap interval.
+        See [`label_floors`] for what they have to rise above, beside a tower with random weights.
+
+    Raises:
+        ValueError: if there are no images, or not as many labels.
+    """
+    arguments: dict[str, Any] = {"feature_layer": feature_layer, "pooling": pooling, "batch_size": batch_size}
+    for name, (images, labels) in {"train": train, "test": test}.items():
+        if not images or len(images) != len(labels):
+            raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: expected as many, and some.")
+    train_features = image_representations(vision_tower, image_processor, train[0], **arguments)
+    test_features = image_representations(vision_tower, image_processor, test[0], **arguments)
+    predictions = {
+        "knn": knn_predictions(train_features, train[1], test_features, k),
+        "linear_probe": linear_probe_predictions(train_features, train[1], test_features),
+    }
+    return {name: _score(predicted, test[1]) for name, predicted in predictions.items()}
+
+
+def label_floors(train_labels: Sequence[Hashable], test_labels: Sequence[Hashable]) -> dict[str, Any]:
+    """
+    What can be reached without looking.
+
+    Args:
+        train_labels, test_labels (`list`): of the images to learn from, and of those to measure on.
+
+    Returns:
+        `dict`: `majority`, the accuracy in percent of always giving the most frequent training label, and numbers
+        `num_train`, `num_test`, `num_classes`.
+    """
+    majority = Counter(train_labels).most_common(1)[0][0]
+    return {
+        "majority": 100 * sum(label == majority for label in test_labels) / len(test_labels),
+        "num_train": len(train_labels),
+        "num_test": len(test_labels),
+        "num_classes": len(set(train_labels)),
+    }
+
+
+def _score(predicted: Sequence[Hashable], labels: Sequence[Hashable]) -> dict[str, Any]:
+    right = [float(found == label) for found, label in zip(predicted, labels, strict=True)]
+    interval = bootstrap_interval(right, range(len(right)))
+    return {
+        "accuracy": 100 * sum(right) / len(right),
+        "interval": None if interval is None else [100 * end for end in interval],
+    }
+
+
+def _numbered(labels: Sequence[Hashable]) -> tuple[list[Hashable], torch.Tensor]:
+    classes: Mapping[Hashable, int] = {label: number for number, label in enumerate(dict.fromkeys(labels))}
+    return list(classes), torch.tensor([classes[label] for label in labels])
+
+
+def _check(train_features: torch.Tensor, train_labels: Sequence[Hashable], test_features: torch.Tensor) -> None:
+    if len(train_features) != len(train_labels) or not len(train_labels):
+        raise ValueError(f"There are {len(train_features)} training features and {len(train_labels)} labels.")
+    if train_features.shape[1:] != test_features.shape[1:]:
+        raise ValueError(
+            f"Training features are of width {train_features.shape[-1]} and test features of "
+            f"{test_features.shape[-1]}: both have to come from the same tower and pooling."
+        )
+    if not (torch.isfinite(train_features).all() and torch.isfinite(test_features).all()):
+        raise ValueError("Some features are no finite numbers: the tower has diverged, or was loaded wrongly.")
+
+
+__all__ = [
+    "POOLINGS",
+    "image_representations",
+    "knn_predictions",
+    "label_floors",
+    "linear_probe_predictions",
+    "representation_quality",
+    "ridge_weights",
+]

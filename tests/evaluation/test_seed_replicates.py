@@ -1,0 +1,125 @@
+"""Intervals over images and seeds: on planted differences, and by how often they hold what is true."""
+
+import numpy as np
+import pytest
+
+from vistok.evaluation.seed_replicates import (
+    AVERAGE,
+    ImageScores,
+    SeedVariance,
+    draw_images,
+    estimate_difference,
+    estimate_score,
+    mean_difference,
+    pooled_seed_variance,
+    scores_of_seeds,
+)
+
+
+def scores(values, counts=None) -> ImageScores:
+    values = np.asarray(values, dtype=float)
+    return ImageScores(values, np.ones(len(values), dtype=int) if counts is None else np.asarray(counts))
+
+
+def test_questions_are_gathered_by_image_and_images_without_questions_have_none():
+    gathered = ImageScores.from_questions([1, 0, 1, 1], ["b", "b", "a", "b"], ["a", "b", "c"])
+    assert gathered.sums.tolist() == [1, 2, 0] and gathered.counts.tolist() == [1, 3, 0]
+    assert scores_of_seeds({"oc": [gathered]}, "oc").tolist() == [0.75]
+
+
+def test_the_average_is_over_tasks_seed_by_seed():
+    kind = {"oc": [scores([0, 100]), scores([100, 100])], "vqa": [scores([20, 40]), scores([0, 0])]}
+    assert scores_of_seeds(kind, AVERAGE).tolist() == [40, 50]
+
+
+def test_the_variance_between_seeds_is_pooled_over_kinds():
+    kinds = [{"oc": [scores([10]), scores([14])]}, {"oc": [scores([50]), scores([50]), scores([53])]}]
+    expected = (np.var([10, 14]) * 2 + np.var([50, 50, 53]) * 3) / 3
+    assert pooled_seed_variance(kinds, "oc") == SeedVariance(pytest.approx(expected), 3)
+    assert pooled_seed_variance([{"oc": [scores([1])]}], "oc") == SeedVariance(0.0, 0)
+
+
+def test_without_seeds_the_interval_is_that_of_the_images():
+    values = np.random.default_rng(0).normal(50, 10, 400)
+    found = estimate_score({"oc": [scores(values)]}, "oc", draw_images(400, 4000), SeedVariance(0.0, 0))
+    half = 1.96 * values.std() / 20
+    assert [found.value, found.low, found.high] == pytest.approx(
+        [values.mean(), values.mean() - half, values.mean() + half], abs=0.1
+    )
+
+
+def test_images_on_which_both_models_do_well_or_ill_do_not_widen_a_paired_difference():
+    difficulty = np.random.default_rng(0).normal(0, 30, 300)
+    first, second = {"oc": [scores(difficulty + 2)]}, {"oc": [scores(difficulty)]}
+    found = estimate_difference(first, second, "oc", draw_images(300, 500), SeedVariance(0.0, 0))
+    assert [found.low, found.value, found.high] == pytest.approx([2, 2, 2])
+    assert found.excludes_zero
+
+
+def test_seeds_widen_a_difference_that_images_alone_would_make_certain():
+    images = np.full(200, 50.0)
+    first, second = {"oc": [scores(images + 4), scores(images)]}, {"oc": [scores(images - 1), scores(images + 1)]}
+    weights = draw_images(200, 4000)
+    variance = pooled_seed_variance([first, second], "oc")
+    found = estimate_difference(first, second, "oc", weights, variance)
+    assert found.value == pytest.approx(2) and found.seeds == pytest.approx((5, -1))
+    half = 4.303 * np.sqrt(variance.variance)  # Student's t with two degrees of freedom; 1/2 + 1/2 of the variance
+    assert [found.low, found.high] == pytest.approx([2 - half, 2 + half], rel=0.15)
+    assert not found.excludes_zero
+
+
+def test_a_model_in_two_pairs_counts_twice_and_one_that_cancels_does_not_count():
+    a, b, c = ({"oc": [scores([value] * 4)]} for value in (10.0, 7.0, 1.0))
+    none = SeedVariance(4.0, 5)
+    found = mean_difference([(a, b), (b, c)], "oc", draw_images(4, 4000), none)
+    alone = estimate_difference(a, c, "oc", draw_images(4, 4000), none)
+    assert found.value == pytest.approx(4.5)
+    assert found.high - found.low == pytest.approx((alone.high - alone.low) / 2)
+
+
+@pytest.mark.parametrize(("seed_spread", "image_spread"), [(2.0, 1.0), (0.3, 20.0), (2.0, 15.0)])
+def test_95_of_100_intervals_hold_the_true_difference(seed_spread, image_spread):
+    generator, held, rounds, images = np.random.default_rng(3), 0, 400, 60
+    weights = draw_images(images, 600)
+
+    def train(level, difficulty):
+        return {
+            "oc": [
+                scores(
+                    level + generator.normal(0, seed_spread) + difficulty + generator.normal(0, image_spread, images)
+                )
+                for _ in range(2)
+            ]
+        }
+
+    for _ in range(rounds):
+        difficulty = generator.normal(0, 10, images)
+        kinds = [train(level, difficulty) for level in (50, 47, 60, 40, 55, 45)]
+        found = estimate_difference(kinds[0], kinds[1], "oc", weights, pooled_seed_variance(kinds, "oc", weights))
+        held += found.low <= 3 <= found.high
+    assert 0.91 <= held / rounds <= 0.99
+
+
+def test_answers_that_are_all_alike_are_no_proof_that_there_are_no_others():
+    always = {"oc": [scores([0.0] * 30)]}
+    weights, none = draw_images(30, 100), SeedVariance(0.0, 0)
+    found = estimate_score(always, "oc", weights, none, bounds=(0, 100))
+    # Of 30 images at most so many can be others, if none was found with a probability of 2.5 %.
+    assert [found.value, found.low, found.high] == pytest.approx([0, 0, 100 * (1 - 0.025 ** (1 / 30))])
+    found = estimate_difference(always, always, "oc", weights, none, bounds=(-100, 100))
+    assert found.low == pytest.approx(-found.high) and found.high > 10
+    found = mean_difference([(always, always)], "oc", weights, none, bounds=(-100, 100))
+    assert found.low < 0 < found.high
+
+
+def test_what_does_not_fit_together_is_refused():
+    with pytest.raises(ValueError, match="2 scores and 1 images"):
+        ImageScores.from_questions([1, 0], ["a"], ["a"])
+    with pytest.raises(ValueError, match="not among all images, such as 'b'"):
+        ImageScores.from_questions([1], ["b"], ["a"])
+    with pytest.raises(ValueError, match="1 of 2 scores are no finite numbers"):
+        ImageScores.from_questions([1, float("nan")], ["a", "a"], ["a"])
+    with pytest.raises(ValueError, match="'mci' is no task"):
+        scores_of_seeds({"oc": [scores([1])]}, "mci")
+    with pytest.raises(ValueError, match="no pairs"):
+        mean_difference([], "oc", draw_images(1), SeedVariance(0.0, 0))

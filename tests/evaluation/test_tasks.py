@@ -1,0 +1,371 @@
+"""Tasks read their questions, write their prompts and score as their benchmarks do."""
+
+import copy
+import hashlib
+import json
+
+import numpy as np
+import pytest
+
+from tests.tiny import tiny_image
+from vistok.evaluation import task_questions
+from vistok.evaluation.bootstrap import bootstrap_interval
+from vistok.evaluation.gvtbench_scoring import score_multi_class_identification, score_object_counting
+from vistok.evaluation.measures import measure
+from vistok.evaluation.pope import score_pope
+from vistok.evaluation.seed_bench import score_seed_bench
+from vistok.evaluation.tasks import TASKS, QuestionFiles, find_tasks
+from vistok.evaluation.vqa import answer_of, two_fold_prior
+from vistok.evaluation.vqa_accuracy import vqa_accuracy
+from vistok.processing.images import BadSampleError
+
+IDS = (139, 285, 632)
+# Records in the form of the official files of GVTBench (TencentARC/GVT, Apache-2.0).
+OC = [
+    {"image_id": 139, "text_in": "How many chairs are there in the image?", "text_out": "6", "n_obj_exist": 20},
+    {"image_id": 139, "text_in": "How many people are there in the image?", "text_out": "2", "n_obj_exist": 20},
+    {"image_id": 285, "text_in": "How many bears are there in the image?", "text_out": "1", "n_obj_exist": 1},
+    {"image_id": 632, "text_in": "How many books are there in the image?", "text_out": "1", "n_obj_exist": 11},
+]
+MCI = [
+    {"image_id": 285, "text_in": "Does bear exist in the image?", "text_out": "Yes.", "n_obj_exist": 1},
+    {"image_id": 285, "text_in": "Does cup exist in the image?", "text_out": "No.", "n_obj_exist": 1},
+    {"image_id": 632, "text_in": "Does bed exist in the image?", "text_out": "Yes.", "n_obj_exist": 11},
+    {"image_id": 139, "text_in": "Does zebra exist in the image?", "text_out": "No.", "n_obj_exist": 20},
+]
+VCR = [
+    {"image_id": "a/1.jpg", "text_in": "Does ties exist in the image?", "text_out": "Yes.", "n_obj_exist": 10},
+    {"image_id": "a/1.jpg", "text_in": "Does cups exis in the image?", "text_out": "No.", "n_obj_exist": 10},
+    {"image_id": "a/1.jpg", "text_in": "Does cups exis in the image?", "text_out": "No.", "n_obj_exist": 10},
+    {"image_id": "b/2.jpg", "text_in": "Does dogs exis in the image?", "text_out": "No.", "n_obj_exist": 3},
+]
+CAPTIONS = {139: ["a living room", "a room with a table"], 285: ["a bear in the grass", "a large brown bear"],
+            632: ["a bedroom with many books", "a bed beside a shelf"]}  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Question files of all tasks under the names they are known by, and the images they are about."""
+    (tmp_path / "images" / "a").mkdir(parents=True)
+    (tmp_path / "images" / "b").mkdir()
+    for seed, number in enumerate(IDS):
+        tiny_image(seed).save(tmp_path / "images" / f"{number:012d}.jpg")
+    for seed, name in enumerate(("a/1.jpg", "b/2.jpg")):
+        tiny_image(seed).save(tmp_path / "images" / name)
+    answers = [{"answer": word} for word in ["red"] * 6 + ["dark red"] * 4]
+    questions = [{"image_id": number, "question": "What colour is it?", "question_id": number} for number in IDS]
+    annotations = [
+        {"question_id": number, "multiple_choice_answer": "red", "answers": answers, "answer_type": "other"}
+        for number in IDS
+    ]
+    pope = [
+        {"question_id": row, "image": f"COCO_val2014_{number:012d}.jpg", "text": "Is there a bear?", "label": label}
+        for row, (number, label) in enumerate(zip(IDS, ("no", "yes", "no")))
+    ]
+    seed_bench = [
+        {"question_id": f"s{row}", "question_type_id": kind, "data_id": f"{number:012d}", "question": "What is it?",
+         "choice_a": "a bear", "choice_b": "a bed", "choice_c": "a chair", "choice_d": "a cup", "answer": letter}
+        for row, (number, kind, letter) in enumerate(zip(IDS, (1, 1, 5), "CAB"))
+    ]  # fmt: skip
+    files = {
+        "coco_oc.json": OC,
+        "coco_mci.json": MCI,
+        "vcr_mci.json": VCR,
+        "vqa_questions.json": {"questions": questions},
+        "vqa_annotations.json": {"annotations": annotations},
+        "captions.json": {
+            "images": [{"id": number, "file_name": f"{number:012d}.jpg"} for number in IDS],
+            "annotations": [{"image_id": number, "caption": text} for number in IDS for text in CAPTIONS[number]],
+        },
+        "SEED-Bench.json": {"questions": seed_bench},
+    }
+    for name, content in files.items():
+        (tmp_path / name).write_text(json.dumps(content))
+    for split in ("random", "adversarial"):
+        (tmp_path / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, pope)))
+    return tmp_path
+
+
+@pytest.fixture
+def load(folder):
+    def load(task, **options):
+        files = QuestionFiles(**{"questions": folder, "images": folder / "images", **options})
+        return TASKS[task].splits(files)
+
+    return load
+
+
+def prompts(examples):
+    return [example["messages"][0]["content"][-1]["text"] for example in examples]
+
+
+FILE_TASKS = ("coco_oc", "coco_mci", "vcr_mci", "vqa", "caption", "pope", "seed_bench")
+
+
+@pytest.mark.parametrize("task", FILE_TASKS)
+def test_a_folder_that_holds_the_files_of_all_tasks_serves_each(load, task):
+    for split in load(task):
+        assert {example["source"] for example in split.test} == {task}
+        assert all(example["messages"][0]["content"][0]["type"] == "image" for example in split.test)
+        assert len({example["id"] for example in split.test}) == len(split.test)
+
+
+def test_a_file_can_be_given_whatever_it_is_called(folder, load):
+    (folder / "coco_mci.json").rename(folder / "mine.json")
+    (split,) = load("coco_mci", questions=folder / "mine.json")
+    assert [answer_of(example) for example in split.test] == ["Yes.", "No.", "Yes.", "No."]
+
+
+def test_questions_are_built_from_instances_where_there_are_none(folder, load):
+    (folder / "coco_oc.json").unlink()
+    boxes = [(139, 1), (139, 1), (285, 2)]
+    instances = {
+        "images": [{"id": number, "file_name": f"{number:012d}.jpg"} for number in IDS],
+        "categories": [{"id": 1, "name": "person"}, {"id": 2, "name": "bear"}],
+        "annotations": [
+            {"id": row, "image_id": image, "category_id": kind, "bbox": [0, 0, 5, 5], "area": 25, "iscrowd": 0}
+            for row, (image, kind) in enumerate(boxes)
+        ],
+    }
+    (folder / "instances.json").write_text(json.dumps(instances))
+    (split,) = load("coco_oc")
+    asked = {(example["question"], answer_of(example)) for example in split.test}
+    assert asked == {
+        ("How many people are there in the image?", "2"),
+        ("How many bears are there in the image?", "1"),
+    }
+
+
+# Prompts and decoding
+
+
+@pytest.mark.parametrize(
+    ("task", "style", "expected"),
+    [
+        ("coco_oc", "paper", "Question: How many chairs are there in the image? Answer:"),
+        ("coco_oc", "reference", "How many chairs are there in the image?"),
+        ("coco_mci", "reference", "Does bear exist in the image?"),
+        ("vqa", "paper", "Question: What colour is it? Answer:"),
+        ("vqa", "reference", "Question: What colour is it? Answer:"),
+        ("caption", "paper", "Question: what does the image describe? Answer:"),
+        ("caption", "reference", "Descibe the image in detail in a sentence: This is an image of "),
+    ],
+)
+def test_prompts_are_written_as_the_style_says(load, task, style, expected):
+    (split,) = load(task, prompt_style=style)
+    assert prompts(split.test)[0] == expected
+    assert TASKS[task].asked(style).own_prompt
+
+
+def test_the_reference_style_decodes_and_resizes_as_the_released_code():
+    assert TASKS["vqa"].asked("reference").settings.repetition_penalty == 1.5
+    assert TASKS["caption"].asked("reference").settings.num_beams == 5
+    assert TASKS["coco_oc"].asked("reference").settings.to_dict() == {
+        "max_new_tokens": 32, "num_beams": 1, "repetition_penalty": 1.0,
+    }  # fmt: skip
+    for task in FILE_TASKS:
+        assert TASKS[task].asked("reference").image_size == (224, 224)
+        assert TASKS[task].asked("paper").image_size is None
+        assert TASKS[task].asked("paper").settings.num_beams == 1
+
+
+# Scores
+
+
+def of(protocol, measured):
+    """All metrics of a measurement by name."""
+    others = {name: entry["value"] for name, entry in measured.get("metrics", {}).items()}
+    return {protocol.primary.name: measured[protocol.primary.name], **others}
+
+
+@pytest.mark.parametrize(("mode", "other"), [("reference", "strict"), ("strict", "reference")])
+def test_counts_are_scored_as_by_the_benchmark(load, mode, other):
+    (split,) = load("coco_oc")
+    predictions = ["Three chairs.", "There are 2.", "one bear", "phone"]
+    protocol = TASKS["coco_oc"].asked(mode=mode)
+    measured = measure(
+        predictions, split.test, "counted", metrics=protocol.metrics, unanswered=protocol.unanswered
+    )  # fmt: skip
+    expected, beside = (score_object_counting(predictions, OC, which) for which in (mode, other))
+    assert of(protocol, measured) == {
+        "accuracy": pytest.approx(expected["accuracy"] / 100),
+        "mae": pytest.approx(expected["mae"]),
+        "rmse": pytest.approx(expected["rmse"]),
+        f"accuracy_{other}": pytest.approx(beside["accuracy"] / 100),
+    }
+    assert measured["unanswered"] == expected["num_unanswered"] == 1
+    bins = [entry["accuracy"] for entry in expected["bins"].values()]
+    assert [100 * entry["accuracy"] for entry in measured["per_type"].values()] == pytest.approx(bins)
+    assert list(measured["per_type"]) == ["1–2 objects", "6–8 objects"]
+
+
+@pytest.mark.parametrize(("mode", "other"), [("reference", "strict"), ("strict", "reference")])
+def test_identifications_are_scored_as_by_the_benchmark(load, mode, other):
+    (split,) = load("coco_mci")
+    predictions = ["Yes, no doubt", "Yes, no doubt", "yes", "I do not know"]
+    protocol = TASKS["coco_mci"].asked(mode=mode)
+    measured = measure(predictions, split.test, "objects", metrics=protocol.metrics, unanswered=protocol.unanswered)
+    expected, beside = (score_multi_class_identification(predictions, MCI, which) for which in (mode, other))
+    assert expected["accuracy"] != beside["accuracy"]
+    assert of(protocol, measured) == {
+        "accuracy": expected["accuracy"] / 100,
+        f"accuracy_{other}": beside["accuracy"] / 100,
+    }
+    assert list(measured["per_type"]) == ["<10 objects", "10–19 objects", "≥20 objects"]
+    bins = [entry["accuracy"] for entry in expected["bins"].values()]
+    assert [100 * entry["accuracy"] for entry in measured["per_type"].values()] == bins
+
+
+def test_pope_is_scored_as_by_its_authors(load):
+    splits = load("pope")
+    assert [split.name for split in splits] == ["random", "adversarial"]
+    predictions = ["Yes, there is.", "There is a bear", "No."]
+    protocol = TASKS["pope"].asked()
+    labels = [{"label": answer_of(example)} for example in splits[0].test]
+    expected = score_pope(predictions, labels)
+    found = of(protocol, measure(predictions, splits[0].test, metrics=protocol.metrics))
+    assert found == {name: pytest.approx(expected[name] / 100) for name in found}
+    assert set(found) == {"accuracy", "precision", "recall", "f1", "yes_ratio"}
+    silent = of(protocol, measure(["no"] * 3, splits[0].test, metrics=protocol.metrics))
+    assert (silent["precision"], silent["f1"]) == (0, 0)
+
+
+def test_vqa_and_its_other_way_of_matching_stand_beside_each_other(load):
+    (split,) = load("vqa")
+    predictions = ["red", "a dark red one", "blue"]
+    answers = [example["answers"] for example in split.test]
+    protocol = TASKS["vqa"].asked()
+    assert of(protocol, measure(predictions, split.test, metrics=protocol.metrics)) == {
+        "accuracy": pytest.approx(vqa_accuracy(predictions, answers) / 100),
+        "accuracy_contains": pytest.approx(vqa_accuracy(predictions, answers, match="contains") / 100),
+    }
+
+
+def test_seed_bench_is_the_mean_of_its_dimensions(load):
+    (split,) = load("seed_bench")
+    assert [answer_of(example) for example in split.test] == ["C", "A", "B"]
+    protocol = TASKS["seed_bench"].asked()
+    measured = measure(["C", "B", "B"], split.test, "dimension", metrics=protocol.metrics)
+    questions = [{**example, "answer": "ABCD".index(answer_of(example))} for example in split.test]
+    expected = score_seed_bench([2, 1, 1], questions)
+    assert of(protocol, measured) == {
+        "accuracy": pytest.approx(expected["accuracy"] / 100),
+        "pooled_accuracy": pytest.approx(expected["pooled_accuracy"] / 100),
+    }
+    assert {name: 100 * entry["accuracy"] for name, entry in measured["per_type"].items()} == {
+        name: entry["accuracy"] for name, entry in expected["bins"].items()
+    }
+
+
+def test_captions_are_scored_by_cider_and_a_constant_one_is_their_floor(load):
+    pytest.importorskip("nltk")
+    from vistok.evaluation.cider import cider
+
+    (split,) = load("caption")
+    protocol = TASKS["caption"].asked()
+    predictions = ["a living room", "a bear in the grass", "nothing"]
+    measured = measure(predictions, split.test, metrics=protocol.metrics)
+    assert 100 * measured["cider"] == pytest.approx(cider(predictions, list(CAPTIONS.values())))
+    (constant,) = set(protocol.constant(split.test))
+    scores = {text: cider([text] * 3, list(CAPTIONS.values())) for texts in CAPTIONS.values() for text in texts}
+    assert scores[constant] == max(scores.values())
+
+
+# Floors and their traps
+
+
+def test_typos_of_vcr_are_asked_both_ways_and_duplicates_counted_apart(load):
+    raw, fixed = load("vcr_mci")
+    assert (raw.name, fixed.name) == ("test", "typos-fixed")
+    assert [example["question"].count("exist") for example in raw.test] == [1, 0, 0, 0]
+    assert [example["question"].count("exist") for example in fixed.test] == [1, 1, 1, 1]
+    assert [split.name for split in load("vcr_mci", fix_typos="no")] == ["test"]
+    assert [split.name for split in load("vcr_mci", fix_typos="yes")] == ["typos-fixed"]
+    protocol = TASKS["vcr_mci"].asked()
+    measured = measure(["yes", "no", "no", "yes"], raw.test, "objects", metrics=protocol.metrics)
+    assert measured["accuracy"] == 3 / 4
+    apart = measured["breakdowns"]["distinct"]["without exact duplicates"]
+    assert (apart["num_questions"], apart["accuracy"]) == (3, pytest.approx(2 / 3))
+
+
+def test_the_prior_knows_questions_about_other_images_only(make_question):
+    answers = {"is it?": "yes", "how many?": "2"}
+    asked = [
+        make_question(index, text, answers[text] if index < 40 else "never", f"image {index // 2}")
+        for index, text in enumerate(["is it?", "how many?"] * 22)
+    ]
+    for index, example in enumerate(asked):
+        example["images"] = [tiny_image(index // 2, (3, 3))]
+    guessed = two_fold_prior(asked, seed=0)
+    assert [guess == answers[text] for guess, text in zip(guessed, ["is it?", "how many?"] * 20)] == [True] * 40
+    unseen = copy.deepcopy(asked)
+    unseen[0]["messages"][0]["content"][-1]["text"] = "what is said of one image only?"
+    assert two_fold_prior(unseen)[0] in {"yes", "2"}
+    with pytest.raises(ValueError, match="questions about two images, these are about 1"):
+        two_fold_prior(asked[:2])
+
+
+def test_an_interval_of_a_root_mean_square_is_the_one_of_its_resamples():
+    generator = np.random.default_rng(0)
+    errors, images = generator.normal(size=200) ** 2, np.repeat(np.arange(50), 4)
+    low, high = bootstrap_interval(errors, images, bounds=None, statistic=lambda means: np.sqrt(means[..., 0]))
+    resampled = [
+        np.sqrt(np.concatenate([errors[images == image] for image in generator.integers(0, 50, 50)]).mean())
+        for _ in range(2000)
+    ]
+    assert [low, high] == pytest.approx(np.quantile(resampled, [0.025, 0.975]), abs=0.02)
+    assert bootstrap_interval([1.0] * 4, [0, 0, 1, 1], bounds=None) is None
+
+
+# Refusals
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("coco_oc", {"questions": None}, "give --questions, a folder with coco_oc.json"),
+        ("coco_oc", {"images": None}, "Task coco_oc shows images: give --images"),
+        ("coco_oc", {"questions": "nowhere"}, "no question file or folder nowhere"),
+        ("coco_oc", {"images": "nowhere"}, "no folder of images nowhere"),
+        ("vcr_oc", {}, "holds no questions of task vcr_oc: expected vcr_oc.json there. It does hold"),
+        ("coco_oc", {"prompt_style": "loud"}, "prompt_style is 'loud', expected paper or reference"),
+    ],
+)
+def test_what_is_not_there_is_told(load, task, options, message):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        load(task, **options)
+
+
+def test_the_question_file_of_another_task_is_refused(folder, load, monkeypatch):
+    with pytest.raises(ValueError, match="row 0: 'Does bear exist in the image\\?' is no question of task coco_oc"):
+        load("coco_oc", questions=folder / "coco_mci.json")
+    official = hashlib.sha256((folder / "coco_mci.json").read_bytes()).hexdigest()
+    from vistok.evaluation import gvtbench_questions
+
+    monkeypatch.setattr(gvtbench_questions, "OFFICIAL_FILES", {"coco_mci": official})
+    with pytest.raises(ValueError, match="is the official question file of task coco_mci, not of coco_oc"):
+        load("coco_oc", questions=folder / "coco_mci.json")
+    for task in ("caption", "vqa", "pope"):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"expected|not JSON|malformed|missing"):
+            load(task, questions=folder / "coco_mci.json")
+
+
+@pytest.mark.parametrize("task", ["coco_oc", "vqa", "caption", "pope"])
+def test_a_missing_image_is_told_with_its_row_or_left_out(folder, load, task):
+    (folder / "images" / f"{285:012d}.jpg").unlink()
+    row = 2 if task == "coco_oc" else 1
+    with pytest.raises(BadSampleError, match=rf"{task}', row {row}: .*0285.jpg.*--skip-missing-images"):
+        load(task)
+    split = load(task, missing_images=task_questions.SKIP)[0]
+    assert split.num_missing == 1
+    assert len(split.test) == (3 if task == "coco_oc" else 2)
+
+
+def test_unknown_tasks_are_told_with_the_closest():
+    assert [task.name for task in find_tasks("coco_oc, pope")] == ["coco_oc", "pope"]
+    with pytest.raises(ValueError, match=r"There is no task 'coco_mc': .* Did you mean 'coco_mci'"):
+        find_tasks("coco_oc,coco_mc")
+    with pytest.raises(ValueError, match="expected one or more, each once"):
+        find_tasks(["pope", "pope"])
+    with pytest.raises(ValueError, match="mode is 'lenient', expected reference or strict"):
+        TASKS["pope"].asked(mode="lenient")

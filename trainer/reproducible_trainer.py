@@ -1,0 +1,148 @@
+"""What all trainers of vistok have in common: exact resuming, and an end where the loss is no number."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from datasets import Dataset, IterableDataset
+from transformers import Trainer, TrainingArguments
+from transformers.utils import logging
+
+from .checkpoints import checkpoint_to_resume
+
+logger = logging.get_logger(__name__)
+
+
+class DivergedError(ValueError):
+    """The loss or the gradient is no finite number: going on would only spoil the weights."""
+
+
+class ReproducibleTrainer(Trainer):
+    """
+    A `transformers.Trainer` that ends a run which was killed and resumed as it would have ended without that, that
+    evaluates without touching the random numbers of training, and that stops where the loss is no finite number.
+
+    Args:
+        data_collator (`Callable`): for training. If it has a tensor `epoch`, it is told the current one.
+        eval_collator (`Callable`, *optional*): for evaluation; by default the same.
+        kwargs: as in `transformers.Trainer`.
+    """
+
+    def __init__(self, *, args: TrainingArguments, data_collator: Any, eval_collator: Any = None, **kwargs):
+        if args.n_gpu > 1:
+            # One process could only split a batch by rows, and images are no rows.
+            logger.warning(f"Training on one of {args.n_gpu} GPUs: start with `accelerate launch` to use all of them.")
+            args._n_gpu = 1
+        self._train_collator = data_collator
+        self._eval_collator = data_collator if eval_collator is None else eval_collator
+        super().__init__(args=args, data_collator=data_collator, **kwargs)
+
+    def get_eval_dataloader(self, eval_dataset=None):
+        return self._with_eval_collator(super().get_eval_dataloader, eval_dataset)
+
+    def get_test_dataloader(self, test_dataset):
+        return self._with_eval_collator(super().get_test_dataloader, test_dataset)
+
+    def _with_eval_collator(self, get_dataloader, dataset):
+        self.data_collator: Any = self._eval_collator
+        try:
+            return get_dataloader(dataset)
+        finally:
+            self.data_collator = self._train_collator
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        """
+        `Trainer.train`.
+
+        Args:
+            resume_from_checkpoint (`str` or `bool`, *optional*):
+                Folder of a checkpoint; `True` for the last complete one in the output folder, `"auto"` for the same if
+                there is one. Training goes on exactly as if it had not been interrupted.
+            args, kwargs: as in `transformers.Trainer`.
+
+        Raises:
+            CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model.
+            DivergedError: if the loss or the gradient is no finite number.
+        """
+        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+
+    def _run_epoch(self, *args, **kwargs):
+        if self.state.global_step >= self.state.max_steps:  # a run that was at its end takes no further step
+            self.control.should_training_stop = True
+            return
+        epoch = getattr(self._train_collator, "epoch", None)
+        if isinstance(epoch, torch.Tensor):  # shared with data loader workers
+            epoch.fill_(kwargs["epoch"])
+        super()._run_epoch(*args, **kwargs)
+
+    def training_step(self, *args, **kwargs):
+        loss = super().training_step(*args, **kwargs)
+        self._stop_unless_finite("loss", loss)
+        return loss
+
+    def _get_grad_norm(self, *args, **kwargs):
+        norm = super()._get_grad_norm(*args, **kwargs)
+        if norm is not None and not self.args.fp16:  # the loss scaler of float16 skips such steps
+            self._stop_unless_finite("gradient norm", norm)
+        return norm
+
+    def _stop_unless_finite(self, what: str, value) -> None:
+        value = torch.as_tensor(value)
+        if not torch.isfinite(value).all():
+            raise DivergedError(
+                f"The {what} is {value.float().mean().item()} in step {self.state.global_step + 1}. The weights have "
+                f"not been updated with it. Lower learning_rate (now {self.args.learning_rate}), set max_grad_norm "
+                f"(now {self.args.max_grad_norm}) or look at the data, and resume from the last checkpoint."
+            )
+
+    def evaluate(self, *args, **kwargs):
+        """`Trainer.evaluate`, which leaves the random numbers of training alone."""
+        state = torch.get_rng_state()
+        try:
+            return super().evaluate(*args, **kwargs)
+        finally:
+            torch.set_rng_state(state)
+
+    def _save_rng_state(self, output_dir: str) -> None:
+        super()._save_rng_state(output_dir)
+        since_log = {"loss": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
+        torch.save(since_log, self._loss_file(output_dir))
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        super()._load_rng_state(checkpoint)
+        if checkpoint is not None and self._loss_file(checkpoint).exists():
+            # The first loss that is logged is the mean since the last one that was.
+            since_log = torch.load(self._loss_file(checkpoint), weights_only=True)
+            self._tr_loss += since_log["loss"]
+            self._globalstep_last_logged = since_log["last_logged_step"]
+
+    def _loss_file(self, checkpoint: str) -> Path:
+        return Path(checkpoint, f"loss_since_log_{self.args.process_index}.pt")
+
+
+def check_datasets(args: TrainingArguments, train_dataset: Any, eval_dataset: Any) -> None:
+    """
+    Checks what any trainer needs of its data.
+
+    Args:
+        args (`TrainingArguments`): of the training.
+        train_dataset (`Dataset` or `IterableDataset`, *optional*): to train on.
+        eval_dataset (the same, or a `dict` of them, *optional*): to evaluate on.
+
+    Raises:
+        ValueError: if one is empty, or several processes would have to share a stream to evaluate on.
+    """
+    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
+        if isinstance(dataset, Dataset) and len(dataset) == 0:
+            raise ValueError(f"{name} is empty: there is nothing to learn from or to measure on.")
+        if isinstance(dataset, IterableDataset) and dataset is not train_dataset and args.world_size > 1:
+            raise ValueError(f"Several processes share no stream to evaluate on: load {name} with streaming off.")
+
+
+def named_datasets(train_dataset: Any, eval_dataset: Any) -> dict[str, Any]:
+    """All data sets of a trainer by what errors call them."""
+    by_name = eval_dataset if isinstance(eval_dataset, dict) else {"eval_dataset": eval_dataset}
+    return {"train_dataset": train_dataset, **by_name}
+
+
+__all__ = ["DivergedError", "ReproducibleTrainer", "check_datasets", "named_datasets"]

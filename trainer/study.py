@@ -1,0 +1,137 @@
+"""Studies: which vision tower makes a good visual tokenizer, asked of any encoders (GVT, Sections 2 and 3)."""
+
+import os
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from transformers.utils import logging
+
+from ..configuration.optional import require
+from ..hub_cards.published_text import published_values
+from .study_jobs import Outcome, check_unchanged, clear_changed, job_state, run_jobs, write_json
+from .study_plan import plan_study
+from .study_process import LOG, launch_in_process
+from .study_recipe import StudyRecipe
+from .study_report import write_report
+from .study_results import collect_study
+
+logger = logging.get_logger(__name__)
+
+
+class StudyError(ValueError):
+    """Jobs of a study failed; the message names them and their logs."""
+
+
+def run_study(
+    recipe: StudyRecipe,
+    only: str | None = None,
+    recompute: bool = False,
+    workers: int = 1,
+    command: str | None = None,
+) -> dict[str, Path]:
+    """
+    Runs the jobs of a study that are not finished yet, and writes its report. A study that was killed goes on where it
+    was. Several processes that run the same study, such as those of `accelerate launch` or `torchrun`, share its jobs;
+    the first of them waits for all and writes the report. The results are the same as those of one process.
+
+    Args:
+        recipe ([`StudyRecipe`]): the study.
+        only (`str`, *optional*): runs jobs whose names match this pattern, and what they need.
+        recompute (`bool`, *optional*, defaults to `False`): does jobs anew whose folders are of another configuration,
+            in place of refusing them.
+        workers (`int`, *optional*, defaults to 1): jobs that this process has done at the same time.
+        command (`str`, *optional*): the command line, for the report.
+
+    Returns:
+        `dict[str, Path]`: the files of the report; empty for all processes but the first, and as long as no cell is
+        finished.
+
+    Raises:
+        ImportError: if what draws the report is missing.
+        ValueError: if what lies in the output folder is of another configuration; names what is otherwise.
+        StudyError: if a job failed. All others that could be done were done before, and the report was written.
+    """
+    require("matplotlib.figure", "train")  # not found out about at the end of a study
+    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
+    if workers < 1:
+        raise ValueError(f"workers is {workers}, expected at least 1.")
+    output, plan = Path(recipe.output_dir), plan_study(recipe)
+    output.mkdir(parents=True, exist_ok=True)
+    jobs = plan.chosen(only)
+    (clear_changed if recompute else check_unchanged)(output, plan, jobs)
+    if rank == 0:
+        write_json(output / "recipe.json", published_values(recipe.to_dict()))
+    stop = threading.Event()
+    launchers = [
+        launch_in_process(output, recipe.threads, local_rank * workers + number, stop) for number in range(workers)
+    ]
+    with ThreadPoolExecutor(workers) as pool:  # a thread waits for processes, and computes nothing
+        working = [pool.submit(run_jobs, output, plan, jobs, launch, stop=stop) for launch in launchers]
+        try:
+            outcome, *_ = [worker.result() for worker in working]
+        except BaseException:
+            stop.set()
+            raise
+    if rank != 0:  # a launcher ends all processes when one fails: the first speaks for all
+        return {}
+    files = report_study(recipe, command) if _has_cells(outcome) else {}
+    if outcome.failed:
+        raise StudyError(_failure(output, outcome))
+    return files
+
+
+def report_study(recipe: StudyRecipe, command: str | None = None) -> dict[str, Path]:
+    """
+    Writes the report of what is finished of a study, and runs nothing.
+
+    Args:
+        recipe ([`StudyRecipe`]): the study.
+        command (`str`, *optional*): the command line, for the report.
+
+    Returns:
+        `dict[str, Path]`: the files of the report.
+
+    Raises:
+        ValueError: if no cell is finished.
+    """
+    output = Path(recipe.output_dir)
+    return write_report(collect_study(recipe, plan_study(recipe), output), output, command)
+
+
+def study_states(recipe: StudyRecipe, only: str | None = None) -> dict[str, str]:
+    """
+    How far each job of a study is.
+
+    Args:
+        recipe ([`StudyRecipe`]): the study.
+        only (`str`, *optional*): as in [`run_study`].
+
+    Returns:
+        `dict[str, str]`: by the name of each job `finished`, `running`, `failed`, `changed`, `interrupted` or
+        `not started`.
+    """
+    output, plan = Path(recipe.output_dir), plan_study(recipe)
+    return {job.name: job_state(output, plan.configurations[job.name]) for job in plan.chosen(only)}
+
+
+def _has_cells(outcome: Outcome) -> bool:
+    return any(name.startswith("cells/") for name in outcome.finished)
+
+
+def _failure(output: Path, outcome: Outcome) -> str:
+    blocked = f" {len(outcome.blocked)} jobs that need them were not begun." if outcome.blocked else ""
+    logs = ", ".join(str(output / name / LOG) for name in outcome.failed[:3])
+    return (
+        f"{len(outcome.failed)} jobs failed: {', '.join(outcome.failed)}.{blocked} See {logs}. What is finished "
+        "stays; start the study again to go on."
+    )
+
+
+def summary(states: dict[str, str]) -> dict[str, Any]:
+    """How many jobs are in each state."""
+    return {state: list(states.values()).count(state) for state in dict.fromkeys(states.values())}
+
+
+__all__ = ["StudyError", "report_study", "run_study", "study_states", "summary"]

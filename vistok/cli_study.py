@@ -1,0 +1,77 @@
+"""The command `vistok study`."""
+
+import argparse
+import os
+import signal
+import sys
+
+from .cli_train import find_recipe
+
+SUMMARY = "compare vision towers as visual tokenizers"
+DESCRIPTION = """
+Runs a study: for each encoder, frozen or tuned, and each seed a model is trained with one protocol and asked the same
+questions. It ends with tables, figures, attention maps, and paired differences with intervals: study.md, study.csv,
+study.json, study.png and attention.png. A study that was killed goes on where it was. Several workers, processes and
+machines with a common folder share its jobs:
+
+  vistok study recipes/gvt/study.yaml --workers 2
+  accelerate launch --num_processes 4 -m vistok.cli study recipes/gvt/study.yaml           (a GPU each)
+  torchrun --standalone --nproc_per_node 2 -m vistok.cli study recipes/gvt/study.yaml
+
+Behind the recipe any field of it can be overridden by --section.field value. Its sections:
+  scenes            arguments of vistok scenes, of the train and test split
+  encoders          what is compared, by name: pretrained, random, supervised or distilled
+  tuning, seeds     frozen, tuned or both; seeds of the training
+  protocol, tuned   how a model is trained, and what is otherwise where the tower is tuned
+  supervision, distillation      how encoders are trained
+  evaluation, attention          what is asked, and what is drawn
+  output_dir, threads, title
+
+example:
+  vistok study recipes/gvt/study.yaml --list
+  vistok study recipes/gvt/study.yaml --only 'cells/dinov2-*' --protocol.training.max_steps 20
+"""
+
+TAKES_OVERRIDES = True
+USAGE = "vistok study RECIPE [--list | --report] [--only PATTERN] [--workers N] [--section.field VALUE ...]"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """What the command takes."""
+    parser.usage = USAGE
+    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/gvt/study.yaml")
+    parser.add_argument("--output", metavar="DIR", help="folder of the study, in place of the recipe's output_dir")
+    parser.add_argument("--list", action="store_true", help="show how far each job is, and run nothing")
+    parser.add_argument("--report", action="store_true", help="write the report of what is finished, and run nothing")
+    parser.add_argument("--only", metavar="PATTERN", help="run the jobs of these names, such as 'cells/dinov2-*', and "
+                        "what they need")  # fmt: skip
+    parser.add_argument("--workers", type=int, default=1, metavar="N", help="jobs to do at the same time (default 1)")
+    parser.add_argument("--recompute", action="store_true", help="do jobs anew whose configuration has changed")
+
+
+def run(options: argparse.Namespace) -> None:
+    """`vistok study`"""
+    from .trainer.study import report_study, run_study, study_states, summary
+    from .trainer.study_recipe import load_study
+
+    path = find_recipe(options.recipe)
+    if options.rest and not path.is_file():
+        raise FileNotFoundError(f"There is no study {path}. RECIPE, a YAML file, comes before the overrides: {USAGE}.")
+    recipe = load_study(path, options.rest)
+    if options.output:
+        recipe.output_dir = options.output
+    if options.list:
+        states = study_states(recipe, options.only)
+        for name, state in states.items():
+            print(f"{state:<12} {name}")
+        print(", ".join(f"{number} {state}" for state, number in summary(states).items()))
+        return
+    if options.report:
+        files = report_study(recipe, options.command_line)
+    else:
+        # A launcher ends its processes by this signal; what they started has to end with them.
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        files = run_study(recipe, options.only, options.recompute, options.workers, options.command_line)
+    if os.environ.get("RANK", "0") == "0":
+        for file in files.values():
+            print(file)
