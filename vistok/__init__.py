@@ -33,6 +33,7 @@ _PUBLIC = {
     "load_questions": "evaluation.gvtbench_questions",
     "mix_data_sources": "trainer.data_sources",
     "save_trained_weights": "modeling.trained_weights",
+    "write_scenes": "trainer.scene_set",
     "score_multi_class_identification": "evaluation.gvtbench_scoring",
     "score_object_counting": "evaluation.gvtbench_scoring",
     "vqa_accuracy": "evaluation.vqa_accuracy",
@@ -96,5 +97,6 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.data_sources import DataSource as DataSource
     from .trainer.data_sources import load_data_source as load_data_source
     from .trainer.data_sources import mix_data_sources as mix_data_sources
+    from .trainer.scene_set import write_scenes as write_scenes
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer
