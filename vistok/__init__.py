@@ -33,10 +33,10 @@ _PUBLIC = {
     "load_questions": "evaluation.gvtbench_questions",
     "mix_data_sources": "trainer.data_sources",
     "save_trained_weights": "modeling.trained_weights",
-    "write_scenes": "trainer.scene_set",
     "score_multi_class_identification": "evaluation.gvtbench_scoring",
     "score_object_counting": "evaluation.gvtbench_scoring",
     "vqa_accuracy": "evaluation.vqa_accuracy",
+    "write_scenes": "trainer.scene_set",
 }
 
 __all__ = sorted(_PUBLIC)
