@@ -105,7 +105,7 @@ def object_centric(
     described = {name: value for name, value in arguments.items() if name != "excluded"}
     excluded = [sorted(arguments["excluded"].stems), sorted(map(repr, arguments["excluded"].ids))]
     stamp = [repr(sorted(described.items())), repr(excluded)]
-    stamp += [file_digest(file) for file in (path, *files.values(), *_CODE)]
+    stamp += [file_digest(str(file)) for file in (path, *files.values(), *_CODE)]
     features = Features({**RAW_FEATURES, **EXTRA_FEATURES})
     return cached_dataset(generate_object_questions, arguments, features, stamp, str(source.name))
 

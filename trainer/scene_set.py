@@ -15,7 +15,7 @@ from transformers.utils import logging
 
 from ..modeling.atomic_folder import write_folder_atomically
 from .backgrounds import Background, load_backgrounds
-from .cutouts import COLLECTIONS, SPLITS, CutoutLibrary, load_cutouts
+from .cutouts import SPLITS, CutoutLibrary, load_cutouts
 from .data_formats import known
 from .scene_annotations import (
     FIRST_IMAGE_ID,
@@ -191,16 +191,16 @@ def write_scenes_of(
         )
         description = f"vistok scenes: {settings.num_scenes} scenes of {len(nouns)} classes ({settings.split})"
         files = {}
-        for name, content in documents(scenes, nouns, description, settings.split).items():
+        for file, content in documents(scenes, nouns, description, settings.split).items():
             encoded = json.dumps(content, separators=(",", ":")).encode()
-            (work / name).write_bytes(encoded)
-            files[name] = hashlib.sha256(encoded).hexdigest()
+            (work / file).write_bytes(encoded)
+            files[file] = hashlib.sha256(encoded).hexdigest()
         source = {
             "revision": REVISION,
             "settings": asdict(settings),
             "objects": sum(len(scene["objects"]) for scene in scenes),
             "cutouts": sorted(cutout.key for cutout in library),
-            "cutout_licences": "those of the packages " + ", ".join(COLLECTIONS),
+            "collections": sorted({cutout.collection for cutout in library}),
             "backgrounds": {item.key: item.sha256 for item in backgrounds},
             "pixels_sha256": [scene["image"]["pixels_sha256"] for scene in scenes],
             "files_sha256": files,

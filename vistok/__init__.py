@@ -42,6 +42,7 @@ _PUBLIC = {
     "score_multi_class_identification": "evaluation.gvtbench_scoring",
     "score_object_counting": "evaluation.gvtbench_scoring",
     "vqa_accuracy": "evaluation.vqa_accuracy",
+    "write_scenes": "trainer.scene_set",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -119,5 +120,6 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.data_sources import mix_data_sources as mix_data_sources
     from .trainer.feature_distillation_config import FeatureDistillationConfig as FeatureDistillationConfig
     from .trainer.feature_distillation_trainer import FeatureDistillationTrainer as FeatureDistillationTrainer
+    from .trainer.scene_set import write_scenes as write_scenes
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-overlap", type=float, default=0.2, metavar="PART", help="of an object may be hidden (default: 0.2)"
     )
     parser.add_argument(
-        "--count-weights", metavar="W1,W2,…", help="how frequent the numbers 1, 2, … of a class are (default: few)"
+        "--count-weights",
+        metavar="W1,W2,…",
+        help="how frequent the numbers 1, 2, … of a class are (default: 30,20,14,…)",
     )
     parser.add_argument(
         "--classes-weights", metavar="W1,W2,…", help="how frequent images of 1, 2, … classes are (default: 50,32,18)"
