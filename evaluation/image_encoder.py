@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from PIL import Image
 
 from ..processing.images import image_key, load_example_images
 
@@ -20,6 +21,8 @@ class ImageEncoder:
             Features of the tower by image key, such as a [`FeatureCache`]. Images it lacks go through the tower.
         batch_size (`int`, *optional*, defaults to 32): images per pass.
         max_bytes (`int`, *optional*, defaults to 1 GiB): memory for visual tokens; the oldest are forgotten first.
+        image_size (`tuple[int, int]`, *optional*): width and height in pixels that images are brought to before the
+            processor sees them, see [`resized`].
 
     Raises:
         ValueError: if features are given to a visual tokenizer that reads more than these.
@@ -32,6 +35,7 @@ class ImageEncoder:
         features: Mapping[str, torch.Tensor] | None = None,
         batch_size: int = 32,
         max_bytes: int = 1 << 30,
+        image_size: tuple[int, int] | None = None,
     ):
         required = model.model.resampler.required_inputs
         if features is not None and required:
@@ -40,17 +44,29 @@ class ImageEncoder:
                 "only these are cached: leave the features out."
             )
         self.model, self.processor, self.features = model, processor, features
-        self.batch_size, self.max_bytes = batch_size, max_bytes
+        self.batch_size, self.max_bytes, self.image_size = batch_size, max_bytes, image_size
         self._examples: dict[str, Mapping[str, Any]] = {}
+        self._blocks: list[list[str]] = []
+        self._block_of: dict[str, int] = {}
         self._tokens: OrderedDict[str, tuple[torch.Tensor, torch.Tensor]] = OrderedDict()
         self._bytes = 0
         self._output_class: Any = None
 
     def know(self, examples: Sequence[Mapping[str, Any]]) -> None:
         """Notes where the images of examples are to be read, when they are needed."""
+        new: list[str] = []
         for example in examples:
             for image in example.get("images") or []:
-                self._examples.setdefault(image_key(image), {**example, "images": [image]})
+                key = image_key(image)
+                if key not in self._examples:
+                    self._examples[key] = {**example, "images": [image]}
+                    new.append(key)
+        # What is encoded together is decided here and not by who asks first: rounding depends on it, and every
+        # process, resumed or not, is to see the same visual tokens.
+        for start in range(0, len(new), self.batch_size):
+            block = new[start : start + self.batch_size]
+            self._block_of.update(dict.fromkeys(block, len(self._blocks)))
+            self._blocks.append(block)
 
     @torch.no_grad()
     def __call__(self, keys: Sequence[str]):
@@ -70,11 +86,14 @@ class ImageEncoder:
             return None
         # Taken out of the memory first, because encoding the others may push them out of it.
         tokens = {key: self._tokens[key] for key in dict.fromkeys(keys) if key in self._tokens}
-        missing = [key for key in dict.fromkeys(keys) if key not in tokens]
-        for from_cache in (True, False):
-            chosen = [key for key in missing if (self.features is not None and key in self.features) is from_cache]
-            for start in range(0, len(chosen), self.batch_size):
-                tokens |= self._encode(chosen[start : start + self.batch_size], from_cache)
+        blocks = dict.fromkeys(self._block_of[key] for key in dict.fromkeys(keys) if key not in tokens)
+        for number in blocks:
+            for from_cache in (True, False):
+                block = self._blocks[number]
+                chosen = [key for key in block if (self.features is not None and key in self.features) is from_cache]
+                if chosen:
+                    encoded = self._encode(chosen, from_cache)
+                    tokens |= {key: encoded[key] for key in chosen if key not in tokens}
         device = self.model.model.projector.weight.device
         states = torch.stack([tokens[key][0] for key in keys]).to(device)
         mask = torch.stack([tokens[key][1] for key in keys]).to(device)
@@ -86,13 +105,19 @@ class ImageEncoder:
             assert self.features is not None
             inputs = {"vision_features": torch.stack([self.features[key] for key in keys])}
         else:
-            images = [image for key in keys for image in load_example_images(self._examples[key])]
+            images = [
+                resized(image, self.image_size)
+                for key in keys
+                for image in load_example_images(self._examples[key])
+            ]
             inputs = {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
         encoded = self.model.get_image_features(**{name: value.to(device) for name, value in inputs.items()})
         self._output_class = type(encoded)
         states, mask = encoded.last_hidden_state.cpu(), encoded.token_mask.cpu()
         new = dict(zip(keys, zip(states.unbind(0), mask.unbind(0))))
         for key, (image_states, image_mask) in new.items():
+            if key in self._tokens:
+                continue
             self._tokens[key] = (image_states.clone(), image_mask.clone())  # not views that keep a batch alive
             self._bytes += image_states.nbytes + image_mask.nbytes
         while self._bytes > self.max_bytes:
@@ -101,4 +126,15 @@ class ImageEncoder:
         return new
 
 
-__all__ = ["ImageEncoder"]
+def resized(image: Image.Image, size: tuple[int, int] | None) -> Image.Image:
+    """
+    An image brought to a size, bicubically and without a crop, as GVT's released code does.
+
+    Args:
+        image (`PIL.Image.Image`): the image.
+        size (`tuple[int, int]`, *optional*): width and height in pixels; `None` leaves it as it is.
+    """
+    return image if size is None else image.resize(size, Image.Resampling.BICUBIC)
+
+
+__all__ = ["ImageEncoder", "resized"]

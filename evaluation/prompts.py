@@ -5,11 +5,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from transformers.utils.chat_template_utils import render_jinja_template
-
 from ..processing.chat_templates import adds_special_tokens
 from ..processing.collator import tokenize_conversation
 from ..processing.images import BadSampleError, image_key
+from .prompt_texts import answer_lead, continuation_tokens, render_prompts
 
 
 @dataclass
@@ -61,14 +60,23 @@ class PromptGroup:
             yield _by_length(together, batch_size)
 
 
-def make_prompts(processor, examples: Sequence[Mapping[str, Any]], with_answers: bool = False) -> list[Prompt]:
+def make_prompts(
+    processor,
+    examples: Sequence[Mapping[str, Any]],
+    with_answers: bool = False,
+    own_prompt: bool = False,
+    continuations: Sequence[str] | None = None,
+) -> list[Prompt]:
     """
     Writes examples as prompts for their last answer, through the processor's chat template.
 
     Args:
         processor ([`GVTProcessor`] or alike): has a chat template.
         examples (`list[dict]`): training examples; the last turn of each is the assistant's and no part of its prompt.
-        with_answers (`bool`): append the tokens of that last turn.
+        with_answers (`bool`, *optional*, defaults to `False`): append the tokens of an answer.
+        own_prompt (`bool`, *optional*, defaults to `False`): see [`render_prompts`].
+        continuations (`list[str]`, *optional*): these answers, one for each example, without the token that ends an
+            answer. By default the last turn of the example, with that token.
 
     Returns:
         `list[Prompt]`: each distinct one once, in the order in which they are first met.
@@ -76,30 +84,39 @@ def make_prompts(processor, examples: Sequence[Mapping[str, Any]], with_answers:
     Raises:
         BadSampleError: if an example does not end with an answer, or text and images do not fit; names its row.
     """
-    for example in examples:
-        if not example["messages"] or example["messages"][-1]["role"] != "assistant":
-            raise BadSampleError(
-                "the last turn must be the assistant's, the right answer", row=example.get("row"),
-                source=example.get("source"),
-            )  # fmt: skip
+    check_answered(examples)
+    texts = render_prompts(processor, examples, own_prompt)
+    lead = answer_lead(processor) if with_answers and continuations is not None else ""
     prompts: dict[tuple, Prompt] = {}
-    for index, (example, input_ids) in enumerate(zip(examples, _tokenize(processor, examples))):
-        answer = _answer_tokens(processor, example) if with_answers else []
+    for index, (example, input_ids) in enumerate(zip(examples, _tokenize(processor, examples, texts))):
+        answer: list[int] = []
+        if with_answers and continuations is not None:
+            replaced, answer = continuation_tokens(processor, texts[index], continuations[index], lead)
+            input_ids = input_ids[: len(input_ids) - replaced]
+        elif with_answers:
+            answer = _answer_tokens(processor, example)
         keys = tuple(image_key(image) for image in example.get("images") or [])
         prompt = Prompt(input_ids + answer, keys, len(answer))
         prompts.setdefault((keys, len(answer), *prompt.input_ids), prompt).examples.append(index)
     return list(prompts.values())
 
 
-def _tokenize(processor, examples) -> list[list[int]]:
-    if not examples:
-        return []
-    texts, _ = render_jinja_template(
-        conversations=[list(example["messages"][:-1]) for example in examples],
-        chat_template=processor.chat_template,
-        add_generation_prompt=True,
-        **processor.tokenizer.special_tokens_map,
-    )
+def check_answered(examples: Sequence[Mapping[str, Any]]) -> None:
+    """
+    Makes sure that examples end with an answer, which no prompt shows.
+
+    Raises:
+        BadSampleError: if one does not; names its row.
+    """
+    for example in examples:
+        if not example["messages"] or example["messages"][-1]["role"] != "assistant":
+            raise BadSampleError(
+                "the last turn must be the assistant's, the right answer", row=example.get("row"),
+                source=example.get("source"),
+            )  # fmt: skip
+
+
+def _tokenize(processor, examples, texts: Sequence[str]) -> list[list[int]]:
     expanded = []
     for example, text in zip(examples, texts):
         num_images, found = len(example.get("images") or []), text.count(processor.image_token)
@@ -181,4 +198,4 @@ def _by_length(prompts: list[Prompt], batch_size: int) -> list[list[Prompt]]:
     return [ordered[start : start + batch_size] for start in range(0, len(ordered), batch_size)]
 
 
-__all__ = ["Prompt", "PromptGroup", "can_share_prefix", "group_prompts", "make_prompts"]
+__all__ = ["Prompt", "PromptGroup", "can_share_prefix", "check_answered", "group_prompts", "make_prompts"]

@@ -16,8 +16,9 @@ from tests.tiny import (
     tiny_tokenizer,
     user,
 )
-from vistok.evaluation import generation
-from vistok.evaluation.generation import generate_answers, score_answers
+from vistok.evaluation import batches
+from vistok.evaluation.generation import generate_answers
+from vistok.evaluation.likelihoods import score_answers
 from vistok.evaluation.image_encoder import ImageEncoder
 from vistok.evaluation.prompts import make_prompts
 from vistok.processing.chat_templates import get_chat_template
@@ -137,7 +138,7 @@ def test_images_of_fewer_tokens_leave_no_trace_of_their_unused_placeholders(mode
     assert len(images) == 6
     shared = generate_answers(model, processor, questions, 6, encoder=encoder, **SHORT)
     assert shared != unmasked
-    monkeypatch.setattr(generation, "can_share_prefix", lambda model: False)
+    monkeypatch.setattr(batches, "can_share_prefix", lambda model: False)
     assert shared == generate_answers(model, processor, questions, 6, encoder=encoder, **SHORT)
 
 
@@ -167,7 +168,7 @@ def test_images_that_a_feature_cache_lacks_go_through_the_tower(model, processor
 def test_forgotten_images_are_encoded_again(model, processor, questions, monkeypatch):
     expected = generate_answers(model, processor, questions, **SHORT)
     encoder = ImageEncoder(model, processor, batch_size=2, max_bytes=1500)  # an image has 3 x 48 x 4 + 3 bytes
-    monkeypatch.setattr(generation, "can_share_prefix", lambda model: False)
+    monkeypatch.setattr(batches, "can_share_prefix", lambda model: False)
     assert generate_answers(model, processor, questions, 4, encoder=encoder, **SHORT) == expected
     assert sum(len(tokens) for tokens in encoder._tokens.values()) <= 4
 
