@@ -120,6 +120,7 @@ class LmmsEvalAdapter:
             "dtype": dtype,
             "device": str(self._device),
             "attn_implementation": attn_implementation,
+            "batch_size": self.batch_size,
         }
         self._model: ImageTextModel | None = None
         self.model  # noqa: B018  # what cannot be loaded fails here
@@ -209,7 +210,9 @@ class LmmsEvalAdapter:
             NotImplementedError: always: vistok evaluates single questions.
         """
         tasks = sorted({str(getattr(request, "task_name", None)) for request in requests})
-        raise NotImplementedError(f"{', '.join(tasks)} asks in several rounds; vistok's model answers single questions.")
+        raise NotImplementedError(
+            f"{', '.join(tasks)} asks in several rounds; vistok's model answers single questions."
+        )
 
     def _run(self, read: list[ImageTextRequest], handle, group) -> None:
         with logging.tqdm(total=len(read), unit=" requests", disable=self._rank != 0) as progress:

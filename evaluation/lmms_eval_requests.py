@@ -30,7 +30,7 @@ class ImageTextRequest:
         doc_id (`int`, *optional*): number of the record in its split.
         document (`Callable[[], dict]`, *optional*): gets the record.
         doc_to_visual (`Callable`, *optional*): the task's function from a record to its images.
-        continuation (`str`, *optional*): the text whose likelihood is asked for.
+        continuation (`str`, *optional*): the text whose likelihood is asked for, without white space before it.
         generation (`dict`, *optional*): the task's generation settings.
     """
 
@@ -136,7 +136,9 @@ def _read_request(request: Any, documents: Mapping[str, Any]) -> ImageTextReques
         doc_to_visual=doc_to_visual,
     )
     if request.request_type == "loglikelihood":
-        read.continuation = asked if isinstance(asked, str) else str(asked(document()))
+        continuation = asked if isinstance(asked, str) else str(asked(document()))
+        # The task puts its delimiter first, the chat template of the model has its own.
+        read.continuation = continuation.lstrip()
     else:
         read.generation = dict(asked or {})
     return read
