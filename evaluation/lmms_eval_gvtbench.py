@@ -1,4 +1,4 @@
-"""GVTBench as tasks of lmms-eval: what the files of `lmms_eval_tasks/` refer to. Scored as `vistok evaluate` scores."""
+"""GVTBench as tasks of lmms-eval: what the files of `lmms_eval_tasks/` refer to, scored like `vistok evaluate`."""
 
 import math
 import os
