@@ -102,12 +102,11 @@ def _results(
 ) -> dict[str, dict[str, Any]]:
     """
     What is kept of one answer for each metric: the record and the answer. For those that are means of questions also
-    `score`, 0 or 1, which lmms-eval computes standard errors from.
+    `score`, 0 or 100, which lmms-eval computes standard errors from.
     """
     entry = {**{name: record[name] for name in _FIELDS}, "prediction": answers[0]}
     accuracies = {
-        f"{mode}_accuracy": {**entry, "score": score([answers[0]], [record], mode=mode)["accuracy"] / 100}
-        for mode in MODES
+        f"{mode}_accuracy": {**entry, "score": score([answers[0]], [record], mode=mode)["accuracy"]} for mode in MODES
     }
     same = ("unanswered", "deduplicated_accuracy", "majority_accuracy", "question_only_accuracy")
     return accuracies | dict.fromkeys([*others, *same], entry)

@@ -22,7 +22,7 @@ from .image_text_models import ImageTextModel
 from .lmms_eval_requests import ImageTextRequest, batches, cut_at, read_requests
 
 # lmms-eval requires torchvision, timm and more that images and text need nothing of. What it imports for these:
-INSTALL = 'pip install --no-deps "lmms-eval>=0.7" && pip install loguru pytz sacrebleu tenacity'
+INSTALL = 'pip install --no-deps "lmms-eval>=0.7" && pip install loguru pytablewriter pytz sacrebleu tenacity'
 LIKELIHOODS = ("mean", "sum")
 
 
@@ -43,8 +43,9 @@ def require_lmms_eval(module: str) -> ModuleType:
         return importlib.import_module(module)
     except ImportError as error:
         raise ImportError(
-            f"{module} is needed here and cannot be imported ({error}). lmms-eval 0.7 or newer has it. Its requirements "
-            f"bring torchvision, which vistok does without: install it and what it imports apart, {INSTALL}"
+            f"{module} is needed here and cannot be imported ({error}). lmms-eval 0.7 or newer has it. All that it "
+            "requires brings torchvision, which may not fit the installed torch: install it and what it imports, "
+            f"{INSTALL}"
         ) from error
 
 
@@ -180,8 +181,8 @@ class LmmsEvalAdapter:
             requests (`list[Instance]`): of lmms-eval.
 
         Returns:
-            `list[tuple[float, bool]]`: for each request, in their order, the negative log-likelihood in nats, per token
-            or in total (`likelihood`), and whether greedy decoding would give the continuation; see [`likelihood_result`].
+            `list`: for each request, in their order, the negative log-likelihood in nats, per token or in total
+            (`likelihood`), and whether greedy decoding would give the continuation: [`likelihood_result`].
 
         Raises:
             TypeError: if a task shows something else than images.
@@ -210,9 +211,7 @@ class LmmsEvalAdapter:
             NotImplementedError: always: vistok evaluates single questions.
         """
         tasks = sorted({str(getattr(request, "task_name", None)) for request in requests})
-        raise NotImplementedError(
-            f"{', '.join(tasks)} asks in several rounds; vistok's model answers single questions."
-        )
+        raise NotImplementedError(f"{', '.join(tasks)} asks in several rounds, vistok's model answers one question.")
 
     def _run(self, read: list[ImageTextRequest], handle, group) -> None:
         with logging.tqdm(total=len(read), unit=" requests", disable=self._rank != 0) as progress:
