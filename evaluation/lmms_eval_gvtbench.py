@@ -9,8 +9,16 @@ from typing import Any
 
 from PIL import Image
 
-from .gvtbench_questions import find_image, fix_question_typos, load_questions, majority, two_fold_prior
-from .gvtbench_scoring import MODES, score_multi_class_identification, score_object_counting
+# By their full names, because lmms-eval executes this file by its path. Asked for a module by name, it would report a
+# missing data file as a failed import.
+from vistok.evaluation.gvtbench_questions import (
+    find_image,
+    fix_question_typos,
+    load_questions,
+    majority,
+    two_fold_prior,
+)
+from vistok.evaluation.gvtbench_scoring import MODES, score_multi_class_identification, score_object_counting
 
 TASKS = ("coco_oc", "coco_mci", "vcr_oc", "vcr_mci")
 QUESTIONS = "VISTOK_GVTBENCH_QUESTIONS"
@@ -27,7 +35,7 @@ Record = Mapping[str, Any]
 
 def question_files(task: str) -> dict[str, Any]:
     """
-    Where the questions of a task lie. All that the task needs is looked for, so that nothing is missing later.
+    Where the questions of a task lie. Their images are looked for, too, so that none is missing hours later.
 
     Args:
         task (`str`): `"coco_oc"`, `"coco_mci"`, `"vcr_oc"` or `"vcr_mci"`.
@@ -37,11 +45,11 @@ def question_files(task: str) -> dict[str, Any]:
 
     Raises:
         ValueError: if an environment variable is missing or names no folder, or the file holds no questions.
-        FileNotFoundError: if the folder holds no such file.
+        FileNotFoundError: if the folder holds no such file, or an image is missing.
     """
-    _folder(IMAGES[task.partition("_")[0]])
-    file = _folder(QUESTIONS) / f"{task}.json"
-    load_questions(file)
+    file, folder = _folder(QUESTIONS) / f"{task}.json", _folder(IMAGES[task.partition("_")[0]])
+    for record in load_questions(file):
+        find_image(record, folder)
     return {"data_files": {"test": str(file)}}
 
 
