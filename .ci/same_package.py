@@ -22,7 +22,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ["configuration", "modeling", "processing", "trainer", "hub_cards", "evaluation"]
-DATA_FOLDERS = ["recipes", "checkpoints"]
+DATA_FOLDERS = ["recipes", "checkpoints", "metrics"]
 NOT_SOURCE = [".git", ".venv*", "*.egg-info", "__pycache__", ".*_cache", "build", "dist", "runs", "vistok-demo"]
 
 # Runs in each form, from an empty folder; prints what that form exposes.

@@ -1,9 +1,9 @@
-"""Files that ship with the package: training recipes and small trained adapters."""
+"""Files that ship with the package: training recipes, small trained adapters, and modules of metrics."""
 
 from pathlib import Path
 
 # The folder that holds `configuration/`: `vistok/` in an installed wheel and, through the symlinks, in a checkout; the
-# repository itself in a checkout whose symlinks were not made. `recipes/` and `checkpoints/` lie in it either way.
+# repository itself in a checkout whose symlinks were not made. `recipes/` and the others lie in it either way.
 _SHIPPED_IN = Path(__file__).absolute().parents[1]
 
 
@@ -13,7 +13,7 @@ def shipped_path(name: str) -> Path:
 
     Args:
         name (`str`): path from the top of the repository, with forward slashes: `"checkpoints/gvt-demo"`,
-            `"recipes/gvt/demo.yaml"`.
+            `"recipes/gvt/demo.yaml"`, `"metrics/gvtbench_oc"`.
 
     Returns:
         `Path`: where it lies on this machine.
@@ -23,11 +23,11 @@ def shipped_path(name: str) -> Path:
     """
     top, _, _ = name.partition("/")
     path = _SHIPPED_IN / name
-    if top in ("recipes", "checkpoints") and ".." not in path.parts and path.exists():
+    if top in ("recipes", "checkpoints", "metrics") and ".." not in path.parts and path.exists():
         return path
     found = sorted(
         str(file.relative_to(_SHIPPED_IN).as_posix())
-        for pattern in ("recipes/**/*.yaml", "checkpoints/*/")
+        for pattern in ("recipes/**/*.yaml", "checkpoints/*/", "metrics/*/")
         for file in _SHIPPED_IN.glob(pattern)
     )
     raise FileNotFoundError(f"vistok ships nothing named {name!r}. It ships: {', '.join(found) or 'nothing'}.")

@@ -1,104 +1,140 @@
-"""What `vistok evaluate` does with a model and the examples it is given."""
+"""What `vistok evaluate` does with a model and the tasks it is given."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
 
 from ..configuration.optional import require
-from ..modeling.base_weights import resolve_checkpoint
-from .report import FLOORS, evaluate_questions, file_stem, save_report
+from .image_text_models import ImageTextModel
+from .processes import Share, join_processes, local_device, wait_for_all
+from .report import FLOORS, evaluate_task
+from .report_table import file_stem, save_report, save_summary
+from .task_questions import QuestionFiles
+from .tasks import Task, find_tasks
 from .vqa import choose_questions
+
+logger = logging.get_logger(__name__)
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 
 
 def evaluate_command(
-    model: str | os.PathLike,
-    test: Iterable[Mapping[str, Any]],
-    train: Iterable[Mapping[str, Any]] | None = None,
+    model: str | os.PathLike | ImageTextModel,
+    tasks: str | Sequence[str | Task],
     *,
-    task: str,
-    split: str = "test",
+    questions: str | os.PathLike | None = None,
+    images: str | os.PathLike | None = None,
+    prompt_style: str = "paper",
+    mode: str = "reference",
+    fix_typos: str = "both",
+    missing_images: str = "error",
     max_questions: int | None = None,
     output: str | os.PathLike | None = None,
     floors: Sequence[str] = FLOORS,
     max_floor_questions: int | None = None,
     batch_size: int = 64,
-    max_new_tokens: int = 16,
+    max_new_tokens: int | None = None,
     dtype: str = "auto",
     device: str | None = None,
     attn_implementation: str | None = None,
     seed: int = 0,
     progress_bar: bool = True,
     command: str | None = None,
-) -> dict[str, Any]:
+    load_source: Callable[[Mapping[str, Any]], Any] | None = None,
+) -> dict[str, dict[str, Any]]:
     """
-    Loads a model, evaluates it on questions, and writes the report.
+    Evaluates a model on tasks and writes the reports. Started by `accelerate launch`, several processes share the
+    questions and get the same results; the first one writes them.
 
     Args:
-        model (`str`): folder or Hub id of a trained model with its processor.
-        test (`list[dict]` or `Dataset`): examples that end with the right answer.
-        train (`list[dict]` or `Dataset`, *optional*): training examples, for the question-only prior.
-        task, split (`str`): what `test` is called, in the report and in the names of its files.
-        max_questions (`int`, *optional*): ask only so many, a choice by `seed`.
-        output (`str`, *optional*): folder for `<task>-<split>.json`, `.md`, `.png` and `.predictions.jsonl`. A run
-            that was killed continues from the latter. By default nothing is written.
-        floors (`list[str]`, *optional*): see [`evaluate_questions`].
+        model (`str` or [`ImageTextModel`]): folder or Hub id of a trained model with its processor, of vistok or of
+            any image-text-to-text architecture of transformers; or one that is loaded.
+        tasks (`str` or `list[str | Task]`): names of `TASKS`, as a list or with commas between them; or [`Task`]s.
+        questions (`str`, *optional*): question file, or folder that holds the files of all tasks.
+        images (`str`, *optional*): folder of the images.
+        prompt_style, mode: see [`Task.asked`].
+        fix_typos, missing_images, load_source: see [`QuestionFiles`].
+        max_questions (`int`, *optional*): ask only so many of each split, a choice by `seed`.
+        output (`str`, *optional*): folder for `<task>-<split>.json`, `.md`, `.png` and `.predictions.jsonl`, and, of
+            several reports, `summary.json`, `.md` and `.png`. A run that was killed continues from the predictions. By
+            default nothing is written.
+        floors (`list[str]`, *optional*): see [`evaluate_task`].
         max_floor_questions (`int`, *optional*): limit of the questions about blank and shuffled images.
         batch_size (`int`, *optional*, defaults to 64): questions per batch.
-        max_new_tokens (`int`, *optional*, defaults to 16): limit of an answer, in tokens.
+        max_new_tokens (`int`, *optional*): limit of an answer, in tokens; by default the task's: 16, or 32 for tasks
+            that are read from files.
         dtype (`str`, *optional*, defaults to `"auto"`): `"bfloat16"`, `"float16"`, `"float32"`, or `"auto"`: as saved.
-        device (`str`, *optional*): by default the first GPU if there is one, and the CPU otherwise.
+        device (`str`, *optional*): by default a GPU if there is one, and the CPU otherwise.
         attn_implementation (`str`, *optional*): by default `"eager"` on a CPU, where it is faster on short prompts.
-        seed (`int`, *optional*, defaults to 0): of the choice of questions and of the shuffled images.
+        seed (`int`, *optional*, defaults to 0): of the choice of questions, of the shuffled images and of the halves
+            that the prior learns from.
         progress_bar (`bool`, *optional*, defaults to `True`): whether to show one.
         command (`str`, *optional*): the command line, for the report.
 
     Returns:
-        `dict`: the results, see [`evaluate_questions`].
+        `dict[str, dict]`: results by the name of the task, or `<task>-<split>` where the split is not called test; see
+        [`evaluate_task`].
 
     Raises:
         ValueError: if an argument is out of range or unknown.
+        BadSampleError: if an image is missing or a question malformed; names its row.
+        FileNotFoundError: if a question file or folder is missing.
         ImportError: if `output` is given and matplotlib is not installed; at once, before anything is asked.
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {dtype!r}, expected {', '.join(DTYPES)}.")
     if output is not None:
         require("matplotlib.figure", "draw")  # the chart comes last, hours later
-    device = _available(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    questions = choose_questions(test, max_questions, seed)
-    attn_implementation = attn_implementation or ("eager" if device == "cpu" else None)
-    path = resolve_checkpoint(str(model))
-    extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-    loaded = AutoModelForImageTextToText.from_pretrained(path, dtype=dtype, **extra).to(device).eval()
-    processor = AutoProcessor.from_pretrained(path)
-    file = None if output is None else Path(output) / f"{file_stem(task, split)}.predictions.jsonl"
-    # Of the training questions the texts are needed only: a data set decodes no other column then.
-    if train is not None and hasattr(train, "select_columns"):
-        train = train.select_columns(["messages"])
-    results = evaluate_questions(
-        loaded,
-        processor,
-        questions,
-        train if "question_only_prior" in floors else None,
-        task=task,
-        split=split,
-        floors=floors,
-        max_floor_questions=max_floor_questions,
-        batch_size=batch_size,
-        max_new_tokens=max_new_tokens,
-        seed=seed,
-        predictions_file=file,
-        progress_bar=progress_bar,
-        command=command,
-    )
-    if output is not None:
-        save_report(results, output)
+    chosen = [(task, task.asked(prompt_style, mode)) for task in find_tasks(tasks)]
+    share = join_processes(device)
+    device = _available(device or local_device(share))
+    files = QuestionFiles(questions, images, prompt_style, fix_typos, missing_images, load_source)
+    # All questions are read before any is asked: what is missing is told now, not hours later.
+    splits = [(task, protocol, split) for task, protocol in chosen for split in _splits(task, files, share)]
+    if not isinstance(model, ImageTextModel):
+        attn_implementation = attn_implementation or ("eager" if device.startswith("cpu") else None)
+        model = ImageTextModel.from_pretrained(model, dtype, device, attn_implementation, batch_size)
+    results: dict[str, dict[str, Any]] = {}
+    for task, protocol, split in splits:
+        stem = file_stem(task.name, split.name)
+        found = evaluate_task(
+            model,
+            choose_questions(split.test, max_questions, seed),
+            split.train if "question_only_prior" in floors else None,
+            task=task.name,
+            split=split.name,
+            protocol=protocol,
+            floors=floors,
+            max_floor_questions=max_floor_questions,
+            max_new_tokens=max_new_tokens,
+            seed=seed,
+            predictions_file=None if output is None else Path(output) / f"{stem}.predictions.jsonl",
+            progress_bar=progress_bar,
+            command=command,
+            share=share,
+        )
+        if split.num_missing:
+            found["num_missing"] = split.num_missing
+        results[task.name if split.name == "test" else stem] = found
+        if output is not None and share.is_first:
+            save_report(found, output)
+    if output is not None and share.is_first and len(results) > 1:
+        save_summary(list(results.values()), output)
     return results
+
+
+def _splits(task: Task, files: QuestionFiles, share: Share):
+    """The first process reads first: what it builds and caches, the others find."""
+    if not share.is_first:
+        wait_for_all(share)
+    splits = task.splits(files)
+    if share.is_first:
+        wait_for_all(share)
+    return splits
 
 
 def _available(device: str) -> str:

@@ -17,7 +17,8 @@ class GenerationSettings:
         num_beams (`int`, *optional*, defaults to 1): 1 is greedy.
         repetition_penalty (`float`, *optional*, defaults to 1.0): of tokens that the answer already holds, see
             [`RepeatedAnswerPenalty`].
-        length_penalty (`float`, *optional*, defaults to 1.0): exponent of the length that a beam's score is divided by.
+        length_penalty (`float`, *optional*, defaults to 1.0): exponent of the length by which a beam's score is
+            divided.
 
     Raises:
         ValueError: if a value is out of range.

@@ -106,9 +106,7 @@ class ImageEncoder:
             inputs = {"vision_features": torch.stack([self.features[key] for key in keys])}
         else:
             images = [
-                resized(image, self.image_size)
-                for key in keys
-                for image in load_example_images(self._examples[key])
+                resized(image, self.image_size) for key in keys for image in load_example_images(self._examples[key])
             ]
             inputs = {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
         encoded = self.model.get_image_features(**{name: value.to(device) for name, value in inputs.items()})

@@ -110,9 +110,7 @@ def score_continuations(
         for prompt, likelihood in zip(batch.prompts, _score(model, batch)):
             found.update(dict.fromkeys(prompt.examples, likelihood))
 
-    prompts = make_prompts(
-        processor, examples, with_answers=True, own_prompt=own_prompt, continuations=continuations
-    )
+    prompts = make_prompts(processor, examples, with_answers=True, own_prompt=own_prompt, continuations=continuations)
     encoder.know(examples)
     run_batches(model, processor, prompts, encoder, batch_size, set(), score, progress_bar)
     return [found[index] for index in range(len(examples))]

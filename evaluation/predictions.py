@@ -1,15 +1,17 @@
 """Predictions on disk, a line each, written as they come, so that a killed evaluation continues where it was."""
 
+import glob
 import hashlib
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..processing.images import image_key
+from .processes import Share, wait_for_all
 from .vqa import answer_is_right, answer_of, question_of
 
 Examples = Sequence[Mapping[str, Any]]
@@ -21,45 +23,84 @@ class PredictionsFile:
     """
     A JSONL file whose first line says what was evaluated, and every further one what was answered to a question.
 
+    Of several processes the first writes this file, and each other one a part beside it, `….part<rank>.jsonl`. Parts
+    are added to the file by [`PredictionsFile.merge`] and, if a run was killed before, by the next one, of however
+    many processes.
+
     Args:
         path (`str`): the file; made if it does not exist.
         settings (`dict`): what the predictions depend on. A file of other settings is refused.
+        share ([`Share`], *optional*): this process's.
 
     Raises:
         ValueError: if the file holds predictions of other settings; names the difference.
     """
 
-    def __init__(self, path: str | os.PathLike, settings: Mapping[str, Any]):
-        self.path = Path(path)
-        settings = json.loads(json.dumps(settings))
-        lines = self._complete_lines()
-        if not lines:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self.path.write_text(json.dumps({"settings": settings}) + "\n", encoding="utf-8")
-        elif (found := lines[0].get("settings")) != settings:
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        settings: Mapping[str, Any],
+        share: Share = Share(),  # noqa: B008
+    ):
+        self.path, self.share = Path(path), share
+        self.settings = json.loads(json.dumps(settings))
+        self._known: dict[tuple[str, str, str], str] = {}
+        if share.is_first:
+            self._start(self.path)
+            self._merge_parts()
+        wait_for_all(share)
+        if not share.is_first:
+            self._read(self.path)
+            wait_for_all(share)
+            self.path = self._part(share.rank)
+            self._start(self.path)
+        else:
+            wait_for_all(share)
+
+    def _part(self, rank: int) -> Path:
+        return self.path.with_name(f"{self.path.name.removesuffix('.jsonl')}.part{rank}.jsonl")
+
+    def _start(self, path: Path) -> None:
+        """Makes a file, or reads the one that is there."""
+        if not self._read(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps({"settings": self.settings}) + "\n", encoding="utf-8")
+
+    def _read(self, path: Path) -> list[dict[str, Any]]:
+        lines = _complete_lines(path)
+        if lines and (found := lines[0].get("settings")) != self.settings:
             differences = [
-                f"{name} is {(found or {}).get(name)!r} there and {settings.get(name)!r} here"
-                for name in sorted({*settings, *(found or {})})
-                if (found or {}).get(name) != settings.get(name)
+                f"{name} is {(found or {}).get(name)!r} there and {self.settings.get(name)!r} here"
+                for name in sorted({*self.settings, *(found or {})})
+                if (found or {}).get(name) != self.settings.get(name)
             ]
             raise ValueError(
-                f"{self.path} holds predictions of another evaluation ({'; '.join(differences)}): give another "
+                f"{path} holds predictions of another evaluation ({'; '.join(differences)}): give another "
                 "predictions file, or delete this one."
             )
-        self._known = {
+        self._known |= {
             (line["images"], line["source"], line["id"]): line["prediction"] for line in lines if "prediction" in line
         }
+        return lines
 
-    def _complete_lines(self) -> list[dict[str, Any]]:
-        """Reads the file, and cuts off the line that a kill left unfinished."""
-        if not self.path.exists():
-            return []
-        content = self.path.read_bytes()
-        end = content.rfind(b"\n") + 1
-        if end < len(content):
-            with open(self.path, "r+b") as stream:
-                stream.truncate(end)
-        return [json.loads(line) for line in content[:end].splitlines()]
+    def _merge_parts(self) -> None:
+        for part in sorted(self.path.parent.glob(f"{glob.escape(self.path.name.removesuffix('.jsonl'))}.part*.jsonl")):
+            before = set(self._known)
+            new = [
+                json.dumps(line, ensure_ascii=False) + "\n"
+                for line in self._read(part)
+                if "prediction" in line and (line["images"], line["source"], line["id"]) not in before
+            ]
+            with open(self.path, "a", encoding="utf-8") as stream:
+                stream.write("".join(new))
+            part.unlink()
+
+    def merge(self) -> None:
+        """Adds what the other processes wrote to the first one's file. All processes have to call it."""
+        wait_for_all(self.share)
+        if self.share.is_first:
+            self._merge_parts()
+        wait_for_all(self.share)
 
     def known(self, images: str, examples: Examples) -> dict[int, str]:
         """
@@ -75,7 +116,13 @@ class PredictionsFile:
         names = [(images, *name) for name in _names(examples)]
         return {index: self._known[name] for index, name in enumerate(names) if name in self._known}
 
-    def append(self, images: str, examples: Examples, predictions: Sequence[str]) -> None:
+    def append(
+        self,
+        images: str,
+        examples: Examples,
+        predictions: Sequence[str],
+        is_right: Callable[[str, Mapping[str, Any]], bool | None] | None = None,
+    ) -> None:
         """
         Adds predictions, and hands them to the operating system at once.
 
@@ -83,6 +130,8 @@ class PredictionsFile:
             images (`str`): which images were shown.
             examples (`list[dict]`): the examples, with their own images.
             predictions (`list[str]`): what was answered to each.
+            is_right (`Callable`, *optional*): takes prediction and example; by default [`answer_is_right`]. `None` is
+                not written.
         """
         lines = []
         for (source, name), example, prediction in zip(_names(examples), examples, predictions):
@@ -94,12 +143,58 @@ class PredictionsFile:
                 "question": question_of(example),
                 "answer": answer,
                 "prediction": prediction,
-                "right": answer_is_right(prediction, answer),
+                "right": answer_is_right(prediction, answer) if is_right is None else is_right(prediction, example),
+                "files": [image["path"] for image in example.get("images") or [] if _has_path(image)],
             }
+            line = {key: value for key, value in line.items() if value is not None and (key != "files" or value)}
             lines.append(json.dumps(line, ensure_ascii=False) + "\n")
             self._known[(images, source, name)] = prediction
         with open(self.path, "a", encoding="utf-8") as stream:
             stream.write("".join(lines))
+
+
+def _complete_lines(path: Path) -> list[dict[str, Any]]:
+    """Reads a file, and cuts off the line that a kill left unfinished."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    end = content.rfind(b"\n") + 1
+    if end < len(content):
+        with open(path, "r+b") as stream:
+            stream.truncate(end)
+    return [json.loads(line) for line in content[:end].splitlines()]
+
+
+def _has_path(image: Any) -> bool:
+    return isinstance(image, Mapping) and bool(image.get("path"))
+
+
+def read_predictions(path: str | os.PathLike, images: str = "given") -> list[dict[str, Any]]:
+    """
+    Reads the lines of a predictions file.
+
+    Args:
+        path (`str`): a file that an evaluation wrote.
+        images (`str`, *optional*, defaults to `"given"`): which images were shown.
+
+    Returns:
+        `list[dict]`: `id`, `source`, `question`, `answer`, `prediction` and, where there are, `right` and `files`.
+
+    Raises:
+        FileNotFoundError: if there is no such file.
+        ValueError: if it is none of predictions.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"There is no predictions file {path}: expected one that vistok evaluate wrote.")
+    try:
+        lines = _complete_lines(path)
+    except ValueError as error:
+        raise ValueError(f"{path} is no predictions file of vistok evaluate ({error}).") from error
+    found = [line for line in lines if isinstance(line, dict) and line.get("images") == images]
+    if not found:
+        raise ValueError(f"{path} holds no predictions about {images} images: expected a file of vistok evaluate.")
+    return found
 
 
 def check_distinct(examples: Examples) -> None:
@@ -151,4 +246,4 @@ def _names(examples: Examples) -> list[tuple[str, str]]:
     return [(str(example.get("source")), str(example["id"])) for example in examples]
 
 
-__all__ = ["PredictionsFile", "check_distinct", "fingerprint"]
+__all__ = ["PredictionsFile", "check_distinct", "fingerprint", "read_predictions"]

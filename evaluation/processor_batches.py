@@ -63,7 +63,9 @@ def answer_with_processor(
     number = 0
     with (
         evaluating(model),
-        logging.tqdm(total=len(examples), desc=progress_bar or None, unit=" questions", disable=not progress_bar) as bar,
+        logging.tqdm(
+            total=len(examples), desc=progress_bar or None, unit=" questions", disable=not progress_bar
+        ) as progress,
     ):
         for batch in _batches(prompts, examples, batch_size):
             if any(index not in answers for asked in batch for index in asked):
@@ -73,14 +75,12 @@ def answer_with_processor(
                         model, processor, [texts[index] for index in first], [examples[index] for index in first],
                         settings, image_size,
                     )  # fmt: skip
-                    new = {
-                        index: text for asked, text in zip(batch, said) for index in asked if index not in answers
-                    }
+                    new = {index: text for asked, text in zip(batch, said) for index in asked if index not in answers}
                     answers.update(new)
                     if on_answers is not None:
                         on_answers(list(new), list(new.values()))
                 number += 1
-            bar.update(sum(map(len, batch)))
+            progress.update(sum(map(len, batch)))
     return answers
 
 
@@ -93,8 +93,10 @@ def _batches(prompts: list[list[int]], examples: Examples, batch_size: int):
     start = 0
     for end in range(1, len(prompts) + 1):
         full = end - start == batch_size
-        if full or end == len(prompts) or _num_images(examples[prompts[end][0]]) != _num_images(
-            examples[prompts[start][0]]
+        if (
+            full
+            or end == len(prompts)
+            or _num_images(examples[prompts[end][0]]) != _num_images(examples[prompts[start][0]])
         ):
             yield prompts[start:end]
             start = end

@@ -1,8 +1,8 @@
-"""The chart of a report: accuracy per type of question, beside the floors."""
+"""The charts of reports: scores as bars beside the floors, per type of question or per task."""
 
 import io
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,69 +24,130 @@ FLOOR_COLOURS = {
 }
 BAR_WIDTH = 0.16
 SUBTITLE = "Beside this model: answers found without the image. 95 % intervals over images."
+ACCURACY = {"name": "accuracy", "label": "right", "scale": 100.0, "higher_is_better": True}
+
+Bars = list[tuple[float, Sequence[float] | None] | None]
+"""Height and interval of a series in each group, or `None` where it has no bar."""
 
 
-def draw_report(results: Mapping[str, Any], path: str | os.PathLike) -> None:
+def metric_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What there is to know of the primary metric of results: `name`, `label`, `scale`, `higher_is_better`."""
+    return (results.get("measured_by") or [ACCURACY])[0]
+
+
+def title_of(results: Mapping[str, Any]) -> str:
+    """The name of a task, and of its split unless that is simply its test split."""
+    return results["task"] if results["split"] == "test" else f"{results['task']}, {results['split']}"
+
+
+def draw_report(results: Mapping[str, Any], path: str | os.PathLike, gains: Sequence[str] = ()) -> None:
     """
-    Draws accuracies as bars with their 95 % intervals: a group for all questions and one for each type.
+    Draws scores as bars with their 95 % intervals: a group for all questions and one for each type.
 
     Args:
-        results (`dict`): from [`evaluate_questions`].
+        results (`dict`): from [`evaluate_task`].
+        path (`str`): PNG file.
+        gains (`list[str]`, *optional*): what to say below the title of gains over floors.
+
+    Raises:
+        ImportError: if matplotlib is not installed; names the extra.
+    """
+    kinds, metric = list(results.get("per_type", {})), metric_of(results)
+
+    def series(measured: Mapping[str, Any]) -> Bars:
+        per_type = measured.get("per_type", {})
+        return [_bar(metric, entry) for entry in (measured, *(per_type.get(kind) for kind in kinds))]
+
+    entries = [results, *(results["per_type"][kind] for kind in kinds)]
+    labels = [f"{name}\nn = {entry['num_questions']:,}" for name, entry in zip(("all questions", *kinds), entries)]
+    drawn = {"this model": (series(results), MODEL_COLOUR)}
+    drawn |= {FLOOR_NAMES[name]: (series(floor), FLOOR_COLOURS[name]) for name, floor in results["floors"].items()}
+    unit = "" if metric["name"] == "cider" else " (%)"
+    _draw(
+        drawn, labels, path, f"{results['task']}, {results['split']} split", [SUBTITLE, *_lines(gains)],
+        "right answers (%)" if metric["label"] == "right" else metric["label"] + unit, separate_first=bool(kinds),
+    )  # fmt: skip
+
+
+def _lines(gains: Sequence[str]) -> list[str]:
+    return [";  ".join(gains)] if gains else []
+
+
+def draw_summary(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
+    """
+    Draws the scores of several tasks as bars with their 95 % intervals: a group for each task.
+
+    Args:
+        results (`list[dict]`): from [`evaluate_task`].
         path (`str`): PNG file.
 
     Raises:
         ImportError: if matplotlib is not installed; names the extra.
     """
+    labels = [
+        f"{title_of(result)}\n{metric_of(result)['label']}, n = {result['num_questions']:,}" for result in results
+    ]
+    drawn = {"this model": ([_bar(metric_of(result), result) for result in results], MODEL_COLOUR)}
+    for name in dict.fromkeys(name for result in results for name in result["floors"]):
+        bars = [_bar(metric_of(result), result["floors"].get(name)) for result in results]
+        drawn[FLOOR_NAMES[name]] = (bars, FLOOR_COLOURS[name])
+    model = Path(str(results[0]["model"])).name or "The model"
+    _draw(drawn, labels, path, f"{model}: {len(results)} evaluations", [SUBTITLE], "score (% of right answers; CIDEr)")
+
+
+def _bar(metric: Mapping[str, Any], measured: Mapping[str, Any] | None):
+    if measured is None or measured.get(metric["name"]) is None:
+        return None
+    interval = measured["interval"]
+    return metric["scale"] * measured[metric["name"]], interval and [metric["scale"] * end for end in interval]
+
+
+def _draw(
+    series: Mapping[str, tuple[Bars, str]],
+    labels: Sequence[str],
+    path: str | os.PathLike,
+    title: str,
+    subtitles: Sequence[str],
+    unit: str,
+    separate_first: bool = False,
+) -> None:
     figure_module = require("matplotlib.figure", "draw")
-    kinds = list(results.get("per_type", {}))
-    groups = ["all questions", *kinds]
-    series = {"this model": _series(results, kinds)}
-    series |= {FLOOR_NAMES[name]: _series(floor, kinds) for name, floor in results["floors"].items()}
-    colours = [MODEL_COLOUR, *(FLOOR_COLOURS[name] for name in results["floors"])]
-    figure = figure_module.Figure(figsize=(max(7.0, 1.6 + 2.0 * len(groups)), 4.8), layout="constrained")
+    figure = figure_module.Figure(figsize=(max(7.0, 1.6 + 2.0 * len(labels)), 4.8), layout="constrained")
     axes = figure.add_subplot()
-    for place, (label, measured) in enumerate(series.items()):
+    for place, (label, (bars, colour)) in enumerate(series.items()):
         offset = (place - (len(series) - 1) / 2) * BAR_WIDTH
-        _draw_bars(axes, measured, offset, colours[place], label, bold=place == 0)
-    axes.set_xticks(range(len(groups)), [_label(name, m) for name, m in zip(groups, series["this model"])])
+        _draw_bars(axes, bars, offset, colour, label, bold=place == 0)
+    axes.set_xticks(range(len(labels)), labels)
     axes.tick_params(axis="x", length=0)
-    axes.set_xlim(-0.5, len(groups) - 0.5)
-    axes.set_ylim(0, 108)
-    axes.set_yticks(range(0, 101, 20))
-    axes.set_ylabel("right answers (%)")
+    axes.set_xlim(-0.5, len(labels) - 0.5)
+    highest = max((bar[1][1] if bar[1] else bar[0] for bars, _ in series.values() for bar in bars if bar), default=100)
+    axes.set_ylim(0, 108 if unit.find("%") >= 0 and highest <= 100 else max(1.15 * highest, 1))
+    if highest <= 100 and "%" in unit:
+        axes.set_yticks(range(0, 101, 20))
+    axes.set_ylabel(unit)
     axes.grid(axis="y", color="#e6e6e6", linewidth=0.8)
     axes.set_axisbelow(True)
     axes.spines[["top", "right", "left"]].set_visible(False)
-    if kinds:
+    if separate_first:
         axes.axvline(0.5, color="#bdbdbd", linewidth=0.8, linestyle=(0, (4, 3)))
-    axes.set_title(f"{results['task']}, {results['split']} split", loc="left", fontweight="bold", pad=20)
-    axes.text(0, 1.02, SUBTITLE, transform=axes.transAxes, fontsize=8.5, color="#606060")
+    axes.set_title(title, loc="left", fontweight="bold", pad=8 + 12 * len(subtitles))
+    axes.text(0, 1.02, "\n".join(subtitles), transform=axes.transAxes, fontsize=8.5, color="#606060", va="bottom")
     figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=9, handlelength=1.2)
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160)
     write_bytes_atomically(Path(path), drawn.getvalue())
 
 
-def _series(measured: Mapping[str, Any], kinds: list[str]) -> list[Mapping[str, Any] | None]:
-    per_type = measured.get("per_type", {})
-    return [measured, *(per_type.get(kind) for kind in kinds)]
-
-
-def _label(name: str, measured: Mapping[str, Any] | None) -> str:
-    return name if measured is None else f"{name}\nn = {measured['num_questions']:,}"
-
-
-def _draw_bars(axes, measured, offset: float, colour: str, label: str, bold: bool) -> None:
-    shown = [(place + offset, m) for place, m in enumerate(measured) if m is not None]
-    places = [place for place, _ in shown]
-    heights = [100 * m["accuracy"] for _, m in shown]
-    ends = [[100 * end for end in m["interval"]] if m["interval"] else [h, h] for h, (_, m) in zip(heights, shown)]
+def _draw_bars(axes, bars: Bars, offset: float, colour: str, label: str, bold: bool) -> None:
+    shown = [(place + offset, *bar) for place, bar in enumerate(bars) if bar is not None]
+    places, heights = [place for place, _, _ in shown], [height for _, height, _ in shown]
+    ends = [interval or [height, height] for _, height, interval in shown]
     errors = [
         [max(h - low, 0) for h, (low, _) in zip(heights, ends)],
         [max(high - h, 0) for h, (_, high) in zip(heights, ends)],
     ]
     axes.bar(
-        places, heights, BAR_WIDTH * 0.92, yerr=errors, color=colour, label=label,
+        places, heights, BAR_WIDTH * 0.92, yerr=errors if shown else None, color=colour, label=label,
         error_kw={"elinewidth": 1.0, "capsize": 2, "ecolor": "#404040"},
     )  # fmt: skip
     for place, height, (_, high) in zip(places, heights, ends):
@@ -97,4 +158,4 @@ def _draw_bars(axes, measured, offset: float, colour: str, label: str, bold: boo
         )  # fmt: skip
 
 
-__all__ = ["FLOOR_NAMES", "draw_report"]
+__all__ = ["FLOOR_NAMES", "draw_report", "draw_summary", "metric_of", "title_of"]

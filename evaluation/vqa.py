@@ -1,4 +1,4 @@
-"""Accuracy of short answers by exact match, its uncertainty, and what guessing would score."""
+"""Short answers: which are right by exact match, and what guessing would answer."""
 
 import random
 import string
@@ -6,13 +6,14 @@ from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
-import numpy as np
-
 from ..processing.images import image_key
 
 Examples = Sequence[Mapping[str, Any]]
 
-BREAKDOWNS: Mapping[str, Mapping[Any, str]] = {"photograph": {True: "photographs only", False: "not only photographs"}}
+BREAKDOWNS: Mapping[str, Mapping[Any, str]] = {
+    "photograph": {True: "photographs only", False: "not only photographs"},
+    "distinct": {True: "without exact duplicates"},
+}
 """Columns by which reports are broken down beside the type, and how they call the groups. Scenes of photographs and
 drawings together are not only photographs."""
 
@@ -124,121 +125,6 @@ def choose_questions(
     return [examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), max_questions))]
 
 
-def bootstrap_interval(
-    values: Sequence[float],
-    clusters: Sequence[Hashable],
-    level: float = 0.95,
-    num_resamples: int = 2000,
-    seed: int = 0,
-    bounds: tuple[float, float] = (0.0, 1.0),
-) -> list[float] | None:
-    """
-    Percentile interval of a mean, by resampling whole clusters: questions about one image are right or wrong
-    together, and resampling single ones would make the interval too narrow.
-
-    Resamples of clusters that are all alike are alike, too, which is no proof that there are no others. The interval
-    then has the exact ends of Clopper and Pearson for the share of other clusters, of which `n` were drawn and none
-    was found: at most `1 - ((1 - level) / 2) ** (1 / n)`. These may have any value within `bounds`.
-
-    Args:
-        values (`list[float]`): for instance 1 for each right and 0 for each wrong answer.
-        clusters (`list`): the cluster of each value, such as its image.
-        level (`float`, *optional*, defaults to 0.95): coverage.
-        num_resamples (`int`, *optional*, defaults to 2000): number of resamples.
-        seed (`int`, *optional*, defaults to 0): of the resampling.
-        bounds (`tuple[float, float]`, *optional*, defaults to `(0.0, 1.0)`): the least and the greatest value there
-            can be.
-
-    Returns:
-        `list[float]` or `None`: lower and upper end; `None` with fewer than two clusters.
-
-    Raises:
-        ValueError: if there are not as many clusters as values.
-    """
-    if len(values) != len(clusters):
-        raise ValueError(f"{len(values)} values and {len(clusters)} clusters were given: give each value one.")
-    numbers = {cluster: number for number, cluster in enumerate(dict.fromkeys(clusters))}
-    if len(numbers) < 2:
-        return None
-    members = np.array([numbers[cluster] for cluster in clusters])
-    sums = np.bincount(members, weights=np.asarray(values, dtype=np.float64))
-    counts = np.bincount(members)
-    tail = (1 - level) / 2
-    of_cluster = sums / counts
-    if (of_cluster == of_cluster[0]).all():
-        value, others = float(of_cluster[0]), 1 - tail ** (1 / len(counts))
-        return [value - others * (value - bounds[0]), value + others * (bounds[1] - value)]
-    generator = np.random.default_rng(seed)
-    means = []
-    for _ in range(num_resamples):
-        drawn = generator.integers(0, len(counts), len(counts))
-        means.append(sums[drawn].sum() / counts[drawn].sum())
-    low, high = np.quantile(means, [tail, 1 - tail])
-    mean = sums.sum() / counts.sum()
-    return [float(min(low, mean)), float(max(high, mean))]
-
-
-def measure(
-    predictions: Sequence[str],
-    examples: Examples,
-    type_column: str = "answer_type",
-    breakdowns: Mapping[str, Mapping[Any, str]] = BREAKDOWNS,
-) -> dict[str, Any]:
-    """
-    Accuracy of predictions, in total, per type of question, and per group of other breakdowns.
-
-    Args:
-        predictions (`list[str]`): one for each example.
-        examples (`list[dict]`): training examples.
-        type_column (`str`, *optional*, defaults to `"answer_type"`): column that holds the type, if there is one.
-        breakdowns (`dict[str, dict]`, *optional*, defaults to [`BREAKDOWNS`]): further columns, and for each value the
-            name of its group; a value without a name is left out.
-
-    Returns:
-        `dict`: `num_questions`, `num_images` (distinct, or sets of them), `accuracy` and `interval` (of 95 %) between
-        0 and 1, `unanswered`, and, where examples have types, `per_type`: for each type a `dict` of the same kind;
-        where they have columns of `breakdowns`, `breakdowns`: for each column a `dict` like `per_type`.
-
-    Raises:
-        ValueError: if there are no examples, or not as many predictions.
-    """
-    if len(predictions) != len(examples) or not examples:
-        raise ValueError(f"{len(predictions)} predictions for {len(examples)} examples, expected one for each.")
-    right = [answer_is_right(text, answer_of(example)) for text, example in zip(predictions, examples)]
-    unanswered = [is_unanswered(text) for text in predictions]
-    clusters = image_clusters(examples)
-    summary = _summary(right, unanswered, clusters, range(len(examples)))
-
-    def groups(names: Sequence[Any]) -> dict[Any, Any]:
-        members: dict[Any, list[int]] = defaultdict(list)
-        for index, name in enumerate(names):
-            if name is not None:
-                members[name].append(index)
-        return {name: _summary(right, unanswered, clusters, members[name]) for name in sorted(members, key=str)}
-
-    if of_type := groups([example.get(type_column) for example in examples]):
-        summary["per_type"] = of_type
-    found = {
-        column: of_column
-        for column, names in breakdowns.items()
-        if (of_column := groups([names.get(example.get(column)) for example in examples]))
-    }
-    if found:
-        summary["breakdowns"] = found
-    return summary
-
-
-def _summary(right, unanswered, clusters, chosen: Sequence[int]) -> dict[str, Any]:
-    values, of = [right[index] for index in chosen], [clusters[index] for index in chosen]
-    return {
-        "num_questions": len(chosen),
-        "num_images": len(set(of)),
-        "accuracy": sum(values) / len(chosen),
-        "interval": bootstrap_interval(values, of),
-        "unanswered": sum(unanswered[index] for index in chosen),
-    }
-
-
 def majority_answers(test: Examples, type_column: str | None = None) -> list[str]:
     """
     What the best constant guess would predict: the most frequent answer of the questions themselves.
@@ -285,18 +171,47 @@ def question_only_prior(train: Examples, test: Examples) -> list[str]:
     return [of_question[text].most_common(1)[0][0] if text in of_question else fallback for text in questions]
 
 
+def two_fold_prior(test: Examples, seed: int = 0) -> list[str]:
+    """
+    What someone would predict who knew the questions and answers about other images: [`question_only_prior`], where
+    there is no training data. The images are divided into two halves at random, and each half learns from the other.
+
+    Args:
+        test (`list[dict]`): examples about two images or more.
+        seed (`int`, *optional*, defaults to 0): of the division.
+
+    Returns:
+        `list[str]`: a prediction for each example.
+
+    Raises:
+        ValueError: if the examples are about fewer than two images.
+    """
+    clusters = image_clusters(test)
+    order = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    if len(order) < 2:
+        raise ValueError(f"The question-only prior needs questions about two images, these are about {len(order)}.")
+    places = list(range(len(order)))
+    random.Random(seed).shuffle(places)
+    halves = [places[order[cluster]] % 2 for cluster in clusters]
+    guesses: dict[int, str] = {}
+    for half in (0, 1):
+        asked = [index for index, of in enumerate(halves) if of == half]
+        known = [test[index] for index, of in enumerate(halves) if of != half]
+        guesses.update(zip(asked, question_only_prior(known, [test[index] for index in asked])))
+    return [guesses[index] for index in range(len(test))]
+
+
 __all__ = [
     "BREAKDOWNS",
     "answer_is_right",
     "answer_of",
-    "bootstrap_interval",
     "choose_questions",
     "image_clusters",
     "is_unanswered",
     "majority_answers",
-    "measure",
     "normalize_answer",
     "question_of",
     "question_only_prior",
     "questions_and_answers",
+    "two_fold_prior",
 ]

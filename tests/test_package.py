@@ -19,7 +19,7 @@ else:
 ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 ROOMS = sorted(file.parent.name for file in ROOT.glob("*/__init__.py") if file.parent.name != "vistok")
-DATA_FOLDERS = ["checkpoints", "recipes"]
+DATA_FOLDERS = ["checkpoints", "metrics", "recipes"]
 # Which rooms a room may import from, itself aside.
 MAY_IMPORT = {
     "configuration": set(),
@@ -230,7 +230,7 @@ class TestDependencies:
         assert bring_it & {requirement.name.lower() for requirement in self.REQUIREMENTS} == set()
 
     def test_every_requirement_is_used(self):
-        files = [*ROOM_FILES, *(ROOT / "vistok").glob("*.py")]
+        files = [*ROOM_FILES, *(ROOT / "vistok").glob("*.py"), *(ROOT / "metrics").rglob("*.py")]
         source = "\n".join(file.read_text(encoding="utf-8") for file in files)
         development = PYPROJECT["project"]["optional-dependencies"]["dev"]
         names = {item.name for item in self.REQUIREMENTS if str(item) not in map(str, map(Requirement, development))}

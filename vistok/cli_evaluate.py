@@ -4,37 +4,58 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-# Tasks by name: what to say of the data of each split beside its format. The scenes are those of the recipe demo.yaml:
-# the prior learns from what the model was trained on, and nothing is rendered again.
-TASKS: dict[str, dict[str, dict[str, Any]]] = {
-    "easy-vqa": {"train": {}, "test": {}},
-    "cutout-scenes": {"train": {"options": {"num_scenes": 8000}}, "test": {"options": {"num_scenes": 600}}},
-}
 # As evaluation has them, which the help does not import.
+TASKS = (
+    *("easy-vqa", "cutout-scenes", "coco_oc", "coco_mci", "vcr_oc", "vcr_mci", "vqa", "caption", "pope"),
+    "seed_bench",
+)
 FLOORS = ("majority", "question_only_prior", "blank_images", "shuffled_images")
 DTYPES = ("auto", "bfloat16", "float16", "float32")
+PROMPT_STYLES = ("paper", "reference")
+MODES = ("reference", "strict")
 
 SUMMARY = "measure how many answers are right"
 DESCRIPTION = """
 Lets a model answer questions and reports the share of right answers, in total and for each type of question, beside
 what can be had without looking: the most frequent answer, the question alone, blank images, other questions' images.
+The model is one of vistok or any image-text-to-text model of transformers.
 
-A task is easy-vqa (9,673 questions), cutout-scenes (about 3,000 questions about 600 scenes), or a YAML file with the
-questions and, for the prior of the question alone, the training data, each described as in a recipe:
+Tasks, one or several with commas between them:
+  easy-vqa, cutout-scenes     9,673 questions about drawings; about 3,000 questions about 600 scenes
+  coco_oc, coco_mci, vcr_oc, vcr_mci   GVTBench: counting and identification
+  vqa, caption, pope, seed_bench       VQAv2, COCO captions (CIDEr), POPE, SEED-Bench (by likelihood)
+  FILE.yaml                   questions and, for the prior of the question alone, training data, as in a recipe:
+                                test: {format: llava, path: test.json, images: photos}
+                                train: {format: llava, path: train.json, images: photos}
 
-  test: {format: llava, path: test.json, images: photos}
-  train: {format: llava, path: train.json, images: photos}
+GVTBench and the four below it are read from --questions, a file, or a folder with the files under their official
+names (or COCO-format instances.json, from which counting and identification questions are built), and --images.
 
-example:
+A run that was killed continues where it was. Several processes share the questions:
+  accelerate launch --num_processes 2 -m vistok.cli evaluate …
+
+examples:
   vistok evaluate --task easy-vqa --max-questions 500
   vistok evaluate --model runs/gvt-demo --task mine.yaml --output runs/gvt-demo/evaluation
+  vistok evaluate --model llava-hf/llava-1.5-7b-hf --task coco_oc,coco_mci --questions gvtbench --images coco/val2017
+  vistok evaluate --gallery gallery --model A --model B --task coco_mci --questions gvtbench --images coco/val2017
 """
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
-    parser.add_argument("--model", metavar="FOLDER", help="folder or Hub id; by default the model that ships")
-    parser.add_argument("--task", required=True, metavar="TASK", help="easy-vqa, cutout-scenes or a YAML file")
+    parser.add_argument("--model", metavar="FOLDER", action="append", help="folder or Hub id; by default the model "
+                        "that ships; twice for a gallery")  # fmt: skip
+    parser.add_argument("--task", metavar="TASKS", help="names with commas between them, or a YAML file")
+    parser.add_argument("--questions", metavar="PATH", help="question file, or folder with the files of all tasks")
+    parser.add_argument("--images", metavar="FOLDER", help="folder of the images")
+    parser.add_argument("--prompt-style", default="paper", choices=PROMPT_STYLES, help="paper: Question: … Answer: "
+                        "(default); reference: prompts, decoding and image size of GVT's released code")  # fmt: skip
+    parser.add_argument("--mode", default="reference", choices=MODES, help="which scoring of GVTBench comes first: "
+                        "that of the released code (default) or strict")  # fmt: skip
+    parser.add_argument("--fix-typos", default="both", choices=("no", "yes", "both"), help="of vcr_mci, whose "
+                        "spelling gives answers away (default both: a report each)")  # fmt: skip
+    parser.add_argument("--skip-missing-images", action="store_true", help="leave out questions without their image")
     parser.add_argument("--max-questions", type=int, metavar="N", help="ask a random choice of so many")
     parser.add_argument("--max-floor-questions", type=int, metavar="N", help="the same, of blank and shuffled images")
     parser.add_argument("--floors", nargs="*", metavar="FLOOR", choices=FLOORS, help="which to measure, by default "
@@ -42,67 +63,112 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--output", metavar="DIR", help="write report, chart and predictions there; resumable")
     parser.add_argument("--update-card", action="store_true", help="add the report to the card in the model's folder")
     parser.add_argument("--batch-size", type=int, default=64, metavar="N", help="questions at once (default 64)")
-    parser.add_argument("--max-new-tokens", type=int, default=16, metavar="N", help="limit of an answer (default 16)")
+    parser.add_argument("--max-new-tokens", type=int, metavar="N", help="limit of an answer (default: the task's, 16 "
+                        "or 32)")  # fmt: skip
     parser.add_argument("--dtype", default="auto", choices=DTYPES, help="of the model; auto: as saved (default)")
     parser.add_argument("--device", help="such as cuda or cpu; by default a GPU if there is one")
     parser.add_argument("--attn-implementation", metavar="NAME", help="such as eager or sdpa")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default 0)")
+    gallery = parser.add_argument_group("gallery", "answers of two models side by side, as PNG and HTML")
+    gallery.add_argument("--gallery", metavar="OUT", help="write OUT.png and OUT.html")
+    gallery.add_argument("--predictions", metavar="FILE", action="append", help="a predictions file of an earlier "
+                         "evaluation, once or twice, in place of a --model")  # fmt: skip
+    gallery.add_argument("--num-shown", type=int, default=12, metavar="N", help="how many questions (default 12)")
+    gallery.add_argument("--disagreements", action="store_true", help="only where one model is right, the other wrong")
 
 
 def run(options: argparse.Namespace) -> None:
     """`vistok evaluate`"""
+    if options.gallery:
+        from .evaluation.gallery import gallery_command
+
+        written = gallery_command(options.gallery, _model_runs(options), options.predictions or [],
+                                  options.num_shown, options.disagreements, options.seed)  # fmt: skip
+        print(f"Gallery: {' and '.join(map(str, written))}")
+        return
+    if options.predictions:
+        raise ValueError("--predictions is for a gallery: give --gallery OUT, too.")
+    if len(options.model or []) > 1:
+        raise ValueError("Two models make a gallery: give --gallery OUT, or evaluate one after the other.")
+    _evaluate(options, (options.model or [None])[0], options.output)
+
+
+def _evaluate(options: argparse.Namespace, model: str | None, output: str | None) -> None:
     from .answering import model_folder
-    from .evaluation.command import evaluate_command
-    from .evaluation.report import report_markdown
+    from .evaluation.processes import join_processes
+    from .evaluation.report_table import report_markdown, summary_markdown
     from .hub_cards.card import check_has_results, write_evaluation
+
+    folder = model_folder(model)
+    if options.update_card:
+        check_has_results(folder)  # now, not after hours of questions
+    results = _results(options, folder, output)
+    if not join_processes(options.device).is_first:
+        return
+    print("\n\n".join(report_markdown(found).rstrip() for found in results.values()))
+    if len(results) > 1:
+        print("\n" + summary_markdown(list(results.values())).rstrip())
+    if output:
+        print(f"\nReport, chart and predictions: {output}")
+    if options.update_card:
+        for found in results.values():
+            card = write_evaluation(folder, found)
+        print(f"\nCard: {card}")
+
+
+def _results(options: argparse.Namespace, folder: str, output: str | None) -> dict[str, Any]:
+    from .evaluation.command import evaluate_command
     from .trainer.data_sources import load_data_source
 
-    model = model_folder(options.model)
-    if options.update_card:
-        check_has_results(model)  # now, not after hours of questions
-    name, test, train = _describe_task(options.task)
-    floors = FLOORS if options.floors is None else options.floors
-    results = evaluate_command(
-        model,
-        _with_answer_types(load_data_source(test)),
-        load_data_source(train) if train and "question_only_prior" in floors else None,
-        task=name,
-        split=test.get("split") or "test",
-        floors=floors,
+    return evaluate_command(
+        folder,
+        _tasks(options.task),
+        load_source=load_data_source,
+        output=output,
+        floors=FLOORS if options.floors is None else options.floors,
+        missing_images="skip" if options.skip_missing_images else "error",
         command=options.command_line,
         **{
             field: getattr(options, field)
             for field in (
-                "max_questions", "output", "max_floor_questions", "batch_size", "max_new_tokens", "dtype",
-                "device", "attn_implementation", "seed",
+                "questions", "images", "prompt_style", "mode", "fix_typos", "max_questions", "max_floor_questions",
+                "batch_size", "max_new_tokens", "dtype", "device", "attn_implementation", "seed",
             )
         },
     )  # fmt: skip
-    print(report_markdown(results).rstrip())
-    if options.output:
-        print(f"\nReport, chart and predictions: {options.output}")
-    if options.update_card:
-        print(f"\nCard: {write_evaluation(model, results)}")
 
 
-def _describe_task(task: str) -> tuple[str, dict[str, Any], dict[str, Any] | None]:
-    """Name of a task, and the data sources of its questions and of its training examples."""
+def _tasks(named: str | None) -> list[Any]:
+    """Tasks by name, and those that YAML files describe."""
+    from .evaluation.tasks import find_tasks
+
+    if not named:
+        raise ValueError(f"There is no task: give --task, one or several of {', '.join(TASKS)}, or a YAML file.")
+    names = [named] if Path(named).is_file() else [part.strip() for part in named.split(",") if part.strip()]
+    is_file = {name: Path(name).is_file() or Path(name).suffix in (".yaml", ".yml") for name in names}
+    return find_tasks([_task_of_file(name) if is_file[name] else name for name in names])
+
+
+def _task_of_file(path: str) -> Any:
+    from .evaluation.tasks import data_source_task
     from .trainer.recipe import read_yaml
 
-    if task in TASKS:
-        test = {"format": task, "name": f"{task}-test", "split": "test", **TASKS[task]["test"]}
-        return task, test, {"format": task, "split": "train", **TASKS[task]["train"]}
-    path = Path(task)
-    if not path.is_file():
-        raise FileNotFoundError(f"There is no task {task!r}: give {', '.join(TASKS)} or a YAML file.")
-    described = read_yaml(path.read_text(encoding="utf-8"), task)
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"There is no task {path!r}: give {', '.join(TASKS)} or a YAML file.")
+    described = read_yaml(Path(path).read_text(encoding="utf-8"), path)
     sources = described if isinstance(described, dict) else {}
     if "test" not in sources or set(sources) - {"test", "train"}:
-        raise ValueError(f"{task} must hold `test` and may hold `train`, each a data source: see evaluate --help.")
-    return path.stem, sources["test"], sources.get("train")
+        raise ValueError(f"{path} must hold `test` and may hold `train`, each a data source: see evaluate --help.")
+    return data_source_task(Path(path).stem, sources["test"], sources.get("train"))
 
 
-def _with_answer_types(dataset: Any) -> Any:
-    """What other formats call the kind of a question is its type in reports."""
-    columns = dataset.column_names or ()
-    return dataset.rename_column("kind", "answer_type") if "kind" in columns else dataset
+def _model_runs(options: argparse.Namespace) -> list[Any]:
+    """For each model of a gallery its name and what evaluates it."""
+    from .answering import model_folder
+
+    def run_of(number: int, model: str) -> tuple[str, Any]:
+        folder = model_folder(model)
+        output = options.output or f"{options.gallery}.evaluations"
+        return model, lambda: (_results(options, folder, f"{output}/{number}"), f"{output}/{number}")
+
+    return [run_of(number, model) for number, model in enumerate(options.model or [], start=1)]

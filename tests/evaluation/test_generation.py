@@ -18,8 +18,8 @@ from tests.tiny import (
 )
 from vistok.evaluation import batches
 from vistok.evaluation.generation import generate_answers
-from vistok.evaluation.likelihoods import score_answers
 from vistok.evaluation.image_encoder import ImageEncoder
+from vistok.evaluation.likelihoods import score_answers
 from vistok.evaluation.prompts import make_prompts
 from vistok.processing.chat_templates import get_chat_template
 from vistok.processing.feature_cache import FeatureCache

@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 
 from tests.tiny import assistant, user
+from vistok.evaluation.bootstrap import bootstrap_interval
+from vistok.evaluation.measures import measure
 from vistok.evaluation.vqa import (
     answer_is_right,
-    bootstrap_interval,
     choose_questions,
     is_unanswered,
     majority_answers,
-    measure,
     question_of,
     question_only_prior,
     questions_and_answers,
