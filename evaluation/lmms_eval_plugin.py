@@ -22,7 +22,7 @@ from .image_text_models import ImageTextModel
 from .lmms_eval_requests import ImageTextRequest, batches, cut_at, read_requests
 
 # lmms-eval requires torchvision, timm and more that images and text need nothing of. What it imports for these:
-INSTALL = 'pip install --no-deps "lmms-eval>=0.7" && pip install loguru pytablewriter pytz sacrebleu tenacity'
+INSTALL = 'pip install --no-deps "lmms-eval>=0.7" && pip install evaluate loguru pytablewriter pytz sacrebleu tenacity'
 LIKELIHOODS = ("mean", "sum")
 
 
