@@ -125,20 +125,15 @@ def _metric(entries: Sequence[Record], *, score: Callable, name: str, mode: str 
 
 
 def _deduplicated(entries: Sequence[Record], *, score: Callable) -> float:
-    distinct = {_key(entry): entry for entry in reversed(entries)}
+    distinct = {tuple(entry[name] for name in _FIELDS): entry for entry in entries}
     return _metric(list(distinct.values()), score=score, name="accuracy")
 
 
 def _floor(entries: Sequence[Record], *, score: Callable, predict: Callable) -> float:
-    """Accuracy of what knows no image. In one order, however the questions were dealt to processes."""
-    entries = sorted(entries, key=_key)
+    """Accuracy of what knows no image."""
     if predict is two_fold_prior and len({entry["image_id"] for entry in entries}) < 2:
         return math.nan
     return float(score(predict(entries), entries, mode="reference")["accuracy"])
-
-
-def _key(entry: Record) -> tuple[str, ...]:
-    return tuple(str(entry[name]) for name in _FIELDS)
 
 
 _count = partial(_metric, score=score_object_counting)

@@ -313,7 +313,7 @@ class TestPlugin:
         for name in [name for name in sys.modules if name.startswith("lmms_eval.")]:
             monkeypatch.delitem(sys.modules, name)
         lmms_eval_plugin._model_class.cache_clear()
-        with pytest.raises(ImportError, match=r"pip install --no-deps \"lmms-eval>=0.7\" && pip install loguru"):
+        with pytest.raises(ImportError, match=r'pip install --no-deps "lmms-eval>=0.7" && pip install evaluate'):
             ask()
 
     def test_an_unknown_name_is_an_attribute_error(self):
