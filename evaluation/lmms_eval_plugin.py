@@ -112,11 +112,12 @@ class LmmsEvalAdapter:
 
         self.accelerator = Accelerator(cpu=device == "cpu")
         self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
-        own_device = device is None or self._world_size > 1
-        self._device = self.accelerator.device if own_device else torch.device(device)
+        # Of several processes, each has its own device.
+        given = device if self._world_size == 1 else None
+        self._device = self.accelerator.device if given is None else torch.device(given)
         self.batch_size = int(batch_size)
         self.likelihood = likelihood
-        self._loading = {
+        self._loading: dict[str, Any] = {
             "path": pretrained,
             "dtype": dtype,
             "device": str(self._device),

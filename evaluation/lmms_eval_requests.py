@@ -125,8 +125,8 @@ def _read_request(request: Any, documents: Mapping[str, Any]) -> ImageTextReques
             "tasks with doc_to_text and doc_to_visual."
         )
 
-    def document() -> Mapping[str, Any]:
-        return documents[task][split][doc_id]
+    def document() -> Any:
+        return documents[str(task)][split][doc_id]
 
     read = ImageTextRequest(
         task=str(task),
