@@ -55,7 +55,7 @@ def folder(teach, processor, tmp_path_factory):
     folder = tmp_path_factory.mktemp("lmms-eval")
     examples = [
         {
-            "id": f"{task}{row}",
+            "id": f"{task}-{row}",
             "source": "planted",
             "row": row,
             "images": [image_bytes(record["image_id"])],
