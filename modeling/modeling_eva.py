@@ -130,7 +130,7 @@ class EvaVisionEmbeddings(nn.Module):
         patches = self.patch_embeddings(pixel_values.to(self.patch_embeddings.weight.dtype))
         grid_size = (patches.shape[-2], patches.shape[-1])
         patches = patches.flatten(2).transpose(1, 2)
-        if bool_masked_pos is not None:
+        if bool_masked_pos is not None and self.mask_token is not None:
             patches = torch.where(bool_masked_pos.bool().unsqueeze(-1), self.mask_token.to(patches.dtype), patches)
         tokens = torch.cat([self.cls_token.expand(patches.shape[0], -1, -1).to(patches.dtype), patches], dim=1)
         return tokens + self.interpolate_pos_encoding(grid_size), grid_size

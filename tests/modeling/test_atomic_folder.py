@@ -18,6 +18,7 @@ from vistok.modeling.atomic_folder import (
     build_folder_once,
     cache_dir,
     is_complete,
+    write_folder_atomically,
     write_text_atomically,
 )
 
@@ -301,3 +302,38 @@ class TestAtomicWriting:
         (tmp_path / "any").write_text("")
         write_text_atomically(tmp_path / "ours", "")
         assert (tmp_path / "ours").stat().st_mode == (tmp_path / "any").stat().st_mode
+
+
+class TestWritingAFolder:
+    def test_it_appears_at_the_end_with_the_permissions_of_any_new_folder(self, tmp_path):
+        (tmp_path / "any").mkdir()
+        (tmp_path / "any" / "file").write_text("")
+        with write_folder_atomically(tmp_path / "deep" / "ours") as work:
+            (work / "file").write_text("42")
+            (work / "file").chmod(0o600)
+            assert not (tmp_path / "deep" / "ours").exists()
+        for name in (".", "file"):
+            assert (tmp_path / "deep" / "ours" / name).stat().st_mode == (tmp_path / "any" / name).stat().st_mode
+        assert [path.name for path in (tmp_path / "deep").iterdir()] == ["ours"]
+
+    @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+    def test_a_block_that_raises_leaves_nothing(self, tmp_path, error):
+        with pytest.raises(error), write_folder_atomically(tmp_path / "ours") as work:
+            (work / "file").write_text("half")
+            raise error
+        assert list(tmp_path.iterdir()) == []
+
+    def test_an_empty_folder_is_filled_also_from_within_another_block(self, tmp_path):
+        (tmp_path / "ours").mkdir()
+        with write_folder_atomically(tmp_path / "ours") as outer:
+            with write_folder_atomically(outer) as inner:
+                (inner / "first").write_text("1")
+            (outer / "second").write_text("2")
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["first", "ours", "second"]
+
+    def test_what_is_there_is_not_overwritten(self, tmp_path):
+        (tmp_path / "file").write_text("mine")
+        for taken in (tmp_path, tmp_path / "file"):
+            with pytest.raises(FileExistsError, match="would be overwritten"), write_folder_atomically(taken):
+                pass
+        assert [path.name for path in tmp_path.iterdir()] == ["file"]
