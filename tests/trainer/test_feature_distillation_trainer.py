@@ -370,3 +370,16 @@ def test_gradient_checkpointing_changes_nothing(tmp_path):
         found.append(losses(trainer))
     assert found[0] == pytest.approx(found[1], abs=1e-6)
     assert any(getattr(module, "gradient_checkpointing", False) for module in trainer.student.modules())
+
+
+def test_augmentation_and_masks_are_drawn_anew_in_each_epoch_and_the_same_again(tmp_path):
+    collator = distillation_trainer(tmp_path, image_rows(2), mask_ratio=0.4).data_collator
+    rows = [{**row, "position": position} for position, row in enumerate(image_rows(2))]
+    batches = []
+    for epoch in (0, 1, 0):
+        collator.epoch.fill_(epoch)
+        torch.manual_seed(epoch + len(batches))  # which does not matter
+        batches.append(collator(rows))
+    for name in ("pixel_values", "masked_patches"):
+        first, second, again = (batch[name] for batch in batches)
+        assert torch.equal(first, again) and not torch.equal(first, second)
