@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks._measure import interleaved_seconds, median_ratio, peak_bytes
-from tests.tiny import save_base_models
+from tests.tiny import save_base_models, tiny_gvt, tiny_processor
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +58,16 @@ def test_steps_of_training_that_cost_less_have_the_same_loss(tmp_path):
     assert [row["step"] for row in rows] == ["plain", "cached features", "shared rows", "both"]
     losses = [float(row["loss"]) for row in rows]
     assert losses == pytest.approx([losses[0]] * 4, rel=0.01)
+
+
+def test_an_evaluation_and_a_plain_loop_say_the_same(tmp_path):
+    model, processor = tiny_gvt(), tiny_processor()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    rows = run_benchmark("evaluation", tmp_path, "--model", str(tmp_path / "model"))
+    assert [row["way"] for row in rows] == ["plain generate, batch 1", "evaluation, batch 64"] * 2
+    assert {row["same answers, %"] for row in rows} == {"100"}
+    assert rows[0]["ratio to plain"] == "1.00"
 
 
 def test_peak_memory_counts_what_is_held_at_once():
