@@ -44,7 +44,9 @@ for package in packages:
     files = [path.name for path in folder.iterdir() if path.is_file() and path.suffix not in (".py", ".pyc")]
     data += [f"{folder.name}/{name}" for name in files if name not in rooms + data_folders]
 for folder in map(shipped_path, data_folders):
-    data += [path.relative_to(folder.parent).as_posix() for path in folder.rglob("*") if path.is_file()]
+    # pip compiles what ends in .py there, too.
+    files = [path for path in folder.rglob("*") if path.is_file() and path.suffix != ".pyc"]
+    data += [path.relative_to(folder.parent).as_posix() for path in files]
 print(json.dumps([vistok.__file__, {
     "version": vistok.__version__,
     "public names": {name: getattr(vistok, name).__module__ for name in vistok.__all__},

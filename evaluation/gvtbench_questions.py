@@ -109,9 +109,10 @@ def drop_duplicates(questions: Questions) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: each once, in their order.
     """
-    first = {tuple(sorted(question.items())): question for question in reversed(questions)}
-    kept = {id(question) for question in first.values()}
-    return [dict(question) for question in questions if id(question) in kept]
+    kept: dict[tuple, dict[str, Any]] = {}
+    for question in questions:
+        kept.setdefault(tuple(sorted(question.items())), dict(question))
+    return list(kept.values())
 
 
 def image_path(question: Mapping[str, Any]) -> str:

@@ -6,6 +6,7 @@ import random
 import shutil
 import socket
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -17,6 +18,16 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("MPLBACKEND", "Agg")
 
 BASE_MODELS = ("dinov2-small", "smollm2-135m")
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--outside-data",
+        metavar="FOLDER",
+        default=os.environ.get("VISTOK_OUTSIDE_DATA"),
+        help="folder of data sets that do not come with vistok, which holds gvtbench/coco_oc.json, for instance; by "
+        "default VISTOK_OUTSIDE_DATA; tests that need what it lacks are skipped",
+    )
 
 
 def pytest_unconfigure():
@@ -52,6 +63,20 @@ def _has_package(name: str) -> bool:
     from vistok.modeling.registry_packages import DATA_PACKAGES, package_folder
 
     return is_complete(package_folder(DATA_PACKAGES[name]), DATA_PACKAGES[name].source)
+
+
+@pytest.fixture(scope="session")
+def outside_data(request):
+    """Finds a file or folder by its path in the folder of --outside-data, and skips the test, visibly, without it."""
+    folder = request.config.getoption("--outside-data")
+
+    def find(name: str) -> Path:
+        path = Path(folder or "", name)
+        if folder is None or not path.exists():
+            pytest.skip(f"no {name}: name the folder that holds it with --outside-data or VISTOK_OUTSIDE_DATA")
+        return path
+
+    return find
 
 
 @pytest.fixture(autouse=True)

@@ -25,11 +25,17 @@ _PUBLIC = {
     "VisualLanguageTrainer": "trainer.visual_language_trainer",
     "VisualTokenizer": "modeling.visual_tokenizer",
     "VisualTokenizerOutput": "modeling.visual_tokenizer",
+    "build_questions": "evaluation.gvtbench_builder",
+    "cider": "evaluation.cider",
     "fetch": "modeling.base_weights",
     "load_data_source": "trainer.data_sources",
     "load_image": "processing.images",
+    "load_questions": "evaluation.gvtbench_questions",
     "mix_data_sources": "trainer.data_sources",
     "save_trained_weights": "modeling.trained_weights",
+    "score_multi_class_identification": "evaluation.gvtbench_scoring",
+    "score_object_counting": "evaluation.gvtbench_scoring",
+    "vqa_accuracy": "evaluation.vqa_accuracy",
 }
 
 __all__ = sorted(_PUBLIC)
@@ -69,6 +75,12 @@ _register_auto_classes()
 if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
+    from .evaluation.cider import cider as cider
+    from .evaluation.gvtbench_builder import build_questions as build_questions
+    from .evaluation.gvtbench_questions import load_questions as load_questions
+    from .evaluation.gvtbench_scoring import score_multi_class_identification as score_multi_class_identification
+    from .evaluation.gvtbench_scoring import score_object_counting as score_object_counting
+    from .evaluation.vqa_accuracy import vqa_accuracy as vqa_accuracy
     from .modeling.base_weights import fetch as fetch
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
