@@ -75,7 +75,7 @@ class RepeatedAnswerPenalty(LogitsProcessor):
         self.penalty = penalty
         self.prompt_length: int | None = None
 
-    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor) -> torch.Tensor:  # type: ignore[override]
         """Scores of the next token, `(batch, vocab_size)`, after the tokens `(batch, positions)`."""
         if self.prompt_length is None:
             self.prompt_length = input_ids.shape[1]

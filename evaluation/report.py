@@ -162,9 +162,7 @@ def evaluate_task(
 
 
 def _decoding(protocol: Protocol) -> dict[str, Any]:
-    if protocol.by_likelihood:
-        return {"answers": "by likelihood", "image_size": protocol.image_size}
-    decoding = protocol.settings.to_dict()
+    decoding = {"answers": "by likelihood"} if protocol.by_likelihood else protocol.settings.to_dict()
     return decoding if protocol.image_size is None else {**decoding, "image_size": list(protocol.image_size)}
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from transformers.utils import logging
 
+from ..configuration.optional import require
 from ..processing.images import BadSampleError
 from .gvtbench_questions import build_questions, find_image, fix_question_typos, load_questions, official_name
 from .prompt_texts import PAPER_PROMPT
@@ -332,6 +333,7 @@ CAPTION_NAMES = ("captions_val2017.json", "captions.json", "captions_val2014.jso
 
 def load_captions(task: str, files: QuestionFiles) -> list[Split]:
     """COCO captions: every image once, with all of its captions."""
+    require("nltk", "evaluation")  # CIDEr comes last, hours later
     path = find_questions(task, files, CAPTION_NAMES)
     document = read_json(path, task)
     if not isinstance(document, dict) or not {"images", "annotations"} <= set(document):

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from benchmarks._measure import interleaved_seconds, median_ratio, peak_bytes
-from tests.tiny import save_base_models
+from tests.tiny import save_base_models, tiny_gvt, tiny_processor
 
 ROOT = Path(__file__).parents[1]
 
@@ -65,6 +65,16 @@ def test_a_step_of_distillation_stands_beside_what_it_cannot_do_without(tmp_path
     rows = run_benchmark("distillation", tmp_path, "--teacher", vision, "--sizes", "24")
     assert [row["what"].split(",")[0] for row in rows][1:3] == ["step", "step"]
     assert rows[0]["ratio to alone"] == "1.000" and all(float(row["ms per image"]) > 0 for row in rows)
+
+
+def test_an_evaluation_and_a_plain_loop_say_the_same(tmp_path):
+    model, processor = tiny_gvt(), tiny_processor()
+    model.save_pretrained(tmp_path / "model")
+    processor.save_pretrained(tmp_path / "model")
+    rows = run_benchmark("evaluation", tmp_path, "--model", str(tmp_path / "model"))
+    assert [row["way"] for row in rows] == ["plain generate, batch 1", "evaluation, batch 64"] * 2
+    assert {row["same answers, %"] for row in rows} == {"100"}
+    assert rows[0]["ratio to plain"] == "1.00"
 
 
 def test_peak_memory_counts_what_is_held_at_once():

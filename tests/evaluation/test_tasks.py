@@ -3,6 +3,7 @@
 import copy
 import hashlib
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -100,6 +101,12 @@ def prompts(examples):
 
 
 FILE_TASKS = ("coco_oc", "coco_mci", "vcr_mci", "vqa", "caption", "pope", "seed_bench")
+
+
+@pytest.fixture(autouse=True)
+def captions_can_be_tokenized(request):
+    if "caption" in request.node.name:
+        pytest.importorskip("nltk")
 
 
 @pytest.mark.parametrize("task", FILE_TASKS)
@@ -345,6 +352,7 @@ def test_the_question_file_of_another_task_is_refused(folder, load, monkeypatch)
     monkeypatch.setattr(gvtbench_questions, "OFFICIAL_FILES", {"coco_mci": official})
     with pytest.raises(ValueError, match="is the official question file of task coco_mci, not of coco_oc"):
         load("coco_oc", questions=folder / "coco_mci.json")
+    pytest.importorskip("nltk")
     for task in ("caption", "vqa", "pope"):
         with pytest.raises((ValueError, FileNotFoundError), match=r"expected|not JSON|malformed|missing"):
             load(task, questions=folder / "coco_mci.json")
@@ -359,6 +367,12 @@ def test_a_missing_image_is_told_with_its_row_or_left_out(folder, load, task):
     split = load(task, missing_images=task_questions.SKIP)[0]
     assert split.num_missing == 1
     assert len(split.test) == (3 if task == "coco_oc" else 2)
+
+
+def test_a_missing_tokenizer_of_captions_is_told_before_anything_is_asked(load, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nltk", None)
+    with pytest.raises(ImportError, match=r"vistok\[evaluation\]"):
+        load("caption")
 
 
 def test_unknown_tasks_are_told_with_the_closest():

@@ -258,8 +258,8 @@ class TestEvaluation:
         caption |= {"metrics": {"mae": {"value": 1.5, "interval": None}}, "floors": {"majority": {"cider": 0.75}}}
         write_evaluation(folder, REPORT)
         text = write_evaluation(folder, caption).read_text()
-        rows = cells(section(text, "Evaluation"))
-        assert rows[-1][:5] == ["caption", "–", "40", "–", "**50.00**"]
+        rows = {row[0]: row for row in cells(section(text, "Evaluation"))}
+        assert rows["caption"][:5] == ["caption", "–", "40", "–", "**50.00**"]
         assert "| MAE | **1.50** |" in text
         assert "On caption, its CIDEr is not clearly above" in text
         assert ModelCard(text).data.eval_results[-1].metric_type == "mae"
