@@ -30,7 +30,7 @@ def planted_recipe(output: Path, **changes) -> StudyRecipe:
         },
         "seeds": [0, 1],
         "protocol": {"data": {"train": [{"format": "vqa", "path": "{train}/vqa_questions.json"}]}},
-        "evaluation": {"tasks": {task: None for task in OF_TUNING}},
+        "evaluation": {"tasks": dict.fromkeys(OF_TUNING)},
         "attention": {"shown": 1, "heads": [0, 1]},
     }
     return study_from_dict({**values, **changes})
