@@ -92,7 +92,9 @@ def draw_summary(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) 
         bars = [_bar(metric_of(result), result["floors"].get(name)) for result in results]
         drawn[FLOOR_NAMES[name]] = (bars, FLOOR_COLOURS[name])
     model = Path(str(results[0]["model"])).name or "The model"
-    _draw(drawn, labels, path, f"{model}: {len(results)} evaluations", [SUBTITLE], "score (% of right answers; CIDEr)")
+    has_cider = any(metric_of(result)["name"] == "cider" for result in results)
+    unit = "score (% of right answers; CIDEr)" if has_cider else "score (% of right answers)"
+    _draw(drawn, labels, path, f"{model}: {len(results)} evaluations", [SUBTITLE], unit)
 
 
 def _bar(metric: Mapping[str, Any], measured: Mapping[str, Any] | None):

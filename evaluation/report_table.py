@@ -73,6 +73,8 @@ def _remarks(results) -> str:
         f"{results['unanswered']:,} of them left without an answer."
     ]
     sentences += [f"{text}." for text in gain_texts(results)]
+    if answer := results["floors"].get("majority", {}).get("answer"):
+        sentences.append(f"The majority answer is “{answer}”.")
     for name, floor in results["floors"].items():
         if floor["num_questions"] != results["num_questions"]:
             sentences.append(f"{FLOOR_NAMES[name].capitalize()}: on {floor['num_questions']:,} questions.")
