@@ -10,6 +10,7 @@ from transformers.utils import logging
 
 from ..configuration.optional import require
 from ..hub_cards.published_text import published_values
+from ..modeling.base_weights import require_fetched
 from .study_jobs import Outcome, check_unchanged, clear_changed, job_state, run_jobs, write_json
 from .study_plan import plan_study
 from .study_process import LOG, launch_in_process
@@ -49,11 +50,12 @@ def run_study(
         finished.
 
     Raises:
-        ImportError: if what draws the report is missing.
+        ImportError: if what draws the report or measures captions is missing.
+        FetchError: if base models of vistok are not in the cache; names the command for all of them.
         ValueError: if what lies in the output folder is of another configuration; names what is otherwise.
         StudyError: if a job failed. All others that could be done were done before, and the report was written.
     """
-    require("matplotlib.figure", "train")  # not found out about at the end of a study
+    _check_at_hand(recipe)
     rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
     if workers < 1:
         raise ValueError(f"workers is {workers}, expected at least 1.")
@@ -80,6 +82,16 @@ def run_study(
     if outcome.failed:
         raise StudyError(_failure(output, outcome))
     return files
+
+
+def _check_at_hand(recipe: StudyRecipe) -> None:
+    """What a study needs in hours is found missing now."""
+    require("matplotlib.figure", "train")
+    if "caption" in recipe.evaluation["tasks"]:
+        require("nltk.tokenize.treebank", "evaluation")
+    models = [encoder.get(key) for encoder in recipe.encoders.values() for key in ("model", "architecture")]
+    models.append((recipe.protocol.get("model") or {}).get("text"))
+    require_fetched([name for name in models if name])
 
 
 def report_study(recipe: StudyRecipe, command: str | None = None) -> dict[str, Path]:

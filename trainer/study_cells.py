@@ -1,7 +1,6 @@
 """A cell of a study: a model is trained on top of an encoder, answers the questions, and is looked at."""
 
 import json
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -108,14 +107,11 @@ def train_cell(config: Mapping[str, Any], folder: Path, output: Path) -> dict[st
     )
     trained = run_recipe(recipe_from_dict(recipe))
     model, processor = _load(folder / MODEL, config["evaluation"].get("dtype", "auto"))
-    results = {
+    return {
         "training": {name: trained[name] for name in _KEPT_OF_TRAINING if name in trained},
         "tasks": evaluate_cell(model, processor, config["evaluation"], places["test"], folder),
         "attention": measure_attention(model, processor, config["attention"], Path(places["test"]), folder),
     }
-    for checkpoint in (folder / MODEL).glob("checkpoint-*"):
-        shutil.rmtree(checkpoint)
-    return results
 
 
 def _load(folder: Path, dtype: str) -> tuple[Any, Any]:
@@ -211,16 +207,19 @@ def measure_attention(
     """
     images = json.loads((scenes / "instances.json").read_text(encoding="utf-8"))["images"]
     images = images[: options.get("num_scenes", 32)]
-    ids, maps, grids, shown = [image["id"] for image in images], [], [], []
+    ids = [image["id"] for image in images]
+    maps: list[np.ndarray] = []
+    grids: list[np.ndarray] = []
+    shown: list[np.ndarray] = []
     for image, mask in zip(images, scene_masks(scenes, ids)):
         source = scenes / "images" / Path(image["file_name"]).name
         maps.append(query_attention(model, processor, source, options.get("layer", -1)))
         grids.append(mask_on_grid(_seen_mask(processor, mask), maps[-1].shape[-2:]))
         if len(shown) < options.get("shown", 3):
             shown.append(np.asarray(seen_image(model, processor, load_image(source))))
-    kept = {"maps": np.stack(maps[: len(shown)]), "pixels": np.stack(shown), "masks": np.stack(grids[: len(shown)])}
+    kept: list[Any] = [maps[: len(shown)], shown, grids[: len(shown)]]
     with open(folder / ATTENTION, "wb") as file:
-        np.savez_compressed(file, **kept)
+        np.savez_compressed(file, maps=np.stack(kept[0]), pixels=np.stack(kept[1]), masks=np.stack(kept[2]))
     return {**attention_numbers(maps, grids), "images": ids}
 
 

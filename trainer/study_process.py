@@ -3,6 +3,7 @@ every job has the threads and the device it is given, whoever started the study.
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -93,7 +94,7 @@ def launch_in_process(
         if code == HELD_BY_ANOTHER or stop.is_set():
             return
         if code or not (folder / RESULTS).exists():
-            failure = {"time": time.time(), "exit code": code, "end of the log": _end_of(folder / LOG)}
+            failure: dict[str, Any] = {"time": time.time(), "exit code": code, "end of the log": _end_of(folder / LOG)}
             write_json(folder / FAILURE, failure)
             logger.warning(f"{configuration['job']}: failed with code {code}. {failure['end of the log'][-1:]}")
         else:
@@ -168,6 +169,8 @@ def do_job(output: Path, name: str, kinds: Mapping[str, Callable[..., dict[str, 
             results = kinds[configuration["kind"]](configuration["config"], folder, output)
         document = {**configuration, "cost": cost.total(), "environment": run_environment(), "results": results}
         write_json(folder / RESULTS, json.loads(json.dumps(document)))
+        for checkpoint in folder.glob("*/checkpoint-*"):  # nothing goes on from them any more
+            shutil.rmtree(checkpoint)
     return 0
 
 

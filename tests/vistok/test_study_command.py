@@ -1,17 +1,18 @@
 """`vistok study`: what it lists, reports and refuses, and how workers share the jobs."""
 
-import json
 import threading
 import time
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.trainer.planted_study import _results, plant_study, planted_recipe
 from tests.vistok.commands import fails
 from vistok import cli
 from vistok.trainer.study import StudyError, run_study
+from vistok.trainer.study_jobs import write_json
 from vistok.trainer.study_plan import plan_study
 
 
@@ -76,15 +77,13 @@ def planted_jobs(monkeypatch):
             done.append((name, threading.get_ident()))
             time.sleep(0.02)
             if name in failing:
-                (output / name / "failure.json").write_text(json.dumps({"time": time.time(), "exit code": 1}))
+                write_json(output / name / "failure.json", {"time": time.time(), "exit code": 1})
                 return
             job = next(job for job in plan_study(planted_recipe(output)).jobs if job.name == name)
-            import numpy as np
-
             results = _results(job, output / name, np.zeros(40), np.random.default_rng(len(name)))
             cost = {"cpu_seconds": 1.0, "wall_seconds": 1.0, "sessions": 1, "threads": 1}
             document = {**configuration, "cost": cost, "environment": {"hardware": "h", "software": "s"}}
-            (output / name / "results.json").write_text(json.dumps({**document, "results": results}))
+            write_json(output / name / "results.json", {**document, "results": results})
 
         return launch
 
