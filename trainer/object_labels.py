@@ -11,6 +11,9 @@ from typing import Any
 
 from .json_arrays import json_members
 
+# Fields of LVIS' images: classes known to be absent, and classes of which not every object has an annotation.
+_LOOKED_FOR = ("neg_category_ids", "not_exhaustive_category_ids")
+
 
 @dataclass
 class ObjectLabels:
@@ -54,7 +57,10 @@ def read_instances(path: str | os.PathLike) -> LabelledImages:
     """Reads a COCO-format instances file, such as COCO's, LVIS', Objects365's or that of `vistok scenes`.
 
     Only the labels are held in memory. Of a class with a crowd region (`iscrowd`), or in Objects365 a picture or a
-    mirror image of an object (`isfake`, `isreflected`), the number is doubtful.
+    mirror image of an object (`isfake`, `isreflected`), the number is doubtful. Images of LVIS say which few classes
+    were looked for: absent are those of `neg_category_ids` only, and the number of one of
+    `not_exhaustive_category_ids`, not all of whose objects have annotations, is doubtful (Gupta et al.: LVIS
+    is a federated dataset). Both hold for the images of any file that have one of these fields.
 
     Args:
         path (`str`): JSON file with `images`, `annotations` and `categories`.
@@ -69,6 +75,7 @@ def read_instances(path: str | os.PathLike) -> LabelledImages:
     images: dict[Any, ObjectLabels] = {}
     found: dict[Any, dict[Any, int]] = defaultdict(dict)
     doubtful: dict[Any, set[Any]] = defaultdict(set)
+    negative: dict[Any, list[Any]] = {}
     met = set()
     for member, element in json_members(path):
         met.add(member)
@@ -79,6 +86,9 @@ def read_instances(path: str | os.PathLike) -> LabelledImages:
             name = element.get("file_name") or PurePosixPath(str(element.get("coco_url") or "")).name
             problem = None if name else "the image has no 'file_name'"
             images[element["id"]] = ObjectLabels(element["id"], str(name), problem=problem)
+            if any(element.get(field) is not None for field in _LOOKED_FOR):
+                negative[element["id"]], not_exhaustive = (_category_ids(element, field, path) for field in _LOOKED_FOR)
+                doubtful[element["id"]].update(not_exhaustive)
         elif member == "annotations":
             if not isinstance(element, Mapping) or not {"image_id", "category_id"} <= element.keys():
                 raise ValueError(f"{path} holds annotations without 'category_id': is it an instances file?")
@@ -93,15 +103,23 @@ def read_instances(path: str | os.PathLike) -> LabelledImages:
         raise ValueError(
             f"{path} has annotations of {len(strangers)} images that it does not list, such as {strangers[0]!r}."
         )
-    for image_id, counts in found.items():
-        image = images[image_id]
-        unknown = [category for category in counts if category not in names]
+    for image_id, image in images.items():
+        counts, unsure, absent = found.get(image_id, {}), doubtful.get(image_id, set()), negative.get(image_id)
+        unknown = [category for category in (*counts, *unsure, *(absent or ())) if category not in names]
         if unknown:
             image.problem = f"the category_id {unknown[0]!r} is not among the categories of the file"
             continue
         image.counts = {names[category]: count for category, count in counts.items()}
-        image.doubtful = {names[category] for category in doubtful[image_id]}
+        image.doubtful = {names[category] for category in unsure}
+        image.absent = None if absent is None else [names[category] for category in absent]
     return LabelledImages(list(names.values()), list(images.values()))
+
+
+def _category_ids(image: Mapping[str, Any], field: str, path: str | os.PathLike) -> list[Any]:
+    ids = image.get(field) or []
+    if not isinstance(ids, list) or any(isinstance(category, (list, dict)) for category in ids):
+        raise ValueError(f"{path}: {field} of image {image['id']!r} must be a list of category ids, got {ids!r}.")
+    return ids
 
 
 def read_open_images(

@@ -9,7 +9,7 @@ import pytest
 from tests.trainer.planted_data import assert_canonical, colour, colours, png, write_images
 from vistok.processing.images import BadSampleError
 from vistok.trainer.data_sources import load_data_source
-from vistok.trainer.object_labels import read_open_images
+from vistok.trainer.object_labels import read_instances, read_open_images
 
 CATEGORIES = ["dog", "traffic light", "person", "scissors"]
 
@@ -137,6 +137,36 @@ class TestLayouts:
         dataset = load(write_instances(tmp_path, objects), per_image=4, templates="counted-lists")
         assert [question[2] for question in asked(dataset, "counting")] == ["1"]
         assert asked(dataset, "listing")[0][2] == "several dogs and a person"
+
+    def test_lvis_knows_absence_from_its_negative_classes_and_counts_what_is_exhaustive(self, tmp_path):
+        """Image 0 may hold more dogs than have a box, and persons; image 1 was only looked through for dogs."""
+        write_images(tmp_path / "train", 2)
+        images = [
+            {"id": 0, "coco_url": "http://x/0.png", "neg_category_ids": [4], "not_exhaustive_category_ids": [1]},
+            {"id": 1, "coco_url": "http://x/1.png", "neg_category_ids": [], "not_exhaustive_category_ids": []},
+        ]
+        objects = annotations(0, dog=1, traffic_light=2) + annotations(1, dog=1, person=1, scissors=1)
+        path = write_instances(tmp_path, objects, images)
+        labelled = read_instances(path).images
+        assert [image.absent for image in labelled] == [["scissors"], []]
+        assert [image.doubtful for image in labelled] == [{"dog"}, set()]
+        for seed in range(5):
+            dataset = load(path, per_image=4, question_seed=seed, templates={**COUNT, "existence": "{noun}?"})
+            negatives = {(at, question) for at, question, answer in asked(dataset, "existence") if answer == "no"}
+            assert negatives == {("0", "scissors?")}
+            counted = {(at, question, answer) for at, question, answer in asked(dataset, "counting") if at == "0"}
+            assert counted == {("0", "traffic lights: how many?", "2")}
+
+    @pytest.mark.parametrize("field", ["neg_category_ids", "not_exhaustive_category_ids"])
+    def test_negative_classes_that_the_file_lacks_are_a_bad_sample(self, tmp_path, field):
+        write_images(tmp_path / "train", 1)
+        objects, image = annotations(0, dog=1), {"id": 0, "file_name": "0.png"}
+        path = write_instances(tmp_path, objects, [{**image, field: [99]}])
+        with pytest.raises(BadSampleError, match="category_id 99 is not among the categories"):
+            load(path)
+        path = write_instances(tmp_path, objects, [{**image, field: 3}])
+        with pytest.raises(ValueError, match=f"{field} of image 0 must be a list of category ids, got 3"):
+            load(path)
 
     def test_objects365_finds_images_in_patch_folders_and_says_its_names(self, tmp_path):
         """Its file names start with folders that its archives lack, and its classes are written in many ways."""
