@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -21,6 +22,7 @@ is not complete."""
 
 _IDENTITY = ("sha256", "revision")
 _REPLACED = "replaced"
+_WRITER_LOCK = "writer.lock"  # held as long as its writer lives
 _DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR}
 
 
@@ -240,7 +242,7 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 def write_folder_atomically(folder: str | os.PathLike) -> Iterator[Path]:
     """
     Writes a folder whole or not at all: the block fills an empty one beside it, which takes its place at the end, or
-    is removed where the block raises.
+    is removed where the block raises. What a killed process has left is removed when the same folder is written again.
 
     Args:
         folder (`str` or `Path`): where the result goes. Its parents are made; it may exist if it is empty.
@@ -255,17 +257,40 @@ def write_folder_atomically(folder: str | os.PathLike) -> Iterator[Path]:
     if folder.is_file() or (folder.is_dir() and any(folder.iterdir())):
         raise FileExistsError(f"{folder} exists and would be overwritten: choose another folder, or remove it first.")
     folder.parent.mkdir(parents=True, exist_ok=True)
+    _remove_dead_writers(folder)
     work = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    content, lock = work / "content", FileLock(work / _WRITER_LOCK)
     work.mkdir()
     try:
-        yield work
-        for path in sorted(work.rglob("*"), reverse=True):
+        lock.acquire()
+        content.mkdir(parents=True)
+        yield content
+        for path in sorted(content.rglob("*"), reverse=True):
             if path.is_file():
-                path.chmod(0o666 & work.stat().st_mode)  # safetensors writes files that only their owner may read
+                path.chmod(0o666 & content.stat().st_mode)  # safetensors writes files that only their owner may read
             _fsync(path)
         if folder.is_dir():
             folder.rmdir()
-        os.replace(work, folder)
+        os.replace(content, folder)
         _fsync(folder.parent)
     finally:
+        lock.release()  # before its file is removed, which Windows refuses otherwise
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _remove_dead_writers(folder: Path) -> None:
+    """Removes the work folders of writers of a folder that were killed: nobody holds their locks any more."""
+    hidden = re.compile(rf"\.{re.escape(folder.name)}\.[0-9a-f]{{32}}")
+    for work in [path for path in folder.parent.iterdir() if hidden.fullmatch(path.name)]:
+        # Without this file it is not ours, or a writer that has not got to its lock yet.
+        if not (work / _WRITER_LOCK).is_file():
+            continue
+        lock = FileLock(work / _WRITER_LOCK)
+        try:
+            lock.acquire(timeout=0)
+        except (Timeout, OSError):
+            continue
+        logger.info(f"Removing {work}, which a process left behind that was killed while it wrote {folder}.")
+        shutil.rmtree(work / "content", ignore_errors=True)
+        lock.release()
         shutil.rmtree(work, ignore_errors=True)

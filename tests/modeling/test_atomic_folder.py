@@ -337,3 +337,48 @@ class TestWritingAFolder:
             with pytest.raises(FileExistsError, match="would be overwritten"), write_folder_atomically(taken):
                 pass
         assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+    @pytest.mark.parametrize("killed", [signal.SIGKILL, signal.SIGTERM])
+    def test_what_a_killed_writer_left_is_removed_by_the_next_one(self, tmp_path, killed):
+        process = start(WRITER.format(folder=str(tmp_path / "ours")), tmp_path)
+        assert process.stdout.readline() == "writing\n"
+        process.send_signal(killed)
+        process.wait()
+        (left,) = tmp_path.iterdir()
+        assert left.name.startswith(".ours.") and [path.name for path in left.rglob("half")] == ["half"]
+        with write_folder_atomically(tmp_path / "other"):
+            assert left.exists()
+        with write_folder_atomically(tmp_path / "ours") as work:
+            assert not left.exists()
+            (work / "file").write_text("whole")
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "other", "ours"]
+
+    def test_a_writer_that_lives_is_left_alone(self, tmp_path):
+        process = start(WRITER.format(folder=str(tmp_path / "ours")), tmp_path)
+        try:
+            assert process.stdout.readline() == "writing\n"
+            with pytest.raises(ValueError), write_folder_atomically(tmp_path / "ours"):
+                raise ValueError
+            assert [path.name for path in tmp_path.rglob("half")] == ["half"]
+        finally:
+            process.kill()
+            process.wait()
+
+    def test_a_folder_that_only_looks_like_a_leftover_is_left_alone(self, tmp_path):
+        (tmp_path / f".ours.{'0' * 32}").mkdir()
+        with write_folder_atomically(tmp_path / "ours"):
+            pass
+        assert {path.name for path in tmp_path.iterdir()} == {"ours", f".ours.{'0' * 32}"}
+
+
+# Killed by the test while it is in its block.
+WRITER = """
+    import time
+    from pathlib import Path
+    from atomic_folder import write_folder_atomically
+
+    with write_folder_atomically({folder!r}) as work:
+        Path(work, "half").write_text("half")
+        print("writing", flush=True)
+        time.sleep(60)
+"""
