@@ -12,7 +12,8 @@ from typing import Any
 from .json_arrays import json_members
 
 # Fields of LVIS' images: classes known to be absent, and classes of which not every object has an annotation.
-_LOOKED_FOR = ("neg_category_ids", "not_exhaustive_category_ids")
+_NEGATIVE = "neg_category_ids"
+_NOT_EXHAUSTIVE = "not_exhaustive_category_ids"
 
 
 @dataclass
@@ -86,9 +87,9 @@ def read_instances(path: str | os.PathLike) -> LabelledImages:
             name = element.get("file_name") or PurePosixPath(str(element.get("coco_url") or "")).name
             problem = None if name else "the image has no 'file_name'"
             images[element["id"]] = ObjectLabels(element["id"], str(name), problem=problem)
-            if any(element.get(field) is not None for field in _LOOKED_FOR):
-                negative[element["id"]], not_exhaustive = (_category_ids(element, field, path) for field in _LOOKED_FOR)
-                doubtful[element["id"]].update(not_exhaustive)
+            if any(element.get(key) is not None for key in (_NEGATIVE, _NOT_EXHAUSTIVE)):
+                negative[element["id"]] = _category_ids(element, _NEGATIVE, path)
+                doubtful[element["id"]].update(_category_ids(element, _NOT_EXHAUSTIVE, path))
         elif member == "annotations":
             if not isinstance(element, Mapping) or not {"image_id", "category_id"} <= element.keys():
                 raise ValueError(f"{path} holds annotations without 'category_id': is it an instances file?")
@@ -115,10 +116,10 @@ def read_instances(path: str | os.PathLike) -> LabelledImages:
     return LabelledImages(list(names.values()), list(images.values()))
 
 
-def _category_ids(image: Mapping[str, Any], field: str, path: str | os.PathLike) -> list[Any]:
-    ids = image.get(field) or []
+def _category_ids(image: Mapping[str, Any], key: str, path: str | os.PathLike) -> list[Any]:
+    ids = image.get(key) or []
     if not isinstance(ids, list) or any(isinstance(category, (list, dict)) for category in ids):
-        raise ValueError(f"{path}: {field} of image {image['id']!r} must be a list of category ids, got {ids!r}.")
+        raise ValueError(f"{path}: {key} of image {image['id']!r} must be a list of category ids, got {ids!r}.")
     return ids
 
 
