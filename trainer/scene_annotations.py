@@ -16,7 +16,7 @@ QUESTIONS_PER_IMAGE = 100  # question and annotation ids are the image's times t
 
 
 def run_lengths(mask: np.ndarray) -> dict[str, Any]:
-    """Encodes a mask as COCO's uncompressed RLE, which pycocotools reads as it is.
+    """Encodes a mask as COCO's uncompressed RLE, which pycocotools and [`decode_mask`] read as it is.
 
     Args:
         mask (`np.ndarray`): `(height, width)`, boolean.
@@ -29,28 +29,6 @@ def run_lengths(mask: np.ndarray) -> dict[str, Any]:
     starts = np.flatnonzero(np.diff(pixels)) + 1
     runs = np.diff([0, *starts, pixels.size]).tolist()
     return {"size": list(mask.shape), "counts": [0, *runs] if pixels[0] else runs}
-
-
-def mask_of_run_lengths(segmentation: Mapping[str, Any]) -> np.ndarray:
-    """Decodes COCO's uncompressed RLE.
-
-    Args:
-        segmentation (`Mapping`): `{"size": [height, width], "counts": [...]}`.
-
-    Returns:
-        `np.ndarray`: `(height, width)`, boolean.
-
-    Raises:
-        ValueError: if the counts are compressed or do not add up to the size.
-    """
-    height, width = segmentation["size"]
-    counts = segmentation["counts"]
-    if not isinstance(counts, Sequence) or isinstance(counts, (str, bytes)):
-        raise ValueError("the run lengths are compressed: decode them with pycocotools.mask.decode.")
-    if sum(counts) != height * width:
-        raise ValueError(f"the run lengths add up to {sum(counts)}, expected {height} x {width} pixels.")
-    pixels = np.repeat(np.arange(len(counts)) % 2 == 1, counts)
-    return pixels.reshape(width, height).T
 
 
 def image_record(image_id: int, scene: PhotographScene, pixels_sha256: str) -> dict[str, Any]:
@@ -159,4 +137,4 @@ def documents(
     }
 
 
-__all__ = ["FIRST_IMAGE_ID", "documents", "mask_of_run_lengths", "run_lengths"]
+__all__ = ["FIRST_IMAGE_ID", "documents", "run_lengths"]

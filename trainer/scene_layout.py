@@ -22,10 +22,11 @@ COUNT_WEIGHTS = (30, 20, 14, 11, 8, 6, 5, 3, 3)
 CLASSES_WEIGHTS = (50, 32, 18)
 # Nobody counts these before a photograph: half of their pictures are next to transparent.
 HARD_TO_SEE = ("glass",)
-_LEAST_SIDE = 0.18  # longer side of the smallest object, in sides of the image: 20 of 112 pixels
+# Longer sides of the smallest and the largest object, in sides of the image: 20 and 90 of 112 pixels.
+OBJECT_SIZES = (0.18, 0.8)
+_SIZES_RANGE = (0.1, 0.9)
 _LEAST_AREA = 0.12  # root of its area
 _FILLED = 0.82  # n objects are at most this / sqrt(n) of the image wide or high
-_MOST_SIDE = 0.8
 _ENLARGEMENT = 2.5  # at most, of a cut-out
 _TRIES = 60  # places tried for an object before all shrink
 _SHRINKINGS = 12
@@ -71,11 +72,13 @@ class PhotographScene:
         image (`PIL.Image.Image`): RGB, square.
         objects (`list[PlacedObject]`): from the back to the front.
         background (`Background`): the photograph behind them.
+        shrunk_objects (`int`): how many are smaller than they were to be, because they found no place otherwise.
     """
 
     image: Image.Image
     objects: list[PlacedObject]
     background: Background
+    shrunk_objects: int = 0
 
     @property
     def counts(self) -> Counter[str]:
@@ -144,6 +147,24 @@ def check_classes(train: CutoutLibrary, classes: Sequence[str]) -> list[str]:
     if len({*classes}) < len(classes) or not classes:
         raise ValueError(f"the classes must differ and be at least one, got {list(classes)}.")
     return [name for name in train.names if name in classes]
+
+
+def check_object_sizes(sizes: Sequence[float]) -> None:
+    """Checks the smallest and the largest longer side of objects.
+
+    Args:
+        sizes (sequence of `float`): the two, in sides of the image.
+
+    Raises:
+        ValueError: if they are not two such numbers, in this order.
+    """
+    least, most = _SIZES_RANGE
+    numbers = len(sizes) == 2 and all(isinstance(side, (int, float)) for side in sizes)
+    if not numbers or not least <= sizes[0] <= sizes[1] <= most:
+        raise ValueError(
+            "object_sizes must be the smallest and the largest longer side of objects in sides of the image, between "
+            f"{least} and {most}, got {list(sizes)}."
+        )
 
 
 class CountDistribution:
@@ -232,6 +253,7 @@ def compose_scene(
     size: int,
     max_overlap: float,
     rng: random.Random,
+    object_sizes: Sequence[float] = OBJECT_SIZES,
 ) -> PhotographScene:
     """Puts objects over a photograph.
 
@@ -242,6 +264,8 @@ def compose_scene(
         size (`int`): side of the image, in pixels.
         max_overlap (`float`): the largest part of an object that others may hide, at least 0 and less than 1.
         rng (`random.Random`): where every choice comes from.
+        object_sizes (sequence of `float`): the smallest and the largest longer side of an object, in sides of the
+            image, as far as there is room; see [`write_scenes`].
 
     Returns:
         `PhotographScene`: the image and what it shows.
@@ -252,12 +276,13 @@ def compose_scene(
     """
     chosen = [cutout for name, count in counts.items() for cutout in _draw_pictures(cutouts.of(name), count, rng)]
     rng.shuffle(chosen)
-    most = min(_MOST_SIDE, max(_LEAST_SIDE, _FILLED / math.sqrt(len(chosen))))
+    least, largest = object_sizes
+    most = min(largest, max(least, _FILLED / math.sqrt(len(chosen))))
     # Small objects are commoner than large ones. (No powers but squares: others differ between machines.)
     draws = [rng.random() for _ in chosen]
-    sides = [(_LEAST_SIDE + (most - _LEAST_SIDE) * draw * draw) * size for draw in draws]
-    pictures = [_transformed(cutout, side, size, rng) for cutout, side in zip(chosen, sides)]
-    pictures, corners, owners = _place(pictures, size, max_overlap, rng)
+    sides = [(least + (most - least) * draw * draw) * size for draw in draws]
+    wanted = [_transformed(cutout, side, largest, size, rng) for cutout, side in zip(chosen, sides)]
+    pictures, corners, owners = _place(wanted, size, max_overlap, rng)
     background, canvas = _contrasting_background(pictures, corners, backgrounds, size, rng)
     for picture, corner in zip(pictures, corners):
         canvas.paste(picture, corner, picture)
@@ -266,7 +291,8 @@ def compose_scene(
         mask = owners == number
         hidden = 1 - mask.sum() / _opaque(picture).sum()
         objects.append(PlacedObject(cutout.name, cutout, mask, _box(mask), float(hidden)))
-    return PhotographScene(canvas, objects, background)
+    shrunk = sum(picture.size != before.size for picture, before in zip(pictures, wanted))
+    return PhotographScene(canvas, objects, background, shrunk)
 
 
 def _draw_pictures(cutouts: list[Cutout], count: int, rng: random.Random) -> list[Cutout]:
@@ -277,8 +303,9 @@ def _draw_pictures(cutouts: list[Cutout], count: int, rng: random.Random) -> lis
     return [rng.choice(rng.choice(kinds)) for _ in range(count)]
 
 
-def _transformed(cutout: Cutout, side: float, size: int, rng: random.Random) -> Image.Image:
-    """A cut-out mirrored, lightened, turned and scaled: its longer side `side` pixels, more where it is thin."""
+def _transformed(cutout: Cutout, side: float, largest: float, size: int, rng: random.Random) -> Image.Image:
+    """A cut-out mirrored, lightened, turned and scaled: its longer side `side` pixels, more where it is thin, but not
+    more than `largest` of the image."""
     picture = load_cutout(cutout.path)
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
@@ -289,7 +316,7 @@ def _transformed(cutout: Cutout, side: float, size: int, rng: random.Random) -> 
         picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
         picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 16)).getbbox())
     scale = max(side / max(picture.size), _LEAST_AREA * size / math.sqrt(_opaque(picture).sum()))
-    return _scaled(picture, min(scale, _MOST_SIDE * size / max(picture.size), _ENLARGEMENT))
+    return _scaled(picture, min(scale, largest * size / max(picture.size), _ENLARGEMENT))
 
 
 def _scaled(picture: Image.Image, scale: float) -> Image.Image:

@@ -3,15 +3,15 @@
 import io
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from ..evaluation.coco_masks import decode_mask
 from ..modeling.atomic_folder import write_bytes_atomically
-from .scene_annotations import mask_of_run_lengths
 
 _COLORS = (
     "#e6194b",
@@ -25,18 +25,19 @@ _COLORS = (
     "#bcf60c",
     "#008080",
 )
-_TEXT_LINES = 4
-_LINE = 12
+_LINE = 12  # height of a line of text, in pixels
+_MARGIN = 2
 
 
 def scene_sheet(
     folder: str | os.PathLike, file: str | os.PathLike, num_images: int = 24, columns: int = 6, side: int = 224
 ) -> Path:
-    """Draws the first images of a set that `vistok scenes` wrote: outlines of masks, boxes, a caption, questions.
+    """Draws the first images of a set that `vistok scenes` wrote: outlines of masks, boxes, a caption, all questions
+    with their answers.
 
     Args:
         folder (`str`): the set.
-        file (`str`): PNG file to write.
+        file (`str`): PNG file to write; its folder is made.
         num_images (`int`): at most so many images.
         columns (`int`): images in a row.
         side (`int`): side of an image on the sheet, in pixels.
@@ -46,8 +47,10 @@ def scene_sheet(
 
     Raises:
         FileNotFoundError: if the folder is no such set.
+        OSError: if the file cannot be written.
     """
     folder, file = Path(folder), Path(file)
+    check_sheet_file(file)
     content = {}
     for name in ("instances", "captions", "vqa_questions", "vqa_annotations"):
         path = folder / f"{name}.json"
@@ -55,18 +58,59 @@ def scene_sheet(
             raise FileNotFoundError(f"{folder} is no set of scenes: it holds no {path.name}.")
         content[name] = json.loads(path.read_text(encoding="utf-8"))
     images = content["instances"]["images"][:num_images]
-    rows = -(-len(images) // columns)
-    height = side + _TEXT_LINES * _LINE + 4
-    sheet = Image.new("RGB", (columns * side, rows * height), "white")
-    for number, record in enumerate(images):
-        left, top = number % columns * side, number // columns * height
-        sheet.paste(_drawn(folder, record, content["instances"], side), (left, top))
-        for line, text in enumerate(_texts(record["id"], content)[:_TEXT_LINES]):
-            ImageDraw.Draw(sheet).text((left + 2, top + side + line * _LINE), text[: side // 6], fill="black")
+    rows = [images[start : start + columns] for start in range(0, len(images), columns)]
+    lines = {record["id"]: _lines(_texts(record["id"], content), side - 2 * _MARGIN) for record in images}
+    heights = [side + max(len(lines[record["id"]]) for record in row) * _LINE + 2 * _MARGIN for row in rows]
+    sheet = Image.new("RGB", (columns * side, sum(heights)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for number, row in enumerate(rows):
+        top = sum(heights[:number])
+        for column, record in enumerate(row):
+            sheet.paste(_drawn(folder, record, content["instances"], side), (column * side, top))
+            for line, text in enumerate(lines[record["id"]]):
+                draw.text((column * side + _MARGIN, top + side + line * _LINE), text, fill="black")
     encoded = io.BytesIO()
     sheet.save(encoded, "PNG")
+    file.parent.mkdir(parents=True, exist_ok=True)
     write_bytes_atomically(file, encoded.getvalue())
     return file
+
+
+def check_sheet_file(file: str | os.PathLike) -> None:
+    """Checks that a sheet can be written, before the scenes are rendered that it is to show.
+
+    Args:
+        file (`str`): PNG file; its folder need not exist.
+
+    Raises:
+        IsADirectoryError: if it is a folder.
+        NotADirectoryError: if its folder is a file.
+        PermissionError: if its folder cannot be written or made.
+    """
+    file = Path(file).absolute()
+    if file.is_dir():
+        raise IsADirectoryError(f"the preview {file} is a folder: give a PNG file in it.")
+    place = next(parent for parent in file.parents if parent.exists())
+    if not place.is_dir():
+        raise NotADirectoryError(f"the preview {file} cannot be written: {place} is no folder.")
+    if not os.access(place, os.W_OK | os.X_OK):
+        raise PermissionError(f"the preview {file} cannot be written: {place} is not writable.")
+
+
+def _lines(texts: Sequence[str], width: int) -> list[str]:
+    """Texts broken between words into lines of at most `width` pixels."""
+    font = ImageDraw.ImageDraw(Image.new("L", (1, 1))).getfont()
+    lines = []
+    for text in texts:
+        line, *words = text.split()
+        for word in words:
+            if font.getlength(f"{line} {word}") > width:
+                lines.append(line)
+                line = f"   {word}"  # set in, so that texts are told apart
+            else:
+                line = f"{line} {word}"
+        lines.append(line)
+    return lines
 
 
 def _texts(image_id: int, content: Mapping[str, Any]) -> list[str]:
@@ -75,7 +119,7 @@ def _texts(image_id: int, content: Mapping[str, Any]) -> list[str]:
         item["question_id"]: item["multiple_choice_answer"] for item in content["vqa_annotations"]["annotations"]
     }
     asked = [item for item in content["vqa_questions"]["questions"] if item["image_id"] == image_id]
-    return [caption, *(f"{item['question']} {answers[item['question_id']]}" for item in asked)]
+    return [caption, *(f"{item['question']} ({answers[item['question_id']]})" for item in asked)]
 
 
 def _drawn(folder: Path, record: Mapping[str, Any], instances: Mapping[str, Any], side: int) -> Image.Image:
@@ -87,9 +131,8 @@ def _drawn(folder: Path, record: Mapping[str, Any], instances: Mapping[str, Any]
     objects = [item for item in instances["annotations"] if item["image_id"] == record["id"]]
     for number, item in enumerate(objects):
         color = _COLORS[number % len(_COLORS)]
-        mask = Image.fromarray(mask_of_run_lengths(item["segmentation"])).resize(
-            (side, side), Image.Resampling.NEAREST
-        )
+        visible = decode_mask(item["segmentation"], (record["height"], record["width"]))
+        mask = Image.fromarray(visible).resize((side, side), Image.Resampling.NEAREST)
         inside = np.asarray(mask)
         edge = inside & ~(
             np.roll(inside, 1, 0) & np.roll(inside, -1, 0) & np.roll(inside, 1, 1) & np.roll(inside, -1, 1)
@@ -101,4 +144,4 @@ def _drawn(folder: Path, record: Mapping[str, Any], instances: Mapping[str, Any]
     return picture
 
 
-__all__ = ["scene_sheet"]
+__all__ = ["check_sheet_file", "scene_sheet"]

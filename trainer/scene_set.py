@@ -28,8 +28,10 @@ from .scene_annotations import (
 from .scene_layout import (
     CLASSES_WEIGHTS,
     COUNT_WEIGHTS,
+    OBJECT_SIZES,
     CountDistribution,
     check_classes,
+    check_object_sizes,
     choose_classes,
     compose_scene,
 )
@@ -60,6 +62,7 @@ class SceneSettings:
     classes_weights: tuple[float, ...]
     questions_per_scene: int
     captions_per_scene: int
+    object_sizes: tuple[float, float] = OBJECT_SIZES
 
     def __post_init__(self):
         known("split of the scenes", self.split, SPLITS)
@@ -74,6 +77,7 @@ class SceneSettings:
                 raise ValueError(f"{name} must be a whole number between {least} and {most}, got {value!r}.")
         if not 0 <= self.max_overlap <= 0.9:
             raise ValueError(f"max_overlap must lie between 0 and 0.9, got {self.max_overlap!r}.")
+        check_object_sizes(self.object_sizes)
 
 
 def write_scenes(
@@ -88,6 +92,7 @@ def write_scenes(
     backgrounds: Sequence[str | os.PathLike] = (),
     max_objects: int = 9,
     max_overlap: float = 0.2,
+    object_sizes: Sequence[float] = OBJECT_SIZES,
     count_weights: Sequence[float] = COUNT_WEIGHTS,
     classes_weights: Sequence[float] = CLASSES_WEIGHTS,
     questions_per_scene: int = 4,
@@ -114,6 +119,12 @@ def write_scenes(
             a file's content says on which side of the split it is.
         max_objects (`int`): the most objects of an image, 1 to 9.
         max_overlap (`float`): the largest part of an object that others may hide.
+        object_sizes (`tuple[float, float]`): the smallest and the largest longer side of an object, in sides of the
+            image; small ones are commoner. Of n objects the largest is at most 0.82 / √n unless the smallest is more.
+            Thin objects are longer than drawn, up to the largest side, so that they can be seen. Where the objects of
+            a scene find no place, all of them shrink by a tenth until they do, also below the smallest side;
+            `SOURCE.json` says of how many objects that is so (`shrunk_objects`). Cut-outs are enlarged 2.5 times at
+            most, which matters in images of more than about 300 pixels.
         count_weights (sequence of `float`): how frequent the numbers 1, 2, … of a class are among all numbers of a
             class, over many scenes.
         classes_weights (sequence of `float`): how frequent scenes of one, two, … classes are.
@@ -147,6 +158,7 @@ def write_scenes(
         tuple(classes_weights),
         questions_per_scene,
         captions_per_scene,
+        tuple(object_sizes),
     )
     photographs = load_backgrounds(split, backgrounds, without=settings.classes)
     return write_scenes_of(folder, settings, libraries[split], photographs, num_proc, apart_from)
@@ -175,10 +187,17 @@ def write_scenes_of(
     """
     if not isinstance(num_proc, int) or num_proc < 1:
         raise ValueError(f"num_proc must be a whole number of at least 1, got {num_proc!r}.")
-    others = [_read_source(Path(other)) for other in apart_from]
+    others = {str(other): _read_source(Path(other)) for other in apart_from}
     distribution = CountDistribution(settings.max_objects, settings.count_weights, settings.classes_weights)
     nouns = [cutouts.nouns[name] for name in settings.classes]
     library = CutoutLibrary((cutout for cutout in cutouts if cutout.name in settings.classes), nouns)
+    pictures = {
+        "cutouts": sorted(cutout.key for cutout in library),
+        "collections": sorted({cutout.collection for cutout in library}),
+        "backgrounds": {item.key: item.sha256 for item in backgrounds},
+    }
+    for name, other in others.items():
+        _check_apart({**pictures, "pixels_sha256": []}, other, name)
     with write_folder_atomically(Path(folder).expanduser().absolute()) as work:
         (work / "images").mkdir()
         render = partial(_render, settings, distribution, library, list(backgrounds), work / "images")
@@ -199,14 +218,13 @@ def write_scenes_of(
             "revision": REVISION,
             "settings": asdict(settings),
             "objects": sum(len(scene["objects"]) for scene in scenes),
-            "cutouts": sorted(cutout.key for cutout in library),
-            "collections": sorted({cutout.collection for cutout in library}),
-            "backgrounds": {item.key: item.sha256 for item in backgrounds},
+            "shrunk_objects": sum(scene["shrunk_objects"] for scene in scenes),
+            **pictures,
             "pixels_sha256": [scene["image"]["pixels_sha256"] for scene in scenes],
             "files_sha256": files,
         }
-        for other_source, name in zip(others, apart_from):
-            _check_apart(source, other_source, str(name))
+        for name, other in others.items():
+            _check_apart(source, other, name)
         (work / SOURCE_FILE).write_text(json.dumps(source, indent=1) + "\n", encoding="utf-8")
     return Path(folder)
 
@@ -231,7 +249,9 @@ def _render(
     """Renders one scene, writes its image and returns its records."""
     rng = scene_rng(settings.seed, f"photographs/{settings.split}", index)
     counts = distribution.draw(settings.classes, rng)
-    scene = compose_scene(library, backgrounds, counts, settings.size, settings.max_overlap, rng)
+    scene = compose_scene(
+        library, backgrounds, counts, settings.size, settings.max_overlap, rng, settings.object_sizes
+    )
     image_id = FIRST_IMAGE_ID[settings.split] + index
     content = io.BytesIO()
     scene.image.save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
@@ -246,6 +266,7 @@ def _render(
         "captions": caption_records(image_id, scene_captions(scene, library.nouns, settings.captions_per_scene, rng)),
         "questions": questions,
         "answers": answers,
+        "shrunk_objects": scene.shrunk_objects,
     }
 
 

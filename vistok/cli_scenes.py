@@ -46,6 +46,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--max-overlap", type=float, default=0.2, metavar="PART", help="of an object may be hidden (default: 0.2)"
     )
     parser.add_argument(
+        "--object-sizes",
+        nargs=2,
+        type=float,
+        metavar=("LOW", "HIGH"),
+        help="smallest and largest longer side of objects in sides of the image, where there is room; else they "
+        "shrink (default: 0.18 0.8)",
+    )
+    parser.add_argument(
         "--count-weights",
         metavar="W1,W2,…",
         help="how frequent the numbers 1, 2, … of a class are (default: 30,20,14,…)",
@@ -68,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`vistok scenes`"""
-    from .trainer.scene_preview import scene_sheet
+    from .trainer.scene_preview import check_sheet_file, scene_sheet
     from .trainer.scene_set import write_scenes
 
     given = {
@@ -76,6 +84,10 @@ def run(options: argparse.Namespace) -> None:
         for name in ("count_weights", "classes_weights")
         if (value := getattr(options, name)) is not None
     }
+    if options.object_sizes is not None:
+        given["object_sizes"] = options.object_sizes
+    if options.preview:
+        check_sheet_file(options.preview)
     folder = write_scenes(
         options.out,
         split=options.split,

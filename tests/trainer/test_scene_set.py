@@ -12,13 +12,14 @@ from PIL import Image
 
 from tests.trainer.planted_cutouts import COLORS
 from tests.trainer.planted_scenes import planted_pictures, settings
+from vistok.evaluation.coco_masks import decode_mask
 from vistok.evaluation.gvtbench_questions import build_questions
 from vistok.processing.images import load_example_images
 from vistok.trainer import scene_set
 from vistok.trainer.backgrounds import load_backgrounds
 from vistok.trainer.cutouts import COLLECTIONS, load_cutouts
 from vistok.trainer.data_sources import load_data_source
-from vistok.trainer.scene_annotations import mask_of_run_lengths, run_lengths
+from vistok.trainer.scene_annotations import run_lengths
 from vistok.trainer.scene_set import SceneSettings, check_scenes_apart, write_scenes, write_scenes_of
 
 PACKAGES = (*COLLECTIONS, "mate-backgrounds", "lomiri-wallpapers", "plasma-wallpapers", "material-kit")
@@ -52,7 +53,7 @@ class TestFiles:
     def test_boxes_and_areas_are_those_of_the_masks(self, planted):
         for image, _, objects in objects_of(planted[0]):
             for _, item in objects:
-                mask = mask_of_run_lengths(item["segmentation"])
+                mask = decode_mask(item["segmentation"], (64, 64))
                 rows, columns = np.nonzero(mask)
                 box = [columns.min(), rows.min(), np.ptp(columns) + 1, np.ptp(rows) + 1]
                 assert item["bbox"] == box and item["area"] == mask.sum()
@@ -65,14 +66,14 @@ class TestFiles:
                 strongest = int(np.argmax(color))
                 others = [channel for channel in range(3) if channel != strongest]
                 coloured = pixels[..., strongest] > pixels[..., others].max(axis=-1) + 140
-                masks = [mask_of_run_lengths(item["segmentation"]) for found, item in objects if found == name]
+                masks = [decode_mask(item["segmentation"], (64, 64)) for found, item in objects if found == name]
                 inside = np.any(masks, axis=0) if masks else np.zeros(pixels.shape[:2], bool)
                 assert (coloured & ~inside).sum() <= 0.02 * inside.sum()
                 assert coloured[inside].mean() > 0.65 if masks else not coloured.any()
 
     def test_masks_of_an_image_do_not_overlap_and_little_is_hidden(self, planted):
         for _, _, objects in objects_of(planted[0]):
-            masks = [mask_of_run_lengths(item["segmentation"]) for _, item in objects]
+            masks = [decode_mask(item["segmentation"], (64, 64)) for _, item in objects]
             assert np.sum(masks, axis=0).max() == 1
             assert all(0 <= item["hidden"] <= 0.2 for _, item in objects)
 
@@ -82,7 +83,7 @@ class TestFiles:
             for _, item in objects:
                 encoded = mask_tools.frPyObjects(item["segmentation"], 64, 64)
                 assert mask_tools.area(encoded) == item["area"]
-                assert np.array_equal(mask_tools.decode(encoded), mask_of_run_lengths(item["segmentation"]))
+                assert np.array_equal(mask_tools.decode(encoded), decode_mask(item["segmentation"], (64, 64)))
 
     def test_images_are_found_by_their_ids_as_in_coco(self, planted):
         images = read(planted[0], "instances.json")["images"]
@@ -175,6 +176,26 @@ class TestSameScenes:
         assert source["files_sha256"]["vqa_questions.json"][:16] == "cd2573f57d268f89"
 
 
+class TestObjectSizes:
+    def test_objects_are_as_large_as_asked_for(self, planted, tmp_path):
+        """Planted cut-outs are squares: turned by 20 degrees, 1.28 times as wide; visible from half opacity on."""
+        asked = settings(num_scenes=20, max_objects=2, max_overlap=0.0, object_sizes=(0.3, 0.4))
+        write_scenes_of(tmp_path / "set", asked, *planted[1])
+        sides = [max(item["bbox"][2:]) / 64 for _, _, found in objects_of(tmp_path / "set") for _, item in found]
+        assert min(sides) >= 0.3 - 2.5 / 64 and max(sides) <= 0.4 + 0.5 / 64
+        default = [max(item["bbox"][2:]) / 64 for _, _, found in objects_of(planted[0]) for _, item in found]
+        assert min(default) < 0.25 and max(default) > 0.45
+        assert read(tmp_path / "set", "SOURCE.json")["shrunk_objects"] == 0
+
+    def test_objects_without_room_shrink_and_are_counted(self, planted, tmp_path):
+        asked = settings(num_scenes=3, count_weights=[0] * 8 + [1], classes_weights=[1], object_sizes=(0.5, 0.5))
+        write_scenes_of(tmp_path / "set", asked, *planted[1])
+        source = read(tmp_path / "set", "SOURCE.json")
+        assert source["objects"] == source["shrunk_objects"] == 27
+        sides = [max(item["bbox"][2:]) / 64 for _, _, found in objects_of(tmp_path / "set") for _, item in found]
+        assert max(sides) < 0.5 and min(sides) > 0.15
+
+
 class TestWholeOrNotAtAll:
     def test_an_error_leaves_nothing_behind(self, planted, tmp_path, monkeypatch):
         def fail(*arguments):
@@ -187,7 +208,7 @@ class TestWholeOrNotAtAll:
 
     def test_a_folder_that_holds_something_is_left_alone(self, planted, tmp_path):
         (tmp_path / "mine.txt").write_text("mine")
-        with pytest.raises(FileExistsError, match="exists already"):
+        with pytest.raises(FileExistsError, match="would be overwritten"):
             write_scenes_of(tmp_path, settings(), *planted[1])
         assert os.listdir(tmp_path) == ["mine.txt"]
 
@@ -220,6 +241,24 @@ class TestApart:
             write_scenes_of(tmp_path / "again", settings(seed=5), *pictures, apart_from=[folder])
         assert os.listdir(tmp_path) == []
 
+    @pytest.mark.parametrize(("shared", "message"), [("cutouts", "3 cut-outs"), ("backgrounds", "3 background")])
+    def test_shared_pictures_are_found_before_anything_is_rendered(
+        self, planted, tmp_path, monkeypatch, shared, message
+    ):
+        other = {"cutouts": [], "backgrounds": {}, "pixels_sha256": []}
+        (tmp_path / "SOURCE.json").write_text(json.dumps({**other, shared: read(planted[0], "SOURCE.json")[shared]}))
+        monkeypatch.setattr(scene_set, "_render", lambda *arguments: pytest.fail("a scene was rendered"))
+        with pytest.raises(ValueError, match=f"share {message}"):
+            write_scenes_of(tmp_path / "again", settings(), *planted[1], apart_from=[tmp_path])
+
+    def test_a_shared_image_is_found_at_the_end_and_nothing_is_written(self, planted, tmp_path):
+        pixels = read(planted[0], "SOURCE.json")["pixels_sha256"][:1]
+        other = {"cutouts": [], "backgrounds": {}, "pixels_sha256": pixels}
+        (tmp_path / "SOURCE.json").write_text(json.dumps(other))
+        with pytest.raises(ValueError, match="share 1 images"):
+            write_scenes_of(tmp_path / "again", settings(num_scenes=1), *planted[1], apart_from=[tmp_path])
+        assert os.listdir(tmp_path) == ["SOURCE.json"]
+
     def test_a_folder_that_is_no_set_is_refused(self, planted, tmp_path):
         with pytest.raises(FileNotFoundError, match="no set of scenes"):
             check_scenes_apart(planted[0], tmp_path)
@@ -249,6 +288,11 @@ class TestArguments:
             ({"max_overlap": 1.0}, "max_overlap must lie between 0 and 0.9"),
             ({"split": "val"}, "unknown split of the scenes 'val'"),
             ({"captions_per_scene": 0}, "captions_per_scene"),
+            ({"object_sizes": (0.5, 0.3)}, r"object_sizes must be the smallest and the largest .* got \[0.5, 0.3\]"),
+            ({"object_sizes": (0.05, 0.3)}, "between 0.1 and 0.9"),
+            ({"object_sizes": (0.3, float("nan"))}, "object_sizes"),
+            ({"object_sizes": (0.3,)}, "object_sizes"),
+            ({"object_sizes": ("a", "b")}, "object_sizes"),
         ],
     )
     def test_a_setting_out_of_range_is_refused(self, changed, message):
@@ -286,11 +330,4 @@ def test_run_lengths_are_those_down_the_columns(shape):
                 current, length = pixel, 0
             length += 1
         assert encoded == {"size": list(shape), "counts": [*expected, length]}
-        assert np.array_equal(mask_of_run_lengths(encoded), mask)
-
-
-def test_run_lengths_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="add up to 5, expected 2 x 3"):
-        mask_of_run_lengths({"size": [2, 3], "counts": [2, 3]})
-    with pytest.raises(ValueError, match="compressed"):
-        mask_of_run_lengths({"size": [2, 3], "counts": "abc"})
+        assert np.array_equal(decode_mask(encoded, shape), mask)
