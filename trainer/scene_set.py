@@ -62,7 +62,7 @@ class SceneSettings:
     classes_weights: tuple[float, ...]
     questions_per_scene: int
     captions_per_scene: int
-    object_sizes: tuple[float, float] = OBJECT_SIZES
+    object_sizes: tuple[float, ...] = OBJECT_SIZES
 
     def __post_init__(self):
         known("split of the scenes", self.split, SPLITS)
