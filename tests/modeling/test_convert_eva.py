@@ -274,7 +274,8 @@ class TestRefusals:
     def test_another_rotary_table_is_refused(self, tmp_path):
         tensors = eva_clip()
         tensors["visual.rope.freqs_sin"] = tensors["visual.rope.freqs_sin"].flip(0)
-        self.refused(tmp_path, tensors, r"visual\.rope\.freqs_sin is not the table of 2 heads of 16, rope_grid_size=16")
+        told = r"visual\.rope\.freqs_sin is not the table of 2 heads of 16, rope_grid_size=16"
+        self.refused(tmp_path, tensors, told)
 
     @pytest.mark.parametrize("beside_the_layers", [True, False])
     def test_the_rotary_tables_in_the_layers_are_checked_too(self, beside_the_layers, tmp_path):
@@ -311,12 +312,13 @@ class TestRefusals:
         tensors["visual.pos_embed"] = torch.zeros(1, 5, hidden_size)
         tensors["visual.patch_embed.proj.weight"] = torch.zeros(hidden_size, 3, 2, 2)
         tensors["visual.blocks.0.mlp.w1.weight"] = torch.zeros(8, hidden_size)
-        text = self.refused(tmp_path, tensors, f"of {num_layers} layers of {hidden_size} as published", num_layers=None)
+        told = f"of {num_layers} layers of {hidden_size} as published"
+        text = self.refused(tmp_path, tensors, told, num_layers=None)
         assert text.splitlines()[1:] == [f"- missing visual.blocks.{{1-{num_layers - 1}}}.*"]
 
     def test_a_width_that_is_not_published_needs_the_number_of_layers(self, tmp_path):
         source = saved(eva_clip(), tmp_path / "eva.pt")
-        with pytest.raises(ValueError, match="holds 2 layers of width 32, which no published model has .*--num-layers"):
+        with pytest.raises(ValueError, match=r"holds 2 layers of width 32, which no published model .*--num-layers"):
             convert_eva_clip(source, tmp_path / "out")
         assert not (tmp_path / "out").exists()
 
