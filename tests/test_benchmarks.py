@@ -2,7 +2,6 @@
 
 import csv
 import importlib
-from pathlib import Path
 
 import pytest
 import torch
