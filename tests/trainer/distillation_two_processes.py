@@ -44,4 +44,4 @@ if __name__ == "__main__":
     for name in KINDS:
         trainer = distil(sys.argv[1], name, batch_size=2)
         Path(sys.argv[1], f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(outcome(trainer)))
-    torch.distributed.destroy_process_group()  # its threads would abort a process that ends before them
+    torch.distributed.destroy_process_group()  # a process that ends before it may be aborted
