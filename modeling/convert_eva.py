@@ -25,6 +25,12 @@ PREFIXES = ("visual_encoder.", "visual.", "")
 HEAD_DIM = 64
 """Width of a head in every EVA-02 model, from Ti to L."""
 
+NUM_LAYERS = {192: 12, 384: 12, 768: 12, 1024: 24, 1408: 40, 1792: 64}
+"""
+Hidden size → number of layers, as published: EVA-02 Ti, S, B, L (baaivision/EVA, EVA-02/asuka/modeling_pretrain.py),
+EVA-CLIP g (the same, clip/model_configs/EVA_CLIP_g_14.json), E (huggingface/pytorch-image-models, timm/models/eva.py).
+"""
+
 _EMBEDDINGS = {
     "cls_token": "embeddings.cls_token",
     "mask_token": "embeddings.mask_token",
@@ -66,8 +72,9 @@ _SIZES = {
     "patch_embed.proj.weight": ("embeddings.patch_embeddings.weight", 4),
     "blocks.0.mlp.w1.weight": ("layers.0.mlp.gate_proj.weight", 2),
 }
+_ROTARY = re.compile(r"(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)")
 # Heads of pretraining and classification, and tables that follow from the config.
-_UNUSED = re.compile(r"(fc_norm|head|lm_head)\.(weight|bias)|(blocks\.\d+\.attn\.)?rope\.freqs_(cos|sin)")
+_UNUSED = re.compile(rf"(fc_norm|head|lm_head)\.(weight|bias)|{_ROTARY.pattern}")
 
 
 @dataclass
@@ -95,19 +102,22 @@ def convert_eva_clip(
     folder: str | os.PathLike,
     num_attention_heads: int | None = None,
     rope_grid_size: int | None = None,
+    num_layers: int | None = None,
 ) -> Conversion:
     """
     Writes an [`EvaVisionModel`] folder, with its image processor, from a published checkpoint: of EVA-CLIP
     (`visual.*`), of EVA-02, of timm's EVA-02, or of GVT (`visual_encoder.*`).
 
-    Sizes follow from the weights; the width of a head and the grid of the rotary positions from the published rotary
-    table, else they are those of EVA-02. The final norm is kept where the checkpoint has one.
+    Sizes follow from the weights; the number of layers from the width ([`NUM_LAYERS`]); the width of a head and the
+    grid of the rotary positions from the published rotary table, else they are those of EVA-02. The final norm is kept
+    where the checkpoint has one.
 
     Args:
         source (`str` or `Path`): the file, see [`read_published_checkpoint`].
         folder (`str` or `Path`): where the result goes, whole or not at all; may not exist yet.
         num_attention_heads (`int`, *optional*): number of heads, where it does not follow.
         rope_grid_size (`int`, *optional*): see [`EvaVisionConfig`], where it does not follow.
+        num_layers (`int`, *optional*): number of layers; needed where no model of this width is published.
 
     Returns:
         [`Conversion`].
@@ -117,10 +127,11 @@ def convert_eva_clip(
         FileExistsError: if there is something in the folder.
         CheckpointError: if the file is truncated, or its weights are not exactly those of the architecture; lists what
             is missing, unknown or of another shape.
+        ValueError: if a number that is given is none of a model, or that of the layers is needed and not given.
     """
     tensors = read_published_checkpoint(source)
     with write_folder_atomically(folder) as work:
-        return write_eva_tower(source, tensors, work, num_attention_heads, rope_grid_size)
+        return write_eva_tower(source, tensors, work, num_attention_heads, rope_grid_size, num_layers)
 
 
 def write_eva_tower(
@@ -129,6 +140,7 @@ def write_eva_tower(
     folder: Path,
     num_attention_heads: int | None = None,
     rope_grid_size: int | None = None,
+    num_layers: int | None = None,
 ) -> Conversion:
     """As [`convert_eva_clip`], of `tensors` that were read from `source` already, into an existing folder."""
     prefix = next(prefix for prefix in PREFIXES if any(name.startswith(prefix) for name in tensors))
@@ -137,7 +149,7 @@ def write_eva_tower(
     what = "an EVA-02 vision transformer"
     if unknown:
         refuse_misfits(source, what, unknown=[prefix + name for name in unknown])
-    config = infer_config(source, prefix, published, own, num_attention_heads, rope_grid_size)
+    config = infer_config(source, prefix, published, own, num_attention_heads, rope_grid_size, num_layers)
     with torch.device("meta"):
         model = EvaVisionModel(config)
     expected = model.state_dict()
@@ -148,7 +160,7 @@ def write_eva_tower(
         unknown=[prefix + published_name(name, published) for name in own if name not in expected],
         misshapen=[
             *misfits(own, expected, lambda name: prefix + published_name(name, published)),
-            *_rotary_misfits(published, config),
+            *_rotary_misfits(prefix, published, config),
         ],
     )
     # One dtype: half-precision checkpoints keep their norms in float32.
@@ -192,7 +204,7 @@ def own_names(published: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Te
 
 
 def _layer_and_name(name: str) -> tuple[int | None, str]:
-    match = re.fullmatch(r"blocks\.(\d+)\.(.+)", name)
+    match = re.fullmatch(r"blocks\.(0|[1-9]\d*)\.(.+)", name)
     return (int(match[1]), match[2]) if match else (None, name)
 
 
@@ -221,6 +233,7 @@ def infer_config(
     own: Mapping[str, torch.Tensor],
     num_attention_heads: int | None = None,
     rope_grid_size: int | None = None,
+    num_layers: int | None = None,
 ) -> EvaVisionConfig:
     """
     The architecture that published weights are of.
@@ -229,10 +242,12 @@ def infer_config(
         source (`str` or `Path`): the file, for errors.
         prefix (`str`): one of [`PREFIXES`].
         published, own (`dict[str, torch.Tensor]`): the weights, by published name without prefix and by our name.
-        num_attention_heads, rope_grid_size (`int`, *optional*): where they are known.
+        num_attention_heads, rope_grid_size, num_layers (`int`, *optional*): where they are known.
 
     Raises:
-        CheckpointError: if the weights that sizes are read from are missing or of no such shape.
+        CheckpointError: if the weights that sizes are read from are missing or of no such shape, or whole layers are
+            missing or too many.
+        ValueError: if a number that is given is none of a model, or that of the layers is needed and not given.
     """
     what = "an EVA-02 vision transformer"
     refuse_misfits(
@@ -250,28 +265,53 @@ def infer_config(
         misshapen = [f"{prefix}pos_embed has {num_patches} positions beside [CLS], which make no square"]
     refuse_misfits(source, what, misshapen=misshapen)
     hidden_size, num_channels, *patch_size = own["embeddings.patch_embeddings.weight"].shape
-    cos, sin = published.get("rope.freqs_cos"), published.get("rope.freqs_sin")
+    num_layers = _checked_num_layers(source, prefix, published, hidden_size, num_layers)
+    cos, sin = (next((published[name] for name in _rotary_names(published, part)), None) for part in ("cos", "sin"))
     head_dim = HEAD_DIM
     if cos is not None and sin is not None and cos.ndim == 2 and cos.shape == sin.shape and len(cos) == num_patches:
         head_dim = cos.shape[1]
-        rope_grid_size = rope_grid_size or _rope_grid_size(cos, sin, grid)
+        rope_grid_size = _rope_grid_size(cos, sin, grid) if rope_grid_size is None else rope_grid_size
     names = {re.sub(r"^layers\.\d+\.", "", name) for name in own}
     # EVA-CLIP normalises inside attention and feed-forward layers exactly where q, k and v are apart.
     normed = prefix != "" and not any(name.endswith("attn.qkv.weight") for name in published)
     return EvaVisionConfig(
         hidden_size=hidden_size,
         intermediate_size=own["layers.0.mlp.gate_proj.weight"].shape[0],
-        num_hidden_layers=1 + max(int(name.split(".")[1]) for name in own if name.startswith("layers.")),
-        num_attention_heads=num_attention_heads or max(hidden_size // head_dim, 1),
+        num_hidden_layers=num_layers,
+        num_attention_heads=max(hidden_size // head_dim, 1) if num_attention_heads is None else num_attention_heads,
         num_channels=num_channels,
         image_size=_one_or_two([size * grid for size in patch_size]),
         patch_size=_one_or_two(patch_size),
-        rope_grid_size=rope_grid_size or 16,
+        rope_grid_size=16 if rope_grid_size is None else rope_grid_size,
         use_attention_norm=normed or "attention.inner_norm.weight" in names,
         use_feed_forward_norm=normed or "mlp.inner_norm.weight" in names,
         use_final_norm="norm.weight" in published or (prefix == "visual." and "fc_norm.weight" not in published),
         use_mask_token="mask_token" in published,
     )
+
+
+def _checked_num_layers(
+    source: str | os.PathLike, prefix: str, published: Mapping[str, Any], hidden_size: int, num_layers: int | None
+) -> int:
+    """How many layers there should be; refuses weights of fewer, of more, and with gaps."""
+    found = {layer for name in published if (layer := _layer_and_name(name)[0]) is not None}
+    expected = NUM_LAYERS.get(hidden_size) if num_layers is None else num_layers
+    if expected is None:
+        widths = ", ".join(str(width) for width in NUM_LAYERS)
+        raise ValueError(
+            f"{source} holds {len(found)} layers of width {hidden_size}, which no published model has (these have "
+            f"{widths}), so that nothing says whether they are all: give their number with num_layers (--num-layers)."
+        )
+    if expected < 1:
+        raise ValueError(f"num_layers is {expected}, an EVA vision transformer needs at least 1.")
+    hint = " as published (num_layers, or --num-layers, says another number)" if num_layers is None else ""
+    refuse_misfits(
+        source,
+        f"an EVA-02 vision transformer of {expected} layers of {hidden_size}{hint}",
+        missing=[f"{prefix}blocks.{layer}.*" for layer in range(expected) if layer not in found],
+        unknown=[f"{prefix}blocks.{layer}.*" for layer in sorted(found) if layer >= expected],
+    )
+    return expected
 
 
 def _one_or_two(sizes: list[int]) -> int | tuple[int, int]:
@@ -294,15 +334,25 @@ def _is_table(published: torch.Tensor, per_pair: torch.Tensor) -> bool:
     return bool((published - expected).abs().max() < 4 * torch.finfo(published.dtype).eps + 1e-4)
 
 
-def _rotary_misfits(published: Mapping[str, torch.Tensor], config: EvaVisionConfig) -> list[str]:
-    """Whether the tables that the checkpoint was trained with are those that the config gives."""
+def _rotary_names(published: Mapping[str, Any], part: str) -> list[str]:
+    """Where tables of cosines (`"cos"`) or sines (`"sin"`) are: beside the layers, and once more in each of them."""
+    return [name for name in published if _ROTARY.fullmatch(name) and name.endswith(part)]
+
+
+def _rotary_misfits(prefix: str, published: Mapping[str, torch.Tensor], config: EvaVisionConfig) -> list[str]:
+    """Whether all tables that the checkpoint was trained with are those that the config gives."""
     head_dim = config.hidden_size // config.num_attention_heads
     angles = rotary_angles(config.grid_size, head_dim, config.rope_theta, config.rope_grid_size, dtype=torch.float64)
+    others = [
+        prefix + name
+        for part, table in (("cos", angles.cos()), ("sin", angles.sin()))
+        for name in _rotary_names(published, part)
+        if not _is_table(published[name], table)
+    ]
     return [
         f"{name} is not the table of {config.num_attention_heads} heads of {head_dim}, rope_grid_size="
         f"{config.rope_grid_size} and rope_theta={config.rope_theta:g}"
-        for name, table in (("rope.freqs_cos", angles.cos()), ("rope.freqs_sin", angles.sin()))
-        if name in published and not _is_table(published[name], table)
+        for name in folded(others)
     ]
 
 

@@ -27,6 +27,9 @@ TOWER_FOLDER = "vision_tower"
 HEAD_DIM = 96
 """Width of a head in GVT's resampler."""
 
+NUM_LAYERS = 6
+"""Number of layers of GVT's resampler."""
+
 # Published name → names in [`GVTForConditionalGeneration`]; two where one weight holds both, one above the other.
 _OUTSIDE_LAYERS = {
     "ln_vision.weight": "resampler.patch_norm.weight",
@@ -57,7 +60,12 @@ _ELSEWHERE = re.compile(r"(visual_encoder|input_ln|llm)\.")
 
 
 def convert_gvt(
-    source: str | os.PathLike, folder: str | os.PathLike, text: str, head_dim: int = HEAD_DIM
+    source: str | os.PathLike,
+    folder: str | os.PathLike,
+    text: str,
+    head_dim: int = HEAD_DIM,
+    num_layers: int = NUM_LAYERS,
+    num_tower_layers: int | None = None,
 ) -> Conversion:
     """
     Writes a folder that [`GVTForConditionalGeneration`] loads from the checkpoint of GVT's authors (TencentARC/GVT):
@@ -71,6 +79,9 @@ def convert_gvt(
         text (`str`): language model that the projector was trained for, of GVT Vicuna-7B: a folder, a Hub id, or the
             name of a base model. Only its config and its tokenizer are read.
         head_dim (`int`, *optional*, defaults to 96): width of a head of the resampler.
+        num_layers (`int`, *optional*, defaults to 6): number of layers of the resampler.
+        num_tower_layers (`int`, *optional*): number of layers of the vision tower; needed where no model of its width
+            is published.
 
     Returns:
         [`Conversion`].
@@ -86,15 +97,17 @@ def convert_gvt(
     trained, unknown = own_gvt_names(tensors)
     what = "those of GVT"
     unknown += [name for name in tensors if not _OWN_PARTS.match(name) and not _ELSEWHERE.match(name)]
-    missing = _missing(trained)
+    layers = {layer for name in trained if (layer := _layer(name)) is not None}
+    unknown += [f"perceiver.layers.{layer}.*" for layer in sorted(layers) if layer >= num_layers]
+    missing = _missing(trained, num_layers)
     if not any(name.startswith("visual_encoder.") for name in tensors):
         missing.append("visual_encoder.*")
     refuse_misfits(source, what, missing=missing, unknown=unknown)
     with write_folder_atomically(folder) as work:
         tower_folder = work / TOWER_FOLDER
         tower_folder.mkdir()
-        tower = write_eva_tower(source, tensors, tower_folder)
-        config = _gvt_config(source, trained, tower.config, text, head_dim)
+        tower = write_eva_tower(source, tensors, tower_folder, num_layers=num_tower_layers)
+        config = _gvt_config(source, trained, tower.config, text, head_dim, num_layers)
         shapes = expected_shapes(GVTForConditionalGeneration, config)
         expected = {
             name: torch.empty(shape, device="meta")
@@ -150,15 +163,15 @@ def _published_name(own_name: str) -> str:
     return next(name for name, own in _OUTSIDE_LAYERS.items() if own == inner)
 
 
-def _num_layers(trained: Mapping[str, torch.Tensor]) -> int:
-    numbers = [int(match[1]) for name in trained if (match := re.match(r"model\.resampler\.layers\.(\d+)\.", name))]
-    return 1 + max(numbers, default=0)
+def _layer(own_name: str) -> int | None:
+    match = re.match(r"model\.resampler\.layers\.(\d+)\.", own_name)
+    return int(match[1]) if match else None
 
 
-def _missing(trained: Mapping[str, torch.Tensor]) -> list[str]:
+def _missing(trained: Mapping[str, torch.Tensor], num_layers: int) -> list[str]:
     """Published names of weights that a resampler of so many layers should have."""
     missing = [name for name, own in _OUTSIDE_LAYERS.items() if f"model.{own}" not in trained]
-    for layer in range(_num_layers(trained)):
+    for layer in range(num_layers):
         start = f"model.resampler.layers.{layer}."
         missing += [
             f"perceiver.layers.{layer}.{name}" for name, own in _IN_LAYER.items() if start + own[0] not in trained
@@ -167,7 +180,12 @@ def _missing(trained: Mapping[str, torch.Tensor]) -> list[str]:
 
 
 def _gvt_config(
-    source: str | os.PathLike, trained: Mapping[str, torch.Tensor], tower: EvaVisionConfig, text: str, head_dim: int
+    source: str | os.PathLike,
+    trained: Mapping[str, torch.Tensor],
+    tower: EvaVisionConfig,
+    text: str,
+    head_dim: int,
+    num_layers: int,
 ) -> GVTConfig:
     latents = trained["model.resampler.latents"]
     inner_size = trained["model.resampler.layers.0.attention.q_proj.weight"].shape[0]
@@ -180,7 +198,7 @@ def _gvt_config(
     num_latents, hidden_size = latents.shape
     resampler = {
         "hidden_size": hidden_size,
-        "num_hidden_layers": _num_layers(trained),
+        "num_hidden_layers": num_layers,
         "num_attention_heads": inner_size // head_dim,
         "head_dim": head_dim,
         "num_latents": num_latents,

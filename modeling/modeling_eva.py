@@ -1,5 +1,6 @@
 """The vision transformer of EVA-02 and EVA-CLIP (Fang et al. 2023, Sun et al. 2023): teacher and tower of GVT."""
 
+import copy
 import math
 
 import torch
@@ -14,6 +15,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_eva import EvaVisionConfig
+from .stochastic_depth import DropPath
 
 
 def eager_attention_forward(module, query, key, value, attention_mask, scaling, dropout=0.0, **kwargs):
@@ -221,24 +223,6 @@ class EvaVisionMLP(nn.Module):
         return self.down_proj(self.inner_norm(gated))
 
 
-class EvaVisionDropPath(nn.Module):
-    """Stochastic depth: in training, a layer's update is left out for some images and scaled up for the others."""
-
-    def __init__(self, drop_probability: float):
-        super().__init__()
-        self.drop_probability = drop_probability
-
-    def forward(self, update: torch.Tensor) -> torch.Tensor:
-        if not self.training or self.drop_probability == 0.0:
-            return update
-        keep_probability = 1.0 - self.drop_probability
-        kept = torch.rand(update.shape[0], 1, 1, device=update.device) < keep_probability
-        return update * kept / keep_probability
-
-    def extra_repr(self) -> str:
-        return f"drop_probability={self.drop_probability:g}"
-
-
 class EvaVisionLayer(GradientCheckpointingLayer):
     """Attention and a gated feed-forward layer, each behind a layer norm and with a residual connection."""
 
@@ -248,7 +232,7 @@ class EvaVisionLayer(GradientCheckpointingLayer):
         self.attention = EvaVisionAttention(config, layer_index)
         self.norm2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
         self.mlp = EvaVisionMLP(config, layer_index)
-        self.drop_path = EvaVisionDropPath(config.drop_path_rate * layer_index / max(config.num_hidden_layers - 1, 1))
+        self.drop_path = DropPath(config.drop_path_rate * layer_index / max(config.num_hidden_layers - 1, 1))
 
     def forward(self, hidden_states: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, **kwargs) -> torch.Tensor:
         update, _ = self.attention(self.norm1(hidden_states), cos, sin, **kwargs)
@@ -344,13 +328,20 @@ class EvaVisionModel(EvaVisionPreTrainedModel):
 
 class EvaVisionForImageClassification(EvaVisionPreTrainedModel):
     """
-    An [`EvaVisionModel`] with a classifier on the mean of all its tokens, as EVA-02 is fine-tuned (`fc_norm`, `head`).
+    An [`EvaVisionModel`] with a classifier on the mean of its patches, as EVA-02 is fine-tuned (`fc_norm`, `head`;
+    baaivision/EVA, EVA-02/asuka/modeling_finetune.py): the layer norm of the mean takes the place of the final norm,
+    which the tower here is without, whatever it was pretrained with.
 
     Args:
-        config ([`EvaVisionConfig`]): its `num_labels` says how many classes there are.
+        config ([`EvaVisionConfig`]): its `num_labels` says how many classes there are; the model has a copy, with
+            `use_final_norm=False`.
     """
 
+    _keys_to_ignore_on_load_unexpected = [r"final_norm\."]
+
     def __init__(self, config: EvaVisionConfig):
+        config = copy.deepcopy(config)
+        config.use_final_norm = False
         super().__init__(config)
         self.num_labels = config.num_labels
         self.eva_vision = EvaVisionModel(config)
@@ -376,7 +367,7 @@ class EvaVisionForImageClassification(EvaVisionPreTrainedModel):
             `ImageClassifierOutput` with `logits` of shape `(batch, num_labels)`.
         """
         outputs = self.eva_vision(pixel_values, interpolate_pos_encoding=interpolate_pos_encoding, **kwargs)
-        logits = self.classifier(self.norm(outputs.last_hidden_state.mean(1)))
+        logits = self.classifier(self.norm(outputs.last_hidden_state[:, 1:].mean(1)))
         loss = None if labels is None else self.loss_function(labels, logits, self.config, **kwargs)
         return ImageClassifierOutput(
             loss=loss, logits=logits, hidden_states=outputs.hidden_states, attentions=outputs.attentions

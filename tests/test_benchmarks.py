@@ -1,10 +1,7 @@
 """Every benchmark runs, on tiny sizes, and reports what it is there to measure."""
 
 import csv
-import os
-import subprocess
-import sys
-from pathlib import Path
+import importlib
 
 import pytest
 import torch
@@ -12,25 +9,28 @@ import torch
 from benchmarks._measure import interleaved_seconds, median_ratio, peak_bytes
 from tests.tiny import save_base_models, tiny_gvt, tiny_processor
 
-ROOT = Path(__file__).parents[1]
+
+@pytest.fixture
+def run_benchmark(tmp_path, monkeypatch, capsys):
+    """Runs a benchmark with --quick, in this process; returns the rows that it writes."""
+
+    def run(name: str, *options: str) -> list[dict[str, str]]:
+        file = tmp_path / "rows.csv"
+        benchmark = importlib.import_module(f"benchmarks.{name}")
+        monkeypatch.setattr("sys.argv", [f"benchmarks/{name}.py", "--quick", "--csv", str(file), *options])
+        capsys.readouterr()
+        benchmark.main()
+        with file.open(newline="") as stream:
+            rows = list(csv.DictReader(stream))
+        table = [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")]
+        assert len(table) == 2 + len(rows)
+        return rows
+
+    return run
 
 
-def run_benchmark(name: str, folder: Path, *options: str) -> list[dict[str, str]]:
-    """The rows that a benchmark writes with --quick."""
-    file = folder / "rows.csv"
-    command = [sys.executable, "-m", f"benchmarks.{name}", "--quick", "--csv", str(file), *options]
-    result = subprocess.run(
-        command, cwd=ROOT, capture_output=True, text=True, env={**os.environ, "HF_HUB_OFFLINE": "1"}
-    )
-    assert result.returncode == 0, result.stderr
-    with file.open(newline="") as stream:
-        rows = list(csv.DictReader(stream))
-    assert len(result.stdout.strip().splitlines()) == 2 + len(rows)
-    return rows
-
-
-def test_resampler_compares_both_formulations_in_both_dtypes(tmp_path):
-    rows = run_benchmark("resampler", tmp_path)
+def test_resampler_compares_both_formulations_in_both_dtypes(run_benchmark):
+    rows = run_benchmark("resampler")
     assert [row["formulation"] for row in rows] == ["plain", "absorbed", "absorbed, checkpointed"] * 4
     assert {(row["depth"], row["dtype"]) for row in rows} == {
         (depth, dtype) for depth in ("6", "1") for dtype in ("float32", "bfloat16")
@@ -40,38 +40,38 @@ def test_resampler_compares_both_formulations_in_both_dtypes(tmp_path):
         assert float(absorbed["FLOP ratio"]) > float(checkpointed["FLOP ratio"])
 
 
-def test_visual_tokens_compares_prompts_of_640_and_96_tokens(tmp_path):
-    rows = run_benchmark("visual_tokens", tmp_path)
+def test_visual_tokens_compares_prompts_of_640_and_96_tokens(run_benchmark):
+    rows = run_benchmark("visual_tokens")
     assert {row["KV ratio"] for row in rows} == {f"{640 / 96:.2f}"}
     assert {row["prefill"] for row in rows} == {"language model", "with connector", "with tower"}
 
 
-def test_import_time_compares_vistok_with_llava(tmp_path):
-    rows = {row["import"]: row for row in run_benchmark("import_time", tmp_path)}
+def test_import_time_compares_vistok_with_llava(run_benchmark):
+    rows = {row["import"]: row for row in run_benchmark("import_time")}
     assert rows["LLaVA"]["ratio to LLaVA"] == "1.00"
     assert float(rows["torch"]["seconds"]) < float(rows["vistok"]["seconds"])
 
 
-def test_steps_of_training_that_cost_less_have_the_same_loss(tmp_path):
+def test_steps_of_training_that_cost_less_have_the_same_loss(run_benchmark, tmp_path):
     vision, text = save_base_models(tmp_path)
-    rows = run_benchmark("training", tmp_path, "--vision", vision, "--text", text)
+    rows = run_benchmark("training", "--vision", vision, "--text", text)
     assert [row["step"] for row in rows] == ["plain", "cached features", "shared rows", "both"]
     losses = [float(row["loss"]) for row in rows]
     assert losses == pytest.approx([losses[0]] * 4, rel=0.01)
 
 
-def test_a_step_of_distillation_stands_beside_what_it_cannot_do_without(tmp_path):
+def test_a_step_of_distillation_stands_beside_what_it_cannot_do_without(run_benchmark, tmp_path):
     vision, _ = save_base_models(tmp_path)
-    rows = run_benchmark("distillation", tmp_path, "--teacher", vision, "--sizes", "24")
+    rows = run_benchmark("distillation", "--teacher", vision, "--sizes", "24")
     assert [row["what"].split(",")[0] for row in rows][1:3] == ["step", "step"]
     assert rows[0]["ratio to alone"] == "1.000" and all(float(row["ms per image"]) > 0 for row in rows)
 
 
-def test_an_evaluation_and_a_plain_loop_say_the_same(tmp_path):
+def test_an_evaluation_and_a_plain_loop_say_the_same(run_benchmark, tmp_path):
     model, processor = tiny_gvt(), tiny_processor()
     model.save_pretrained(tmp_path / "model")
     processor.save_pretrained(tmp_path / "model")
-    rows = run_benchmark("evaluation", tmp_path, "--model", str(tmp_path / "model"))
+    rows = run_benchmark("evaluation", "--model", str(tmp_path / "model"))
     assert [row["way"] for row in rows] == ["plain generate, batch 1", "evaluation, batch 64"] * 2
     assert {row["same answers, %"] for row in rows} == {"100"}
     assert rows[0]["ratio to plain"] == "1.00"

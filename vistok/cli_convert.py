@@ -20,6 +20,7 @@ example:
   vistok convert gvt.ckpt gvt-vicuna-7b --kind gvt --text lmsys/vicuna-7b-v1.1
 """
 KINDS = ("eva-clip", "gvt")
+TOWER_SIZES = ("num_attention_heads", "rope_grid_size", "num_layers")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -36,6 +37,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="of kind eva-clip: heads of the tower, where they are not 64 wide and the file has no rotary table",
     )
+    parser.add_argument(
+        "--num-layers",
+        type=int,
+        metavar="N",
+        help="of kind eva-clip: layers of the tower, where no model of its width is published",
+    )
+    parser.add_argument(
+        "--rope-grid-size",
+        type=int,
+        metavar="N",
+        help="of kind eva-clip: reach of the rotary positions in patches, where it is not 16 and the file has no "
+        "rotary table",
+    )
 
 
 def run(options: argparse.Namespace) -> None:
@@ -47,7 +61,8 @@ def run(options: argparse.Namespace) -> None:
             raise ValueError("--text is for --kind gvt: a vision tower has no language model.")
         from .modeling.convert_eva import convert_eva_clip
 
-        conversion = convert_eva_clip(options.source, options.out, options.num_attention_heads)
+        sizes = {name: getattr(options, name) for name in TOWER_SIZES}
+        conversion = convert_eva_clip(options.source, options.out, **sizes)
     print(f"{options.out}: {conversion.config.model_type}, {conversion.num_parameters:,} parameters converted")
     print(f"dropped, of no use: {conversion.dropped_names()}")
 
@@ -58,8 +73,9 @@ def _convert_gvt(options: argparse.Namespace):
             "--kind gvt needs --text, the language model that GVT was trained with: --text lmsys/vicuna-7b-v1.1, or a "
             "folder that holds it. (--kind eva-clip converts the vision tower alone.)"
         )
-    if options.num_attention_heads is not None:
-        raise ValueError("--num-attention-heads is for --kind eva-clip: those of GVT are known.")
+    for name in TOWER_SIZES:
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name.replace('_', '-')} is for --kind eva-clip: the sizes of GVT's tower are known.")
     from .modeling.atomic_folder import write_folder_atomically
     from .modeling.convert_gvt import TOWER_FOLDER, convert_gvt
     from .processing.processing_gvt import GVTProcessor

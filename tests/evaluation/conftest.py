@@ -65,8 +65,8 @@ def teach():
         model = GVTForConditionalGeneration._from_config(tiny_gvt_config(text_config=text_config))
         batch = VisualLanguageCollator(processor, is_encoder_decoder=model.config.is_encoder_decoder)(examples)
         livelier(model, 3.0)
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
-        for _ in range(3000):
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        for _ in range(1000):
             loss = model(**batch).loss
             if loss < 0.02:
                 break

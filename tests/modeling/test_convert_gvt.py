@@ -22,6 +22,11 @@ def text(tmp_path_factory):
     return save_base_models(tmp_path_factory.mktemp("base"))[1]
 
 
+def convert_tiny(source, folder, text, **kwargs):
+    """The published sizes are not those of a tiny GVT."""
+    return convert_gvt(source, folder, text, **{"head_dim": 10, "num_layers": 2, "num_tower_layers": 2, **kwargs})
+
+
 def saved(tensors, folder):
     path = folder / "gvt.ckpt"
     torch.save({"state_dict": tensors, "global_step": 50_000}, path)
@@ -31,7 +36,7 @@ def saved(tensors, folder):
 @pytest.fixture
 def converted(text, tmp_path):
     tensors = random_checkpoint("gvt") | {"llm.model.norm.weight": torch.ones(48)}
-    conversion = convert_gvt(saved(tensors, tmp_path), tmp_path / "out", text, head_dim=10)
+    conversion = convert_tiny(saved(tensors, tmp_path), tmp_path / "out", text)
     return tensors, conversion, tmp_path / "out"
 
 
@@ -121,7 +126,7 @@ def test_a_tower_in_a_repository_of_the_hub_is_downloaded_with_its_weights(tmp_p
 class TestRefusals:
     def refused(self, tmp_path, tensors, text, match, head_dim=10):
         with pytest.raises(CheckpointError, match=match) as told:
-            convert_gvt(saved(tensors, tmp_path), tmp_path / "out", text, head_dim=head_dim)
+            convert_tiny(saved(tensors, tmp_path), tmp_path / "out", text, head_dim=head_dim)
         assert [path.name for path in tmp_path.iterdir()] == ["gvt.ckpt"]
         return str(told.value)
 
@@ -131,6 +136,23 @@ class TestRefusals:
             del tensors[name]
         told = self.refused(tmp_path, tensors, text, "are not those of GVT")
         assert told.splitlines()[1:] == ["- missing ln_vision.bias", "- missing perceiver.layers.{0-1}.0.to_kv.weight"]
+
+    def test_last_layers_that_are_missing_are_not_taken_for_a_smaller_gvt(self, text, tmp_path):
+        tensors = random_checkpoint("gvt")
+        short = {name: value for name, value in tensors.items() if "perceiver.layers.1." not in name}
+        told = self.refused(tmp_path, short, text, "are not those of GVT")
+        assert "- missing perceiver.layers.1.0.to_q.weight" in told and len(told.splitlines()) == 1 + 11
+        stray = tensors | {"perceiver.layers.3000.1.0.bias": torch.zeros(48)}
+        told = self.refused(tmp_path, stray, text, "are not those of GVT")
+        assert told.splitlines()[1:] == ["- unknown perceiver.layers.3000.*"]
+        short = {name: value for name, value in tensors.items() if "visual_encoder.blocks.1." not in name}
+        told = self.refused(tmp_path, short, text, "vision transformer of 2 layers of 32")
+        assert told.splitlines()[1:] == ["- missing visual_encoder.blocks.1.*"]
+
+    def test_the_published_gvt_has_six_layers_of_resampler(self, text, tmp_path):
+        with pytest.raises(CheckpointError) as told:
+            convert_gvt(saved(random_checkpoint("gvt"), tmp_path), tmp_path / "out", text, head_dim=10)
+        assert "- missing perceiver.layers.{2-5}.0.to_q.weight" in str(told.value).splitlines()
 
     def test_a_checkpoint_without_a_tower_is_refused(self, text, tmp_path):
         tensors = {name: value for name, value in random_checkpoint("gvt").items() if "visual_encoder" not in name}

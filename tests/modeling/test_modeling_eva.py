@@ -8,7 +8,7 @@ import torch
 from huggingface_hub.errors import StrictDataclassClassValidationError
 from transformers import AutoConfig, AutoModel, AutoModelForImageClassification, LlavaConfig, LlavaModel
 
-from tests.modeling.published_eva import layout, random_checkpoint, shapes_of, slow_angles, slow_tower
+from tests.modeling.published_eva import layout, random_checkpoint, shapes_of, slow_angles, slow_norm, slow_tower
 from tests.tiny import (
     IMAGE_SIZE,
     compose,
@@ -22,7 +22,8 @@ from tests.tiny import (
 )
 from vistok import EvaVisionConfig, EvaVisionForImageClassification, EvaVisionModel
 from vistok.modeling.convert_eva import own_names
-from vistok.modeling.modeling_eva import EvaVisionDropPath, EvaVisionLayer, rotary_angles
+from vistok.modeling.modeling_eva import EvaVisionLayer, rotary_angles
+from vistok.modeling.stochastic_depth import DropPath
 
 
 def tiny_eva(dtype=torch.float32, attn_implementation="eager", **kwargs) -> EvaVisionModel:
@@ -161,13 +162,13 @@ class TestBackends:
 class TestTraining:
     def test_layers_are_dropped_more_often_the_deeper_they_lie(self):
         model = EvaVisionModel(tiny_eva_config(num_hidden_layers=4, drop_path_rate=0.3))
-        rates = [layer.drop_path.drop_probability for layer in model.layers]
+        rates = [layer.drop_path.rate for layer in model.layers]
         assert np.allclose(rates, [0.0, 0.1, 0.2, 0.3])
         (only,) = EvaVisionModel(tiny_eva_config(num_hidden_layers=1, drop_path_rate=0.3)).layers
-        assert only.drop_path.drop_probability == 0.0
+        assert only.drop_path.rate == 0.0
 
     def test_drop_path_leaves_out_whole_images_and_keeps_the_mean(self):
-        drop_path = EvaVisionDropPath(0.25).train()
+        drop_path = DropPath(0.25).train()
         dropped = drop_path(torch.ones(4000, 2, 3))
         per_image = dropped.flatten(1)
         assert torch.equal(per_image.amin(1), per_image.amax(1))
@@ -256,6 +257,38 @@ class TestFolders:
         expected = tower(pixels(1), output_hidden_states=True).hidden_states[-2][:, 1:]
         features = llava.get_image_features(pixels(1), vision_feature_layer=-2).pooler_output[0]
         assert same(features, llava.multi_modal_projector(expected)[0])
+
+    @pytest.mark.parametrize("use_final_norm", [False, True])
+    def test_a_classifier_computes_what_eva_02_is_fine_tuned_with(self, use_final_norm, tmp_path):
+        tensors = random_checkpoint("gvt")
+        tower = {n.removeprefix("visual_encoder."): t for n, t in tensors.items() if n.startswith("visual_encoder.")}
+        own, unknown = own_names(tower)
+        assert unknown == []
+        model = EvaVisionForImageClassification(tiny_eva_config(use_final_norm=use_final_norm, num_labels=12)).double()
+        own = {f"eva_vision.{name}": value for name, value in own.items()}
+        own |= {f"norm.{kind}": tower[f"fc_norm.{kind}"] for kind in ("weight", "bias")}
+        own |= {f"classifier.{kind}": tower[f"head.{kind}"] for kind in ("weight", "bias")}
+        model.load_state_dict(own)
+        images = torch.randn(2, 3, 24, 24, dtype=torch.float64)
+        with torch.no_grad():
+            logits = model.eval()(images).logits
+        weights = {name: value.numpy() for name, value in tower.items()}
+        for image, found in zip(images, logits):
+            patches = slow_tower(tower, image, "")[-1][1:]
+            pooled = slow_norm(patches.mean(0), weights, "fc_norm", 1e-6)
+            assert np.abs(found.numpy() - (weights["head.weight"] @ pooled + weights["head.bias"])).max() < 1e-9
+
+    def test_a_classifier_is_without_the_final_norm_of_its_tower_also_when_saved(self, tmp_path):
+        tower = tiny_eva(use_final_norm=True)
+        torch.nn.init.normal_(tower.final_norm.weight)
+        tower.save_pretrained(tmp_path / "tower")
+        model = AutoModelForImageClassification.from_pretrained(tmp_path / "tower", num_labels=3)
+        plain = tower(pixels(2), output_hidden_states=True).hidden_states[-1]
+        assert same(model.eval().eva_vision(pixels(2)).last_hidden_state, plain)
+        model.save_pretrained(tmp_path / "classifier")
+        again, info = AutoModel.from_pretrained(tmp_path / "classifier", output_loading_info=True)
+        assert not info["missing_keys"] and same(again(pixels(2)).last_hidden_state, plain)
+        assert tower.config.use_final_norm  # that of the tower is not touched
 
     def test_a_classifier_takes_up_the_weights_of_a_tower_and_learns(self, tmp_path):
         tower = tiny_eva()

@@ -1,7 +1,6 @@
-"""Run by test_study_jobs.py as a worker of a study whose jobs are stand-ins: they note who did them, and take time."""
+"""A worker of a study for test_study_jobs.py, whose jobs are stand-ins: they note who did them, and take time."""
 
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -40,7 +39,7 @@ def work(output: Path, study: Plan, kind=stand_in, **options):
     return run_jobs(output, study, study.jobs, launch, poll_seconds=0.05, **options)
 
 
-if __name__ == "__main__":
-    folder, hangs, seconds = sys.argv[1:]
-    outcome = work(Path(folder), plan(hangs == "hangs", float(seconds)))
-    print(len(outcome.finished))
+def be_a_worker(output: Path, hangs: bool, seconds: float) -> None:
+    """What a process does that works on the study; how many jobs it saw finished goes to a file of its number."""
+    outcome = work(output, plan(hangs, seconds))
+    (output / f"{os.getpid()}.txt").write_text(str(len(outcome.finished)))

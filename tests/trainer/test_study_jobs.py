@@ -1,16 +1,15 @@
 """Jobs of a study: each is done once, in order, by any number of workers, and again only where it has to be."""
 
 import json
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
-from tests.trainer.study_worker import plan, stand_in, work
+from tests.trainer.study_worker import be_a_worker, plan, stand_in, work
 from vistok.trainer.study_jobs import (
     Job,
     Plan,
@@ -24,8 +23,6 @@ from vistok.trainer.study_jobs import (
 )
 from vistok.trainer.study_process import do_job, job_environment
 
-REPOSITORY = Path(__file__).parents[2]
-
 
 def journal(output: Path) -> list[str]:
     """Names of the jobs that were begun, in this order."""
@@ -36,10 +33,16 @@ def states(output: Path, study: Plan) -> dict[str, str]:
     return {name: job_state(output, configuration) for name, configuration in study.configurations.items()}
 
 
-def start_worker(output: Path, hangs: str = "no", seconds: float = 0.0) -> subprocess.Popen:
-    command = [sys.executable, "-m", "tests.trainer.study_worker", str(output), hangs, str(seconds)]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(command, cwd=REPOSITORY, env=environment, stdout=subprocess.PIPE, text=True)
+def start_worker(output: Path, hangs: bool = False, seconds: float = 0.0):
+    """A process of its own: forked, for all it needs is here already, and its jobs are stand-ins without torch."""
+    worker = multiprocessing.get_context("fork").Process(target=be_a_worker, args=(output, hangs, seconds))
+    worker.start()
+    return worker
+
+
+def exit_code(worker) -> int:
+    worker.join(120)
+    return worker.exitcode
 
 
 def wait_until(condition, seconds: float = 60) -> None:
@@ -72,7 +75,8 @@ def test_three_workers_do_each_job_once_with_the_results_of_one(tmp_path):
     several, alone = tmp_path / "several", tmp_path / "alone"
     several.mkdir()
     workers = [start_worker(several, seconds=0.2) for _ in range(3)]
-    assert [worker.communicate(timeout=120)[0].strip() for worker in workers] == ["9"] * 3
+    assert [exit_code(worker) for worker in workers] == [0] * 3
+    assert [(several / f"{worker.pid}.txt").read_text() for worker in workers] == ["9"] * 3
     study = plan(seconds=0.2)
     assert sorted(journal(several)) == sorted(job.name for job in study.jobs)
     assert len({line.split()[1] for line in (several / "journal.txt").read_text().splitlines()}) > 1
@@ -82,7 +86,7 @@ def test_three_workers_do_each_job_once_with_the_results_of_one(tmp_path):
 
 
 def test_the_job_of_a_worker_that_was_killed_is_taken_over(tmp_path):
-    worker = start_worker(tmp_path, hangs="hangs")
+    worker = start_worker(tmp_path, hangs=True)
     try:
         wait_until(lambda: (tmp_path / "journal.txt").exists() and "encoders/a" in journal(tmp_path))
         study = plan(hangs=True)
@@ -90,8 +94,8 @@ def test_the_job_of_a_worker_that_was_killed_is_taken_over(tmp_path):
         with claimed(tmp_path, "encoders/a") as mine:
             assert not mine
     finally:
-        worker.send_signal(signal.SIGKILL)
-        worker.wait()
+        worker.kill()
+    assert exit_code(worker) == -signal.SIGKILL
     assert states(tmp_path, study)["encoders/a"] == "interrupted"
 
     def no_longer_hangs(config, folder, output):
@@ -107,9 +111,9 @@ def test_a_worker_waits_for_what_another_one_does(tmp_path):
     with claimed(tmp_path, "scenes") as mine:
         assert mine
         waiting = start_worker(tmp_path)
-        time.sleep(4)
-        assert waiting.poll() is None and not (tmp_path / "journal.txt").exists()
-    assert waiting.communicate(timeout=60)[0].strip() == "9"
+        time.sleep(1)
+        assert waiting.exitcode is None and not (tmp_path / "journal.txt").exists()
+    assert exit_code(waiting) == 0 and (tmp_path / f"{waiting.pid}.txt").read_text() == "9"
     assert set(states(tmp_path, study).values()) == {"finished"}
 
 

@@ -1,26 +1,17 @@
 """Two processes train as one does with the batches of both."""
 
 import json
-import os
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
+from tests.processes import run_in_two_processes
 from tests.trainer.two_processes import outcome, train
-
-REPOSITORY = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
 def two_processes(base_models, tmp_path_factory):
     folder = tmp_path_factory.mktemp("two processes")
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launch, "-m", "tests.trainer.two_processes", str(folder), *base_models]
-    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY)}
-    finished = subprocess.run(command, cwd=REPOSITORY, env=environment, capture_output=True, text=True, timeout=900)
-    assert finished.returncode == 0, finished.stderr[-3000:]
+    run_in_two_processes("tests.trainer.two_processes", str(folder), *base_models)
     return folder
 
 

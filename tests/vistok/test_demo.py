@@ -1,5 +1,7 @@
 """The demo, on tiny models and a planted easy-VQA; and on the shipped adapter where the real weights are."""
 
+import contextlib
+import io
 import json
 import sys
 from pathlib import Path
@@ -18,11 +20,12 @@ from vistok.trainer.visual_language_trainer import VisualLanguageTrainer
 COLORS = ("red", "blue", "green", "gray")
 
 
-@pytest.fixture
-def planted_easy_vqa(tmp_path, monkeypatch):
+@pytest.fixture(scope="module")
+def easy_vqa_folder(tmp_path_factory):
     """Every question of the test split is asked in training too, with the answer "red" most often."""
+    data = tmp_path_factory.mktemp("easy-vqa")
     for split, count in {"train": 40, "test": 12}.items():
-        folder = tmp_path / "data" / "easy_vqa" / "data" / split
+        folder = data / "easy_vqa" / "data" / split
         (folder / "images").mkdir(parents=True)
         questions = []
         for index in range(count):
@@ -30,11 +33,21 @@ def planted_easy_vqa(tmp_path, monkeypatch):
             answer = COLORS[index % 4] if index % 2 else "red"
             questions.append(["what color is the shape?", answer, index])
         (folder / "questions.json").write_text(json.dumps(questions))
+    return data
+
+
+def plant(monkeypatch, easy_vqa_folder):
+    """The demo finds everything in the cache, and a small easy-VQA there."""
     load = demo.load_data_source
-    monkeypatch.setattr(demo, "load_data_source", lambda source: load({**source, "path": str(tmp_path / "data")}))
+    monkeypatch.setattr(demo, "load_data_source", lambda source: load({**source, "path": str(easy_vqa_folder)}))
     monkeypatch.setattr(demo, "is_fetched", lambda name: True)
     monkeypatch.setattr(demo, "fetch", lambda names: {name: Path("/cache") / name for name in names})
     monkeypatch.setattr(demo, "fetch_package", lambda name: Path("/cache") / name)
+
+
+@pytest.fixture
+def planted_easy_vqa(easy_vqa_folder, monkeypatch):
+    plant(monkeypatch, easy_vqa_folder)
 
 
 @pytest.fixture
@@ -42,9 +55,19 @@ def arguments(planted_easy_vqa, adapter_folder, tmp_path):
     return {"output": tmp_path / "out", "model": adapter_folder, "num_questions": 8, "num_steps": 2}
 
 
-def test_the_demo_goes_through_all_its_steps_and_says_so(arguments, capsys):
-    results = demo.run_demo(**arguments)
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module")
+def whole_demo(easy_vqa_folder, adapter_folder, tmp_path_factory):
+    """A demo that ran through: its results, what it printed, and the folder that it left."""
+    output = tmp_path_factory.mktemp("demo") / "out"
+    printed = io.StringIO()
+    with pytest.MonkeyPatch.context() as monkeypatch, contextlib.redirect_stdout(printed):
+        plant(monkeypatch, easy_vqa_folder)
+        results = demo.run_demo(output=output, model=adapter_folder, num_questions=8, num_steps=2)
+    return results, printed.getvalue(), output
+
+
+def test_the_demo_goes_through_all_its_steps_and_says_so(whole_demo):
+    results, printed, _ = whole_demo
     for number in range(1, demo.NUM_STEPS + 1):
         assert f"\n[{number}/{demo.NUM_STEPS}] " in printed
     summary = printed.split(demo.RULE)[1]
@@ -54,9 +77,8 @@ def test_the_demo_goes_through_all_its_steps_and_says_so(arguments, capsys):
     assert results["seconds"]["all"] == pytest.approx(sum(results["seconds"].values()) / 2, abs=2)
 
 
-def test_what_the_demo_leaves_is_complete(arguments, adapter_folder, tmp_path):
-    results = demo.run_demo(**arguments)
-    output = tmp_path / "out"
+def test_what_the_demo_leaves_is_complete(whole_demo, adapter_folder):
+    results, _, output = whole_demo
     assert json.loads((output / "results.json").read_text()) == json.loads(json.dumps(results))
     for picture in results["pictures"]:
         drawn = Image.open(output / picture).convert("RGB")
@@ -70,11 +92,9 @@ def test_what_the_demo_leaves_is_complete(arguments, adapter_folder, tmp_path):
     AutoProcessor.from_pretrained(output / "fine-tuned")
 
 
-def test_scores_are_those_of_the_sample_and_its_floors(arguments):
-    evaluation = demo.run_demo(**arguments)["evaluation"]
-    test = demo.load_data_source(
-        {"format": "easy-vqa", "split": "test", "seed": 0, "max_samples": arguments["num_questions"]}
-    )
+def test_scores_are_those_of_the_sample_and_its_floors(whole_demo, planted_easy_vqa):
+    evaluation = whole_demo[0]["evaluation"]
+    test = demo.load_data_source({"format": "easy-vqa", "split": "test", "seed": 0, "max_samples": 8})
     red = sum(example["messages"][-1]["content"][0]["text"] == "red" for example in test) / len(test)
     assert evaluation["num_questions"] == 8
     assert evaluation["floors"]["question_only_prior"]["accuracy"] == red
