@@ -15,6 +15,7 @@ from vistok.evaluation.representation_quality import representation_quality
 from vistok.modeling.distillation_students import random_student
 from vistok.modeling.vision_features import build_vision_tower
 from vistok.processing.images import BadSampleError
+from vistok.trainer import run_recipe as run_recipe_module
 from vistok.trainer.distillation_probe import labelled_images
 from vistok.trainer.feature_distillation_recipe import FeatureDistillationRecipe
 from vistok.trainer.recipe import TRAINERS, load_recipe, recipe_from_dict
@@ -123,11 +124,11 @@ def recipe(tmp_path, monkeypatch):
             "output_dir": str(tmp_path / "run"),
             "use_cpu": True,
             "disable_tqdm": True,
-            "max_steps": 6,
+            "max_steps": 4,
             "warmup_steps": 1,
             "save_steps": 2,
             "eval_strategy": "steps",
-            "eval_steps": 3,
+            "eval_steps": 2,
             "logging_steps": 1,
             "per_device_train_batch_size": 2,
             "learning_rate": 1e-2,
@@ -152,7 +153,7 @@ def test_a_run_ends_with_an_ordinary_vision_model(recipe, tmp_path):
 
     stored = json.loads((folder / "results.json").read_text())
     assert stored == json.loads(json.dumps(results)) and stored["recipe"]["trainer"] == "feature-distillation"
-    assert stored["steps"] == 6 and stored["parameters"]["all"] == sum(p.numel() for p in student.parameters())
+    assert stored["steps"] == 4 and stored["parameters"]["all"] == sum(p.numel() for p in student.parameters())
     assert set(stored["metrics"]) >= {
         f"eval_held-out_{n}" for n in ("loss", "cosine_similarity", "explained_variance")
     }
@@ -176,12 +177,19 @@ def test_a_run_ends_with_an_ordinary_vision_model(recipe, tmp_path):
         assert len(picture.convert("L").getcolors()) > 10
 
 
+@pytest.fixture
+def without_curve(monkeypatch):
+    """Runs that draw no loss curve, which takes longer than all the rest."""
+    monkeypatch.setattr(run_recipe_module, "draw_loss_curve", lambda *args: None)
+
+
+@pytest.mark.usefixtures("without_curve")
 def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(recipe, tmp_path, monkeypatch):
     whole = run_recipe(recipe(training={"output_dir": str(tmp_path / "whole")}))
     step = FeatureDistillationTrainer.training_step
 
     def mortal(self, *args, **kwargs):
-        if self.state.global_step == 5:
+        if self.state.global_step == 3:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
@@ -202,6 +210,7 @@ def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(re
     assert run_recipe(recipe()) == again  # nothing is left to do
 
 
+@pytest.mark.usefixtures("without_curve")
 def test_students_of_other_kinds(recipe, tmp_path):
     short = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0, "warmup_epochs": 0}
     run_recipe(recipe(student={"model": "wei"}, training={**short, "output_dir": str(tmp_path / "wei")}))
@@ -219,6 +228,7 @@ def test_students_of_other_kinds(recipe, tmp_path):
         run_recipe(recipe(student={"model": "wei", "config": {"num_hidden_layers": 1}}, training=short), resume=False)
 
 
+@pytest.mark.usefixtures("without_curve")
 def test_a_probe_that_fails_costs_neither_the_model_nor_another_training(recipe, tmp_path, monkeypatch, caplog):
     made = recipe()
     last = sorted((tmp_path / "photos" / "test").rglob("*.png"))[-1]
@@ -229,7 +239,7 @@ def test_a_probe_that_fails_costs_neither_the_model_nor_another_training(recipe,
         run_recipe(made)
     folder = tmp_path / "run"
     assert AutoModel.from_pretrained(folder) and (folder / "README.md").is_file()
-    assert json.loads((folder / "results.json").read_text())["steps"] == 6
+    assert json.loads((folder / "results.json").read_text())["steps"] == 4
     assert f"saved in {folder}" in caplog.text
 
     def never(*args, **kwargs):
@@ -318,7 +328,10 @@ def test_labels_are_those_of_a_column_or_the_last_answer(tmp_path, monkeypatch):
 @pytest.mark.real_data("easy-vqa")
 def test_the_demo_recipe_runs_on_real_weights_and_images(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    recipe = load_recipe(shipped_path("recipes/gvt/distill-demo.yaml"), ["--data.train.0.max_samples", "60"])
+    recipe = load_recipe(
+        shipped_path("recipes/gvt/distill-demo.yaml"),
+        ["--data.train.0.split", "test", "--data.train.0.max_samples", "12"],
+    )
     recipe.data.train, recipe.data.eval, recipe.probe = recipe.data.train[:1], [], None
     recipe.training |= {"output_dir": str(tmp_path / "run"), "max_steps": 3, "warmup_steps": 1, "report_to": "none"}
     recipe.training |= {"per_device_train_batch_size": 4, "save_strategy": "no", "eval_strategy": "no"}

@@ -80,7 +80,7 @@ def test_what_is_measured_after_the_training_may_change(tmp_path):
     (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 5, "stateful_callbacks": noted}))
     check_same_recipe(tmp_path, {**before, "probe": {"k": 20}})
     check_same_recipe(tmp_path, {**before, "probe": None})
-    with pytest.raises(ValueError, match="training.seed is 2 and was 1"):
+    with pytest.raises(ValueError, match=r"training\.seed is 2 and was 1"):
         check_same_recipe(tmp_path, {**before, "training": {"seed": 2}})
     assert "probe" not in TrainingRecord(before).recipe
 
