@@ -4,7 +4,7 @@ import torch
 from transformers import PreTrainedModel
 
 from .final_norm import after_final_norm
-from .vision_features import FINAL, FeatureLayer, extract_vision_features, patch_grid, tower_arguments
+from .vision_features import FeatureLayer, extract_vision_features, patch_grid, tower_arguments
 
 
 def tower_features(
@@ -27,7 +27,7 @@ def tower_features(
     Raises:
         ValueError: if the tower has no such layer, or fewer tokens than patches.
     """
-    if feature_layer is not None and feature_layer != FINAL:
+    if isinstance(feature_layer, int):
         num_states = getattr(vision_tower.config, "num_hidden_layers", feature_layer) + 1
         if not -num_states <= feature_layer < num_states:
             raise ValueError(

@@ -77,10 +77,10 @@ def extract_vision_features(
         return_dict=True,
         **tower_arguments(vision_tower, pixel_values, grid_size),
     )
-    if feature_layer == FINAL:
-        features, feature_layer = after_final_norm(vision_tower, outputs.last_hidden_state), -1
-    else:
+    if isinstance(feature_layer, int):
         features = outputs.hidden_states[feature_layer]
+    else:
+        features, feature_layer = after_final_norm(vision_tower, outputs.last_hidden_state), -1
     num_patches = grid_size[0] * grid_size[1]
     num_prefix_tokens = features.shape[1] - num_patches
     if num_prefix_tokens < 0:
