@@ -24,8 +24,9 @@ class GVTConfig(PreTrainedConfig):
             Configuration of the visual tokenizer. Its `patch_hidden_size` follows the tower.
         image_token_id (`int`, *optional*, defaults to 32000):
             Id of the placeholder that visual tokens take the place of, one of the language model's `vocab_size`.
-        vision_feature_layer (`int`, *optional*, defaults to -1):
-            Index into the tower's `hidden_states` (the embeddings are 0, the last layer is -1).
+        vision_feature_layer (`int` or `"final"`, *optional*, defaults to -1):
+            Index into the tower's `hidden_states` (the embeddings are 0, the last layer is -1), which have passed no
+            final norm; or `"final"`, the features after that norm, which feature distillation trains by default.
         vision_feature_select_strategy (`"full"` or `"default"`, *optional*, defaults to `"full"`):
             `"full"` keeps [CLS] and register tokens beside the patches, `"default"` drops them.
         base_models (`dict[str, str]`, *optional*):
@@ -55,7 +56,7 @@ class GVTConfig(PreTrainedConfig):
     text_config: dict | PreTrainedConfig | None = None
     resampler_config: dict | PreTrainedConfig | None = None
     image_token_id: int = 32000
-    vision_feature_layer: int = -1
+    vision_feature_layer: int | Literal["final"] = -1
     vision_feature_select_strategy: Literal["full", "default"] = "full"
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None
@@ -72,10 +73,10 @@ class GVTConfig(PreTrainedConfig):
         self.resampler_config = _with(self.resampler_config, patch_hidden_size=vision_config.hidden_size)
         self.is_encoder_decoder = bool(text_config.is_encoder_decoder)
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
-        num_layers = getattr(self.vision_config, "num_hidden_layers", None)
-        if num_layers is not None and not -num_layers - 1 <= self.vision_feature_layer <= num_layers:
+        num_layers, layer = getattr(self.vision_config, "num_hidden_layers", None), self.vision_feature_layer
+        if num_layers is not None and isinstance(layer, int) and not -num_layers - 1 <= layer <= num_layers:
             raise ValueError(
-                f"vision_feature_layer is {self.vision_feature_layer}, but a tower of {num_layers} layers has hidden "
+                f"vision_feature_layer is {layer}, but a tower of {num_layers} layers has hidden "
                 f"states 0 to {num_layers} (or -{num_layers + 1} to -1)."
             )
 

@@ -1,71 +1,20 @@
 """How much the frozen features of a vision tower say about what an image shows: k nearest neighbours, linear probe."""
 
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from ..modeling.final_features import tower_features
-from ..modeling.vision_features import patch_grid
-from ..processing.images import ImageSource, load_image
+from ..modeling.vision_features import FeatureLayer
+from ..processing.images import ImageSource
 from .bootstrap import bootstrap_interval
+from .image_representations import POOLINGS, ImageTower, image_representations, representations_of
 
-POOLINGS = ("mean", "cls", "both")
-
-
-@torch.no_grad()
-def image_representations(
-    vision_tower: PreTrainedModel,
-    image_processor: Any,
-    images: Sequence[ImageSource],
-    feature_layer: int | None = None,
-    pooling: str = "mean",
-    batch_size: int = 32,
-) -> torch.Tensor:
-    """
-    One vector for each image.
-
-    Args:
-        vision_tower (`PreTrainedModel`): put into evaluation mode, and left in the mode it was in.
-        image_processor: the tower's.
-        images (`list`): paths, PIL images, or images of training examples.
-        feature_layer (`int`, *optional*): index into `hidden_states`; by default the features after the final norm.
-        pooling (`str`, *optional*, defaults to `"mean"`): `"mean"` of the patches, `"cls"`, or `"both"`, one behind
-            the other.
-        batch_size (`int`, *optional*, defaults to 32): images per pass.
-
-    Returns:
-        `torch.FloatTensor` of shape `(num_images, hidden_size)`, for `"both"` twice as wide; on the CPU.
-
-    Raises:
-        ValueError: if the pooling is unknown, or reads [CLS] and the tower has none.
-    """
-    if pooling not in POOLINGS:
-        raise ValueError(f"pooling is {pooling!r}, expected {', '.join(POOLINGS)}.")
-    training, pooled = vision_tower.training, []
-    vision_tower.eval()
-    try:
-        for start in range(0, len(images), batch_size):
-            batch = [load_image(image) for image in images[start : start + batch_size]]
-            pixel_values = image_processor(batch, return_tensors="pt")["pixel_values"].to(vision_tower.device)
-            features = tower_features(vision_tower, pixel_values, feature_layer).float()
-            height, width = patch_grid(vision_tower.config, (pixel_values.shape[-2], pixel_values.shape[-1]))
-            pooled.append(_pool(features, features.shape[1] - height * width, pooling).cpu())
-    finally:
-        vision_tower.train(training)
-    return torch.cat(pooled)
-
-
-def _pool(features: torch.Tensor, num_prefix_tokens: int, pooling: str) -> torch.Tensor:
-    mean = features[:, num_prefix_tokens:].mean(1)
-    if pooling == "mean":
-        return mean
-    if num_prefix_tokens == 0:
-        raise ValueError(f"pooling {pooling!r} reads [CLS], and the tower has none: choose 'mean'.")
-    return features[:, 0] if pooling == "cls" else torch.cat([features[:, 0], mean], dim=1)
+LabelledImages = tuple[Sequence[ImageSource], Sequence[Hashable]]
+"""Images, and a label for each."""
 
 
 def knn_predictions(
@@ -169,39 +118,88 @@ def ridge_weights(
 def representation_quality(
     vision_tower: PreTrainedModel,
     image_processor: Any,
-    train: tuple[Sequence[ImageSource], Sequence[Hashable]],
-    test: tuple[Sequence[ImageSource], Sequence[Hashable]],
-    feature_layer: int | None = None,
+    train: LabelledImages,
+    test: LabelledImages,
+    feature_layer: FeatureLayer | None = None,
     pooling: str = "mean",
     k: int = 20,
     batch_size: int = 32,
+    num_workers: int = 0,
 ) -> dict[str, dict[str, Any]]:
     """
-    Accuracies of a frozen tower's features on labelled images.
+    Accuracies of a frozen tower's features on labelled images: [`representation_qualities`] of a single tower.
 
     Args:
-        vision_tower, image_processor, feature_layer, pooling, batch_size: as in [`image_representations`].
+        vision_tower, image_processor, feature_layer: as in [`ImageTower`].
+        train, test, pooling, k, batch_size, num_workers: as in [`representation_qualities`].
+
+    Returns:
+        `dict`: as [`representation_qualities`] has it for each tower.
+
+    Raises:
+        ValueError: as there.
+    """
+    towers = {"tower": ImageTower(vision_tower, image_processor, feature_layer)}
+    return representation_qualities(towers, train, test, pooling, k, batch_size, num_workers)["tower"]
+
+
+def representation_qualities(
+    towers: Mapping[str, ImageTower],
+    train: LabelledImages,
+    test: LabelledImages,
+    pooling: str = "mean",
+    k: int = 20,
+    batch_size: int = 32,
+    num_workers: int = 0,
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """
+    Accuracies of the features of several frozen towers on labelled images, each of which is read once.
+
+    Args:
+        towers, pooling, batch_size, num_workers: as in [`representations_of`].
         train, test (`tuple` of images and labels): to learn from, and to measure on; they share no image.
         k (`int`, *optional*, defaults to 20): as in [`knn_predictions`].
 
     Returns:
-        `dict`: `knn` and `linear_probe`, each with `accuracy` in percent and `interval`, its 95 % bootstrap interval.
-        See [`label_floors`] for what they have to rise above, beside a tower with random weights.
+        `dict`: for each tower `knn` and `linear_probe`, each with `accuracy` in percent and `interval`, its 95 %
+        bootstrap interval. See [`label_floors`] for what they have to rise above, beside a tower with random weights.
 
     Raises:
-        ValueError: if there are no images, or not as many labels.
+        ValueError: if there are no images, not as many labels, or test labels that no training image has.
     """
-    arguments: dict[str, Any] = {"feature_layer": feature_layer, "pooling": pooling, "batch_size": batch_size}
     for name, (images, labels) in {"train": train, "test": test}.items():
         if not images or len(images) != len(labels):
             raise ValueError(f"{name} has {len(images)} images and {len(labels)} labels: expected as many, and some.")
-    train_features = image_representations(vision_tower, image_processor, train[0], **arguments)
-    test_features = image_representations(vision_tower, image_processor, test[0], **arguments)
-    predictions = {
-        "knn": knn_predictions(train_features, train[1], test_features, k),
-        "linear_probe": linear_probe_predictions(train_features, train[1], test_features),
-    }
-    return {name: _score(predicted, test[1]) for name, predicted in predictions.items()}
+    check_labels(train[1], test[1])
+    train_features, test_features = (
+        representations_of(towers, images, pooling, batch_size, num_workers) for images, _ in (train, test)
+    )
+    found = {}
+    for name in towers:
+        features = train_features[name], train[1], test_features[name]
+        predictions = {"knn": knn_predictions(*features, k), "linear_probe": linear_probe_predictions(*features)}
+        found[name] = {probe: _score(predicted, test[1]) for probe, predicted in predictions.items()}
+    return found
+
+
+def check_labels(train_labels: Sequence[Hashable], test_labels: Sequence[Hashable]) -> None:
+    """
+    Makes sure that every test image can be classified rightly.
+
+    Args:
+        train_labels, test_labels (`list`): of the images to learn from, and of those to measure on.
+
+    Raises:
+        ValueError: if some test label is that of no training image; names labels of both.
+    """
+    known = set(train_labels)
+    missing = Counter(label for label in test_labels if label not in known)
+    if missing:
+        raise ValueError(
+            f"{sum(missing.values())} of {len(test_labels)} test images have labels that no training image has, "
+            f"{_some(missing)}, and so could never be classified rightly; training images have {_some(train_labels)}. "
+            "In folders of images, each class needs its own folder of the same name on both sides."
+        )
 
 
 def label_floors(train_labels: Sequence[Hashable], test_labels: Sequence[Hashable]) -> dict[str, Any]:
@@ -222,6 +220,11 @@ def label_floors(train_labels: Sequence[Hashable], test_labels: Sequence[Hashabl
         "num_test": len(test_labels),
         "num_classes": len(set(train_labels)),
     }
+
+
+def _some(labels: Iterable[Hashable], count: int = 5) -> str:
+    names = [repr(label) for label in dict.fromkeys(labels)]
+    return ", ".join(names[:count]) + (f" and {len(names) - count} others" if len(names) > count else "")
 
 
 def _score(predicted: Sequence[Hashable], labels: Sequence[Hashable]) -> dict[str, Any]:
@@ -252,10 +255,13 @@ def _check(train_features: torch.Tensor, train_labels: Sequence[Hashable], test_
 
 __all__ = [
     "POOLINGS",
+    "ImageTower",
+    "check_labels",
     "image_representations",
     "knn_predictions",
     "label_floors",
     "linear_probe_predictions",
+    "representation_qualities",
     "representation_quality",
     "ridge_weights",
 ]

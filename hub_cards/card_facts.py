@@ -90,14 +90,13 @@ def gvt_architecture(config: PreTrainedConfig, image_size: int | None = None) ->
     patch_size = getattr(vision, "patch_size", None)
     patches = f", patches of {patch_size} × {patch_size} pixels" if isinstance(patch_size, int) else ""
     tokens = "all its tokens" if config.vision_feature_select_strategy == "full" else "patches only"
+    layer = config.vision_feature_layer
+    features = "its features after the final norm" if layer == "final" else f"its `hidden_states[{layer}]`"
     heads = getattr(tokenizer, "num_attention_heads", None), getattr(tokenizer, "head_dim", None)
     width = getattr(tokenizer, "intermediate_size", None)
     rows = [
         ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
-        (
-            "vision tower",
-            f"{kind_in_words(vision)}{patches}; its `hidden_states[{config.vision_feature_layer}]`, {tokens}",
-        ),
+        ("vision tower", f"{kind_in_words(vision)}{patches}; {features}, {tokens}"),
         (
             "visual tokenizer",
             kind_in_words(tokenizer)

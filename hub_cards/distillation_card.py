@@ -55,6 +55,7 @@ def distillation_card_values(
         "student": _student(config, student),
         "teacher": _teacher(models, teacher),
         "feature_layer": student.get("feature_layer"),
+        "gvt_layer": '"final"' if student.get("feature_layer") is None else student["feature_layer"],
         "while_training": _while_training(results.get("metrics") or {}),
         "representation": _representation(results.get("representation") or {}),
         "probed_on": _probed_on(recipe.get("probe") or {}, results.get("representation") or {}),

@@ -1,5 +1,7 @@
 """What feature distillation trains: the student, the projection onto the teacher's width, and the mask token."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -41,7 +43,6 @@ class DistilledStudent(nn.Module):
         super().__init__()
         self.student, self.beta = student, beta
         self.feature_layer, self.feature_tokens = feature_layer, feature_tokens
-        self._masked_patches: torch.Tensor | None = None
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)
             self.projector = nn.Linear(student.config.hidden_size, teacher_hidden_size)
@@ -51,7 +52,6 @@ class DistilledStudent(nn.Module):
                 self.mask_token = nn.Parameter(
                     nn.init.trunc_normal_(torch.empty(patch_embedding.out_channels), std=0.02)
                 )
-                patch_embedding.register_forward_hook(self._mask_patches)
 
     @property
     def config(self):
@@ -81,11 +81,8 @@ class DistilledStudent(nn.Module):
         """
         grid = patch_grid(self.student.config, (pixel_values.shape[-2], pixel_values.shape[-1]))
         num_patches = grid[0] * grid[1]
-        self._masked_patches = masked_patches
-        try:
+        with self._masking(masked_patches):
             features = tower_features(self.student, pixel_values, self.feature_layer)
-        finally:
-            self._masked_patches = None
         features, teacher_features = select_tokens(features, teacher_features, num_patches, self.feature_tokens)
         mask = None
         if masked_patches is not None:
@@ -96,12 +93,23 @@ class DistilledStudent(nn.Module):
             return {"loss": loss}
         return {"loss": loss, "predicted": self.projector(features), "target": whiten(teacher_features)}
 
-    def _mask_patches(self, module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor | None:
-        """Before positions are added, so that the student knows where the masked patches are."""
-        if self._masked_patches is None or self.mask_token is None:
-            return None
-        mask = self._masked_patches.view(len(output), 1, *output.shape[-2:])
-        return torch.where(mask, self.mask_token.to(output.dtype).view(1, -1, 1, 1), output)
+    @contextlib.contextmanager
+    def _masking(self, masked_patches: torch.Tensor | None) -> Iterator[None]:
+        """Hides patches before positions are added, so that the student knows where they are."""
+        mask_token = self.mask_token
+        if masked_patches is None or mask_token is None:
+            yield
+            return
+
+        def replace(module: nn.Module, args: Any, output: torch.Tensor) -> torch.Tensor:
+            mask = masked_patches.view(len(output), 1, *output.shape[-2:])
+            return torch.where(mask, mask_token.to(output.dtype).view(1, -1, 1, 1), output)
+
+        handle = find_patch_embedding(self.student).register_forward_hook(replace)
+        try:
+            yield
+        finally:
+            handle.remove()
 
     def activation_checkpointing_enable(self, *args, **kwargs) -> None:
         """As of `PreTrainedModel`, for the student."""

@@ -1,5 +1,7 @@
 """Stochastic depth (drop path) for any vision transformer: its own where it has one, around whole layers elsewhere."""
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -37,6 +39,13 @@ class _AroundLayer:
 
     def __init__(self, rate: float):
         self.drop_path = DropPath(rate)
+        self._handle: Any = None
+
+    def register(self, layer: nn.Module) -> None:
+        self._handle = layer.register_forward_hook(self, with_kwargs=True)
+
+    def remove(self) -> None:
+        self._handle.remove()
 
     def __call__(self, layer: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
         if not layer.training:
@@ -69,12 +78,49 @@ def set_drop_path(vision_tower: PreTrainedModel, rate: float) -> list[float]:
         own = [name for name, _ in layer.named_children() if name.startswith("drop_path")]
         for name in own:
             setattr(layer, name, DropPath(layer_rate))
-        for handle, hook in list(layer._forward_hooks.items()):
-            if isinstance(hook, _AroundLayer):
-                del layer._forward_hooks[handle]
+        for hook in _hooks(layer):
+            hook.remove()
         if not own and layer_rate > 0:
-            layer.register_forward_hook(_AroundLayer(layer_rate), with_kwargs=True)
+            _AroundLayer(layer_rate).register(layer)
     return rates
+
+
+@contextlib.contextmanager
+def drop_path(vision_tower: PreTrainedModel, rate: float) -> Iterator[list[float]]:
+    """
+    The same for a while: the tower is then as it was before.
+
+    Args:
+        vision_tower, rate: as in [`set_drop_path`].
+
+    Yields:
+        `list[float]`: the rates.
+
+    Raises:
+        ValueError: if the layers are not found.
+    """
+    layers = transformer_layers(vision_tower)
+    modules = [
+        (layer, name, module)
+        for layer in layers
+        for name, module in layer.named_children()
+        if name.startswith("drop_path")
+    ]
+    hooks = [(layer, hook) for layer in layers for hook in _hooks(layer)]
+    try:
+        yield set_drop_path(vision_tower, rate)
+    finally:
+        for layer in layers:
+            for hook in _hooks(layer):
+                hook.remove()
+        for layer, hook in hooks:
+            hook.register(layer)
+        for layer, name, module in modules:
+            setattr(layer, name, module.train(layer.training))
+
+
+def _hooks(layer: nn.Module) -> list[_AroundLayer]:
+    return [hook for hook in layer._forward_hooks.values() if isinstance(hook, _AroundLayer)]
 
 
 def transformer_layers(vision_tower: PreTrainedModel) -> nn.ModuleList:
@@ -97,4 +143,4 @@ def transformer_layers(vision_tower: PreTrainedModel) -> nn.ModuleList:
     return found[0]
 
 
-__all__ = ["DropPath", "set_drop_path", "transformer_layers"]
+__all__ = ["DropPath", "drop_path", "set_drop_path", "transformer_layers"]

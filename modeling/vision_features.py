@@ -1,12 +1,18 @@
 """Patch features of any vision transformer of transformers, in the form that visual tokenizers read."""
 
 import inspect
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
 
+from .final_norm import after_final_norm
 from .visual_tokenizer import VisionFeatures, VisualTokenizer
+
+FeatureLayer = int | Literal["final"]
+"""An index into `hidden_states`, which have passed no final norm, or `"final"`: the last one after that norm."""
+
+FINAL = "final"
 
 
 def vision_tower_class(vision_config: PreTrainedConfig):
@@ -33,7 +39,7 @@ def build_vision_tower(vision_config: PreTrainedConfig) -> PreTrainedModel:
 def extract_vision_features(
     vision_tower: PreTrainedModel,
     pixel_values: torch.Tensor,
-    feature_layer: int = -1,
+    feature_layer: FeatureLayer = -1,
     select_strategy: str = "full",
     required_inputs: tuple[str, ...] = (),
 ) -> VisionFeatures:
@@ -46,7 +52,8 @@ def extract_vision_features(
             that returns `hidden_states` of shape `(batch, num_prefix_tokens + num_patches, hidden_size)`.
         pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
             Images, normalised as the tower expects.
-        feature_layer (`int`): index into the tower's `hidden_states`.
+        feature_layer (`int` or `"final"`):
+            Index into the tower's `hidden_states`, which have passed no final norm, or the features after that norm.
         select_strategy (`str`): `"full"` keeps [CLS] and registers, `"default"` drops them.
         required_inputs (`tuple[str, ...]`): further fields of [`VisionFeatures`] to fill in.
 
@@ -65,12 +72,15 @@ def extract_vision_features(
         )
     outputs = vision_tower(
         pixel_values.to(vision_tower.dtype),
-        output_hidden_states=True,
+        output_hidden_states=feature_layer != FINAL or "hidden_states" in required_inputs,
         output_attentions=wants_attentions,
         return_dict=True,
         **tower_arguments(vision_tower, pixel_values, grid_size),
     )
-    features = outputs.hidden_states[feature_layer]
+    if isinstance(feature_layer, int):
+        features = outputs.hidden_states[feature_layer]
+    else:
+        features, feature_layer = after_final_norm(vision_tower, outputs.last_hidden_state), -1
     num_patches = grid_size[0] * grid_size[1]
     num_prefix_tokens = features.shape[1] - num_patches
     if num_prefix_tokens < 0:
@@ -83,7 +93,7 @@ def extract_vision_features(
     cls_attentions = None
     if wants_attentions:
         # hidden_states counts the embeddings, attentions does not
-        layer = feature_layer % len(outputs.hidden_states) - 1
+        layer = feature_layer % (len(outputs.attentions) + 1) - 1
         if layer < 0:
             raise ValueError(
                 f"The visual tokenizer reads the attention of [CLS], and layer {feature_layer} is the embeddings, "

@@ -1,5 +1,7 @@
 """What an image processor does to pixel values, so that images prepared for one tower can be shown to another."""
 
+import copy
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +38,32 @@ class PixelStatistics:
         return cls(scale, _channels(image_processor.image_mean), _channels(image_processor.image_std))
 
 
+def with_statistics(image_processor: Any, mean: Sequence[float] | None, std: Sequence[float] | None) -> Any:
+    """
+    An image processor that normalises by other statistics.
+
+    Args:
+        image_processor: of transformers. It stays as it is.
+        mean, std (`list[float]`, *optional*): of each channel, of pixels from 0 to 1; by default those that it has.
+
+    Raises:
+        ValueError: if they are not three numbers each, or a standard deviation is not positive.
+    """
+    if mean is None and std is None:
+        return image_processor
+    for name, values in {"image_mean": mean, "image_std": std}.items():
+        numbers = values is None or (isinstance(values, list | tuple) and len(values) == 3)
+        if not numbers or any(isinstance(v, bool) or not isinstance(v, int | float) for v in values or ()):
+            raise ValueError(f"{name} is {values!r}, expected a number for each of three channels.")
+    if std is not None and min(std) <= 0:
+        raise ValueError(f"image_std is {list(std)}, expected positive numbers.")
+    image_processor = copy.deepcopy(image_processor)
+    image_processor.do_normalize = True
+    image_processor.image_mean = list(mean) if mean is not None else image_processor.image_mean
+    image_processor.image_std = list(std) if std is not None else image_processor.image_std
+    return image_processor
+
+
 def _channels(values: Any) -> Channels:
     return (float(values),) * 3 if isinstance(values, int | float) else tuple(float(value) for value in values)
 
@@ -64,4 +92,4 @@ def renormalise(pixel_values: torch.Tensor, source: PixelStatistics, target: Pix
     return pixel_values * weight + bias
 
 
-__all__ = ["PixelStatistics", "renormalise"]
+__all__ = ["PixelStatistics", "renormalise", "with_statistics"]

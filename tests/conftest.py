@@ -1,5 +1,6 @@
 """What every test runs under: no network, a seed, caches of its own, and real weights where they have been fetched."""
 
+import gc
 import ipaddress
 import os
 import random
@@ -63,6 +64,13 @@ def _has_package(name: str) -> bool:
     from vistok.modeling.registry_packages import DATA_PACKAGES, package_folder
 
     return is_complete(package_folder(DATA_PACKAGES[name]), DATA_PACKAGES[name].source)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def collections_pass_over_what_stays():
+    """Every training collects garbage, and among all that torch and transformers are made of that takes longest."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

@@ -8,10 +8,14 @@ from typing import Any
 
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 
+from ..modeling.vision_features import patch_grid
 from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.feature_cache import FeatureCache
 from ..processing.images import image_key, load_example_images
+from .distinct_images import images_in
+from .feature_distillation_config import FeatureDistillationConfig
 from .seeded_augmentation import draws_of
 
 
@@ -46,7 +50,7 @@ class DistillationCollator:
         Makes a batch.
 
         Args:
-            examples (`list[dict]`): with an image each.
+            examples (`list[dict]`): with an image each, in a list `images` or as `image`.
 
         Returns:
             `dict`: `pixel_values`; `teacher_pixel_values` if the teacher's images are of another size;
@@ -55,12 +59,14 @@ class DistillationCollator:
         Raises:
             BadSampleError: if an image cannot be read.
         """
-        images = [load_example_images({**example, "images": example["images"][:1]})[0] for example in examples]
+        first = [images_in(example)[0] for example in examples]
+        images = [
+            load_example_images({**example, "images": [image]})[0]
+            for example, image in zip(examples, first, strict=True)
+        ]
         batch = {"pixel_values": self._pixels(self.image_processor, images, examples)}
         if self.teacher_features is not None:
-            batch["teacher_features"] = torch.stack(
-                [self.teacher_features[image_key(e["images"][0])] for e in examples]
-            )
+            batch["teacher_features"] = torch.stack([self.teacher_features[image_key(image)] for image in first])
         elif self.teacher_image_processor is not None:
             batch["teacher_pixel_values"] = self._pixels(self.teacher_image_processor, images, examples)
         if self.num_masked:
@@ -122,4 +128,41 @@ def processor_size(image_processor: Any) -> int:
     raise ValueError(f"The image processor makes images of size {dict(size)}: set image_size to the side of a square.")
 
 
-__all__ = ["DistillationCollator", "at_size", "processor_size"]
+def image_sizes(
+    args: FeatureDistillationConfig, student: PreTrainedModel, teacher: PreTrainedModel, image_processor: Any
+) -> tuple[int, int]:
+    """
+    Sides of the images of student and teacher, in pixels.
+
+    Args:
+        args ([`FeatureDistillationConfig`]): says both, or neither.
+        student, teacher (`PreTrainedModel`): cut them into patches.
+        image_processor: the student's, which makes them where the arguments say nothing.
+
+    Raises:
+        ValueError: if they are cut into different patches.
+    """
+    student_size = args.image_size or processor_size(image_processor)
+    teacher_size = args.teacher_image_size or student_size
+    grids = [
+        patch_grid(tower.config, (size, size)) for tower, size in ((student, student_size), (teacher, teacher_size))
+    ]
+    if grids[0] != grids[1]:
+        raise ValueError(
+            f"The student cuts its images of {student_size} pixels into {grids[0][0]} × {grids[0][1]} patches, and "
+            f"the teacher its images of {teacher_size} pixels into {grids[1][0]} × {grids[1][1]}: features are "
+            f"compared patch by patch. {_fitting_size(teacher, grids[0])}change image_size; in a recipe both "
+            "are called image_size, in the sections teacher and student."
+        )
+    return student_size, teacher_size
+
+
+def _fitting_size(teacher: PreTrainedModel, grid: tuple[int, int]) -> str:
+    """The teacher's size, in words, at which it has this grid of patches, if a square has."""
+    patch_size = teacher.config.patch_size
+    height, width = patch_size if isinstance(patch_size, list | tuple) else (patch_size, patch_size)
+    size = grid[0] * height
+    return f"Set teacher_image_size to {size}, or " if size == grid[1] * width else "Choose other patches, or "
+
+
+__all__ = ["DistillationCollator", "at_size", "image_sizes", "processor_size"]

@@ -5,10 +5,18 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import SchedulerType
+from transformers.trainer_utils import HubStrategy, SchedulerType
+
+from ..modeling.vision_features import FINAL
 
 REFERENCE_BATCH_SIZE = 512
 FEATURE_TOKENS = ("all", "patches")
+DTYPES = ("float32", "float16", "bfloat16")
+_LAYERS = ("teacher_feature_layer", "student_feature_layer")
+_NUMBERS = (
+    *("beta", "mask_ratio", "drop_path_rate", "min_crop_share", "warmup_epochs"),
+    *("learning_rate", "warmup_start_learning_rate", "final_learning_rate"),
+)
 
 
 @dataclass
@@ -25,8 +33,12 @@ class FeatureDistillationConfig(TrainingArguments):
             patches alone. GVT masks nothing; masked variants are what it argues against (Table 4).
         drop_path_rate (`float`, *optional*, defaults to 0.3): of the student's last layer; it grows linearly from 0.
         teacher_feature_layer (`int`, *optional*):
-            Index into the teacher's `hidden_states` of the features to learn; by default those after its final norm.
-        student_feature_layer (`int`, *optional*): the same of the student.
+            Index into the teacher's `hidden_states` of the features to learn; by default, or by `"final"`, those after
+            its final norm.
+        student_feature_layer (`int`, *optional*):
+            The same of the student. Whoever uses the student has to read this layer: a GVT by default
+            `vision_feature_layer="final"`. Models that read `hidden_states` alone, as LLaVA does, are better served by
+            the index that they read.
         feature_tokens (`str`, *optional*, defaults to `"all"`): `"all"` with [CLS], or `"patches"` alone.
         image_size (`int`, *optional*): side of the student's images in pixels; by default what its processor says.
         teacher_image_size (`int`, *optional*):
@@ -42,8 +54,8 @@ class FeatureDistillationConfig(TrainingArguments):
         cache_teacher_features (`bool`, *optional*, defaults to `False`):
             Runs the teacher once per image and keeps its features on disk; needs `augment` off.
         feature_cache_dir (`str`, *optional*): where; by default vistok's cache folder.
-        feature_cache_dtype (`str`, *optional*, defaults to `"bfloat16"`): in which they are kept.
-        save_dtype (`str`, *optional*): dtype of the weights in the final folder, such as `"bfloat16"`.
+        feature_cache_dtype (`str`, *optional*, defaults to `"bfloat16"`): in which they are kept, one of the same.
+        save_dtype (`str`, *optional*): dtype of the weights in the final folder: float32, float16 or bfloat16.
     """
 
     beta: float = field(default=2.0, metadata={"help": "Where the loss turns from quadratic to linear."})
@@ -82,6 +94,7 @@ class FeatureDistillationConfig(TrainingArguments):
         self.data_seed: int | None = self.seed if self.data_seed is None else self.data_seed
         if self.accelerator_config.dispatch_batches is None:
             self.accelerator_config.dispatch_batches = False
+        self._check_types()
         self._check_loss()
         self._check_schedule()
         self._check_data()
@@ -95,6 +108,28 @@ class FeatureDistillationConfig(TrainingArguments):
     def learning_rate_scale(self) -> float:
         """What all learning rates are multiplied by."""
         return self.global_batch_size / REFERENCE_BATCH_SIZE if self.scale_learning_rates else 1.0
+
+    def _check_types(self):
+        for name in _NUMBERS:
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise ValueError(f"{name} is {value!r}, expected a number.")
+        for name in ("image_size", "teacher_image_size", *_LAYERS):
+            value = getattr(self, name)
+            if name in _LAYERS and value == FINAL:
+                setattr(self, name, None)
+            elif value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                also = f", or {FINAL!r}" if name in _LAYERS else ""
+                raise ValueError(f"{name} is {value!r}, expected a whole number{also}.")
+        for name in ("save_dtype", "feature_cache_dtype"):
+            value = getattr(self, name)
+            if value not in DTYPES and not (value is None and name == "save_dtype"):
+                raise ValueError(f"{name} is {value!r}, expected {', '.join(DTYPES)}.")
+        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+            raise ValueError(
+                f"hub_strategy is {self.hub_strategy.value!r}, and checkpoints of feature distillation, which hold "
+                "the projection beside the student, are not pushed: choose 'every_save' or 'end'."
+            )
 
     def _check_loss(self):
         if not (self.beta > 0 and math.isfinite(self.beta)):
@@ -136,10 +171,6 @@ class FeatureDistillationConfig(TrainingArguments):
                 "cache_teacher_features needs fixed images and augment changes them in every epoch: set augment to "
                 "False, or leave the cache off."
             )
-        for name in ("save_dtype", "feature_cache_dtype"):
-            value = getattr(self, name)
-            if value is not None and not isinstance(getattr(torch, value, None), torch.dtype):
-                raise ValueError(f"{name} is {value!r}, expected a dtype such as 'bfloat16' or 'float32'.")
 
 
 __all__ = ["FEATURE_TOKENS", "REFERENCE_BATCH_SIZE", "FeatureDistillationConfig"]

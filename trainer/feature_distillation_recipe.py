@@ -7,15 +7,15 @@ from typing import Any, ClassVar
 import torch
 from transformers import AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 
-from ..evaluation.representation_quality import POOLINGS, label_floors, representation_quality
+from ..evaluation.image_representations import POOLINGS, ImageTower
 from ..modeling.base_checkpoints import load_vision_tower
 from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.distillation_students import random_student, wei_student
-from .data_examples import ROLES
-from .data_formats import DataSource
-from .data_sources import load_data_source, load_eval_datasets, mix_data_sources
+from ..modeling.vision_features import FINAL
+from ..processing.pixel_statistics import with_statistics
+from .data_sources import load_eval_datasets, mix_data_sources
 from .distillation_collator import at_size, processor_size
-from .distinct_images import distinct_images
+from .distillation_probe import Probe
 from .feature_distillation_config import FeatureDistillationConfig
 from .feature_distillation_trainer import FeatureDistillationTrainer
 from .freezing import count_parameters
@@ -34,7 +34,9 @@ class TeacherRecipe:
 
     Args:
         model (`str`): vision checkpoint: name of a base model of vistok, folder or Hub id.
-        feature_layer (`int`, *optional*): index into its `hidden_states`; by default what its final norm returns.
+        feature_layer (`int`, *optional*):
+            Index into its `hidden_states`, which have passed no final norm; by default, or by `"final"`, what its
+            final norm returns.
         image_size (`int`, *optional*): side of its images in pixels; by default the student's.
         dtype (`str`, *optional*, defaults to `"float32"`): of its weights.
         attn_implementation (`str`, *optional*): as in `from_pretrained`.
@@ -46,6 +48,9 @@ class TeacherRecipe:
     dtype: str = "float32"
     attn_implementation: str | None = None
 
+    def __post_init__(self):
+        self.feature_layer = _layer("teacher", self.feature_layer)
+
 
 @dataclass
 class StudentRecipe:
@@ -55,8 +60,13 @@ class StudentRecipe:
     Args:
         model (`str`): `"same"`, the teacher's architecture with random weights; `"wei"`, the student of Wei et al.
             (2022); or a vision checkpoint to go on from.
-        feature_layer (`int`, *optional*): as of the teacher.
+        feature_layer (`int`, *optional*):
+            As of the teacher: the layer that learns. A GVT with this tower has to read the same one: by default
+            `vision_feature_layer: final` in the config of its recipe's `model`.
         image_size (`int`, *optional*): side of its images in pixels; by default what its image processor says.
+        image_mean, image_std (`list[float]`, *optional*):
+            Pixel statistics that its images are normalised with; by default those of its image processor, which for
+            random weights is the teacher's.
         config (`dict`): fields of the config that are to be otherwise in `"same"`, such as `num_hidden_layers`.
         attn_implementation (`str`, *optional*): as in `from_pretrained`.
     """
@@ -64,8 +74,13 @@ class StudentRecipe:
     model: str = "same"
     feature_layer: int | None = None
     image_size: int | None = None
+    image_mean: list[float] | None = None
+    image_std: list[float] | None = None
     config: dict[str, Any] = field(default_factory=dict)
     attn_implementation: str | None = None
+
+    def __post_init__(self):
+        self.feature_layer = _layer("student", self.feature_layer)
 
 
 @dataclass
@@ -79,6 +94,8 @@ class ProbeRecipe:
         where (`dict`): only examples whose columns have these values, such as `{kind: category}`.
         pooling (`str`): as in [`image_representations`].
         k (`int`): neighbours.
+
+    A probe may change after the training: started again, the run is measured once more.
     """
 
     train: dict[str, Any]
@@ -92,6 +109,8 @@ class ProbeRecipe:
         check_sources("probe", [self.train, {**self.test, "name": "test"}])
         if self.pooling not in POOLINGS:
             raise ValueError(f"probe.pooling is {self.pooling!r}, expected {', '.join(POOLINGS)}.")
+        if not isinstance(self.k, int) or isinstance(self.k, bool) or self.k < 1:
+            raise ValueError(f"probe.k is {self.k!r}, expected a number of neighbours of at least 1.")
 
 
 @dataclass
@@ -114,6 +133,7 @@ class FeatureDistillationRecipe(Recipe):
     trainer: ClassVar[str] = "feature-distillation"
     arguments_class: ClassVar[Any] = FeatureDistillationConfig
     sections: ClassVar[tuple[str, ...]] = ("teacher", "student", "data", "probe", "training", "card")
+    measured_sections: ClassVar[tuple[str, ...]] = ("probe",)
     moved_fields: ClassVar[Any] = {
         "teacher_feature_layer": "feature_layer in the section teacher",
         "teacher_image_size": "image_size in the section teacher",
@@ -155,7 +175,7 @@ class FeatureDistillationRecipe(Recipe):
         student, processor = build_student(self.student, teacher, teacher_processor, args.seed)
         train_dataset = mix_data_sources(self.data.train, self.data.seed, self.data.stopping_strategy)
         eval_datasets = load_eval_datasets(self.data.eval)
-        probe = None if self.probe is None else _Probe(self, args.seed)
+        probe = None if self.probe is None else Probe(self.probe)
         trainer = FeatureDistillationTrainer(
             model=student,
             teacher=teacher,
@@ -165,14 +185,39 @@ class FeatureDistillationRecipe(Recipe):
             processing_class=processor,
             teacher_processing_class=teacher_processor,
         )
-        return PreparedRun(
-            trainer,
-            train_dataset,
-            eval_datasets,
-            CURVE,
-            count_parameters=lambda: count_parameters(student),
-            measure=None if probe is None else lambda: {"representation": probe.measure(trainer, teacher_processor)},
-        )
+        parameters = count_parameters(student)  # as it is trained: in the end it is as it was given
+        measures = {}
+        if probe is not None:
+            probe.check(self._towers(trainer, teacher_processor))
+            measures["representation"] = lambda: self._measure(probe, trainer, teacher_processor)
+        return PreparedRun(trainer, train_dataset, eval_datasets, CURVE, lambda: parameters, measures=measures)
+
+    def _measure(self, probe: Probe, trainer: FeatureDistillationTrainer, teacher_processor: Any) -> dict[str, Any]:
+        """Before and after training, of the teacher, and of random weights where the student had none."""
+        towers, args, processor = self._towers(trainer, teacher_processor), trainer.args, trainer.processing_class
+        before, _ = build_student(self.student, trainer.teacher, teacher_processor, args.seed)
+        others = {"before": before}
+        if self.student.model not in ("same", "wei"):
+            others["random"] = random_student(before.config, self.student.image_size, args.seed)
+        for name, student in others.items():
+            towers[name] = ImageTower(student.to(args.device), processor, self.student.feature_layer)
+        return probe.measure(towers, args.dataloader_num_workers)
+
+    def _towers(self, trainer: FeatureDistillationTrainer, teacher_processor: Any) -> dict[str, ImageTower]:
+        processor = trainer.processing_class
+        size = self.teacher.image_size or processor_size(processor)
+        return {
+            "after": ImageTower(trainer.student, processor, self.student.feature_layer),
+            "teacher": ImageTower(trainer.teacher, at_size(teacher_processor, size), self.teacher.feature_layer),
+        }
+
+
+def _layer(section: str, layer: Any) -> int | None:
+    if layer == FINAL:
+        return None
+    if layer is not None and (not isinstance(layer, int) or isinstance(layer, bool)):
+        raise ValueError(f"{section}.feature_layer is {layer!r}, expected a number of a layer, or {FINAL}.")
+    return layer
 
 
 def load_teacher(recipe: TeacherRecipe) -> tuple[PreTrainedModel, Any]:
@@ -208,7 +253,8 @@ def build_student(
         seed (`int`, *optional*, defaults to 0): of random weights.
 
     Raises:
-        ValueError: if a field of the config is unknown, or goes with another kind of student.
+        ValueError: if a field of the config is unknown, or goes with another kind of student, or pixel statistics are
+            not of three channels.
         CheckpointError: if the checkpoint is no vision transformer.
     """
     options = {} if recipe.attn_implementation is None else {"attn_implementation": recipe.attn_implementation}
@@ -216,7 +262,8 @@ def build_student(
         raise ValueError(f"student.config changes the teacher's architecture, and student.model is {recipe.model!r}.")
     if recipe.model not in ("same", "wei"):
         student = load_vision_tower(recipe.model, dtype=torch.float32, **options)
-        return student, AutoImageProcessor.from_pretrained(resolve_checkpoint(recipe.model))
+        processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(recipe.model))
+        return student, with_statistics(processor, recipe.image_mean, recipe.image_std)
     image_size = recipe.image_size or processor_size(teacher_processor)
     if recipe.model == "wei":
         student = wei_student(teacher.config, image_size, seed)
@@ -225,7 +272,7 @@ def build_student(
         student = random_student(config, image_size, seed)
     if recipe.attn_implementation is not None:
         student.set_attn_implementation(recipe.attn_implementation)
-    return student, teacher_processor
+    return student, with_statistics(teacher_processor, recipe.image_mean, recipe.image_std)
 
 
 def _changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> PreTrainedConfig:
@@ -237,85 +284,11 @@ def _changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> PreT
     return type(config).from_dict({**kept, **fields}) if fields else config
 
 
-class _Probe:
-    """The labelled images of a recipe, loaded before the training, and what is measured on them after it."""
-
-    def __init__(self, recipe: FeatureDistillationRecipe, seed: int):
-        probe: Any = recipe.probe
-        self.recipe, self.probe, self.seed = recipe, probe, seed
-        self.train, self.test = (
-            labelled_images(source, probe.label, probe.where) for source in (probe.train, probe.test)
-        )
-
-    def measure(self, trainer: FeatureDistillationTrainer, teacher_processor: Any) -> dict[str, Any]:
-        """Before and after training, of the teacher, and of random weights where the student had none."""
-        recipe, probe = self.recipe, self.probe
-        arguments: Any = {"train": self.train, "test": self.test, "pooling": probe.pooling, "k": probe.k}
-        teacher, processor = trainer.teacher, trainer.processing_class
-        before, _ = build_student(recipe.student, teacher, teacher_processor, self.seed)
-        students = {"before": before, "after": trainer.student}
-        if recipe.student.model not in ("same", "wei"):
-            students["random"] = random_student(before.config, recipe.student.image_size, self.seed)
-        layer = recipe.student.feature_layer
-        found = {
-            name: representation_quality(student.to(trainer.args.device), processor, feature_layer=layer, **arguments)
-            for name, student in students.items()
-        }
-        size = recipe.teacher.image_size or processor_size(processor)
-        found["teacher"] = representation_quality(
-            teacher, at_size(teacher_processor, size), feature_layer=recipe.teacher.feature_layer, **arguments
-        )
-        return {**label_floors(self.train[1], self.test[1]), **found}
-
-
-def labelled_images(
-    source: Mapping[str, Any], label: str | None = None, where: Mapping[str, Any] | None = None
-) -> tuple[list[Any], list[str]]:
-    """
-    Images of a data source with a label each.
-
-    Args:
-        source (`Mapping`): fields of a [`DataSource`].
-        label (`str`, *optional*): column with the label; by default the last answer of the conversation.
-        where (`Mapping`, *optional*): only examples whose columns have these values.
-
-    Returns:
-        `tuple[list, list[str]]`: undecoded images and their labels, the first example of each image.
-
-    Raises:
-        ValueError: if a column is unknown, or no example is left.
-    """
-    described = DataSource.from_dict(source)
-    dataset = load_data_source(described)
-    for name in [*(where or {}), *([label] if label else [])]:
-        if name not in (dataset.column_names or []):
-            raise ValueError(f"data source {described.name!r} has no column {name!r}: {dataset.column_names}.")
-    if where:
-        columns = {name: list(dataset[name]) for name in where}
-        rows = [
-            row for row in range(len(dataset)) if all(columns[name][row] == value for name, value in where.items())
-        ]
-        dataset = dataset.select(rows)
-    if len(dataset) == 0:
-        raise ValueError(f"data source {described.name!r} has no example where {dict(where or {})}.")
-    labels = list(dataset[label]) if label else [_last_answer(messages) for messages in dataset["messages"]]
-    numbered = dataset.remove_columns("row").add_column("row", list(range(len(dataset))))
-    chosen = distinct_images(numbered)
-    images = [entry[0] for entry in chosen["images"]]
-    return images, [str(labels[row]) for row in chosen["row"]]
-
-
-def _last_answer(messages: list[Mapping[str, Any]]) -> str:
-    answers = [message for message in messages if message["role"] == ROLES[-1]]
-    return "".join(part["text"] or "" for part in answers[-1]["content"])
-
-
 __all__ = [
     "FeatureDistillationRecipe",
     "ProbeRecipe",
     "StudentRecipe",
     "TeacherRecipe",
     "build_student",
-    "labelled_images",
     "load_teacher",
 ]

@@ -1,9 +1,12 @@
 """Feature distillation: a student learns the patch features of a frozen teacher, on transformers' Trainer."""
 
+import contextlib
 import copy
+import dataclasses
 import math
 import os
 import re
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -12,21 +15,23 @@ from datasets import Dataset, IterableDataset
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from transformers import PreTrainedModel
+from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
 from ..modeling.composition import check_weights
+from ..modeling.distillation_students import random_student
 from ..modeling.distilled_student import DistilledStudent
 from ..modeling.final_features import tower_features
 from ..modeling.losses_distillation import feature_distillation_loss, whiten
-from ..modeling.stochastic_depth import set_drop_path
+from ..modeling.stochastic_depth import drop_path, transformer_layers
 from ..modeling.trained_weights import CheckpointError
 from ..modeling.vision_features import patch_grid
 from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.feature_cache import FeatureCache
 from ..processing.pixel_statistics import PixelStatistics, renormalise
-from .distillation_collator import DistillationCollator, at_size, processor_size
+from .distillation_collator import DistillationCollator, at_size, image_sizes, processor_size
 from .distillation_metrics import distillation_metrics, image_measures
-from .distinct_images import distinct_images
+from .distinct_images import distinct_images, images_in
 from .endless_stream import EndlessStream
 from .feature_distillation_config import FeatureDistillationConfig
 from .final_folder import replacing_files
@@ -46,12 +51,15 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
     in the end is the student alone, an ordinary vision model of transformers with its image processor.
 
     Args:
-        model (`PreTrainedModel`): the student, such as that of [`random_student`].
+        model (`PreTrainedModel`, *optional*):
+            The student; by default the teacher's architecture with random weights of the arguments' `seed`
+            ([`random_student`]). In the end of a training nothing of it has changed but its weights.
         teacher (`PreTrainedModel`): CLIP, EVA-CLIP, DINOv2 … It is frozen and put into evaluation mode.
         args ([`FeatureDistillationConfig`]): arguments.
         train_dataset, eval_dataset (`Dataset` or `IterableDataset`, *optional*): training examples (see
-            [`load_data_source`]) with `images`. Streams are repeated until `max_steps`.
-        processing_class: image processor of the student, saved beside it.
+            [`load_data_source`]) with `images`, or any data with a column `image`. Streams are repeated until
+            `max_steps`.
+        processing_class: image processor of the student, saved beside it; that of a default student is the teacher's.
         teacher_processing_class (*optional*): that of the teacher; by default the student's.
         kwargs: passed to `transformers.Trainer`.
 
@@ -59,35 +67,45 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         ValueError: if a data set is empty, the student has other patches or tokens than the teacher, or the data does
             not go with the arguments.
 
+    What learns is the student's features after its final norm, or those of `student_feature_layer`: whoever uses the
+    student has to read the same. A GVT does with `vision_feature_layer="final"`; its default, -1, is before the norm.
+
     Evaluation reports `eval_loss`, `eval_cosine_similarity` and `eval_explained_variance` on images without
     augmentation (see [`distillation_metrics`]).
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
-        teacher: PreTrainedModel,
-        args: FeatureDistillationConfig,
+        model: PreTrainedModel | None = None,
+        teacher: PreTrainedModel | None = None,
+        args: FeatureDistillationConfig | None = None,
         train_dataset: Dataset | IterableDataset | None = None,
         eval_dataset: Dataset | IterableDataset | dict[str, Dataset] | None = None,
         processing_class: Any = None,
         teacher_processing_class: Any = None,
         **kwargs,
     ):
+        args = FeatureDistillationConfig() if args is None else args
         check_datasets(args, train_dataset, eval_dataset)
+        if teacher is None:
+            raise ValueError("teacher is missing: give the vision tower whose features are to be learned.")
+        if model is None and processing_class is None:
+            processing_class = teacher_processing_class
         if processing_class is None:
             raise ValueError("processing_class is missing: give the image processor of the student.")
         teacher_processing_class = teacher_processing_class or processing_class
-        self.teacher = teacher.requires_grad_(False).eval()
-        sizes = _image_sizes(args, model, teacher, processing_class)
+        if model is None:
+            model = random_student(teacher.config, args.image_size or processor_size(processing_class), args.seed)
+        self.teacher: PreTrainedModel = teacher.requires_grad_(False).eval()
+        sizes = image_sizes(args, model, teacher, processing_class)
         processing_class, teacher_processor = (
             at_size(processing_class, sizes[0]),
             at_size(teacher_processing_class, sizes[1]),
         )
         self._statistics = PixelStatistics.of(processing_class), PixelStatistics.of(teacher_processor)
         self.teacher.to(args.device)
-        if args.drop_path_rate or getattr(model.config, "drop_path_rate", 0.0):
-            set_drop_path(model, args.drop_path_rate)
+        if args.drop_path_rate:
+            transformer_layers(model)  # not found out about at the start of the training
         distilled = DistilledStudent(
             model,
             teacher.config.hidden_size,
@@ -114,10 +132,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
             collator.teacher_features = self._cache_features(args, teacher_processor, train_dataset, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = EndlessStream(train_dataset)
-        train_collator = collator
-        if args.augment:
-            transform = RandomResizedCropAndFlip(sizes[0], scale=(args.min_crop_share, 1.0))
-            train_collator = DistillationCollator(**{**vars(collator), "transform": transform})
+        transform = RandomResizedCropAndFlip(sizes[0], scale=(args.min_crop_share, 1.0)) if args.augment else None
         if train_dataset is not None:
             train_dataset = number_examples(train_dataset)
         kwargs.setdefault("compute_metrics", distillation_metrics)
@@ -127,11 +142,25 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
             train_dataset=train_dataset,
             eval_dataset=eval_dataset,
             processing_class=processing_class,
-            data_collator=train_collator,
-            eval_collator=collator,
+            data_collator=dataclasses.replace(collator, transform=transform),
+            # Masks are to be those of one epoch, whenever evaluation takes place.
+            eval_collator=dataclasses.replace(collator, epoch=torch.zeros((), dtype=torch.long)),
             **kwargs,
         )
         vars(model.config).pop("use_cache", None)  # Trainer's mark
+
+    def train(self, *args, **kwargs):
+        """`Trainer.train`, with drop path. The student is then as it was before, but for its weights."""
+        student, rate = self.student, self.args.drop_path_rate
+        trained = self.accelerator.unwrap_model(self.model)
+        left_out = [parameter for name, parameter in trained.named_parameters() if name in self._unused]
+        with contextlib.ExitStack() as stack:
+            if rate or getattr(student.config, "drop_path_rate", 0.0):
+                stack.enter_context(drop_path(student, rate))
+            for parameter in left_out:
+                parameter.requires_grad_(False)
+                stack.callback(parameter.requires_grad_, True)
+            return super().train(*args, **kwargs)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -172,18 +201,23 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         trainable = {name: p for name, p in distilled.named_parameters() if p.requires_grad}
         gradients = torch.autograd.grad(loss, list(trainable.values()), allow_unused=True)
         distilled.train(training)
-        unused = [name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None]
-        for name in unused:
+        self._unused = {name for name, gradient in zip(trainable, gradients, strict=True) if gradient is None}
+        for name in self._unused:
             trainable[name].requires_grad_(False)
-        if unused:
-            logger.info(f"Not trained, because the distilled features do not depend on it: {', '.join(unused)}.")
+        if self._unused:
+            logger.info(f"Not trained, as the distilled features do not depend on it: {', '.join(self._unused)}.")
 
     def _cache_features(self, args, teacher_processor, train_dataset, eval_dataset) -> FeatureCache:
         datasets = named_datasets(train_dataset, eval_dataset)
         for name, dataset in datasets.items():
             if isinstance(dataset, IterableDataset):
                 raise ValueError(f"cache_teacher_features needs data of known size: load {name} with streaming off.")
-        examples = (example for dataset in datasets.values() if dataset is not None for example in dataset)
+        examples = (
+            {**example, "images": images_in(example)}
+            for dataset in datasets.values()
+            if dataset is not None
+            for example in dataset
+        )
 
         def compute(images):
             pixel_values = teacher_processor(images, return_tensors="pt")["pixel_values"].to(args.device)
@@ -260,8 +294,9 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
                 "How many steps an epoch of a stream has, nobody knows: give warmup_steps, or set warmup_epochs to 0."
             )
         else:
-            batches = math.ceil(len(self.train_dataset) / (args.per_device_train_batch_size * args.world_size))
-            steps = round(args.warmup_epochs * math.ceil(batches / args.gradient_accumulation_steps))
+            batches = len(self.train_dataset) / (args.per_device_train_batch_size * args.world_size)
+            batches = math.floor(batches) if args.dataloader_drop_last else math.ceil(batches)
+            steps = round(args.warmup_epochs * max(math.ceil(batches / args.gradient_accumulation_steps), 1))
             source = f"warmup_epochs {args.warmup_epochs:g}"
         if steps >= num_training_steps:
             raise ValueError(
@@ -294,10 +329,18 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         Saves the student for use, as [`save_final`] does; checkpoints, which the trainer saves on its way, hold the
         projection and the mask token beside it.
         """
-        if _internal_call:
+        is_checkpoint = output_dir is not None and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
+        if _internal_call and is_checkpoint:
             super().save_model(output_dir, _internal_call=True)
-        elif self.args.should_save:
+        elif self.args.should_save:  # also before it is pushed
             self.save_final(output_dir or str(self.args.output_dir))
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        # Trainer copies the weights of a checkpoint, and what is pushed is to be the student.
+        with tempfile.TemporaryDirectory() as folder:
+            if self.is_world_process_zero():
+                self.save_final(folder)
+            super()._push_from_checkpoint(folder)
 
     def save_final(self, folder: str | os.PathLike) -> None:
         """
@@ -346,23 +389,6 @@ def _with_dtype(model: PreTrainedModel, dtype: torch.dtype | None) -> PreTrained
         weights = {name: t.to(dtype) if t.is_floating_point() else t for name, t in weights.items()}
     plain.load_state_dict(weights, assign=True)
     return plain
-
-
-def _image_sizes(args, student, teacher, processing_class) -> tuple[int, int]:
-    """Sides of the images of student and teacher; errors if they are cut into different patches."""
-    student_size = args.image_size or processor_size(processing_class)
-    teacher_size = args.teacher_image_size or student_size
-    grids = [
-        patch_grid(tower.config, (size, size)) for tower, size in ((student, student_size), (teacher, teacher_size))
-    ]
-    if grids[0] != grids[1]:
-        fitting = grids[0][0] * int(teacher.config.patch_size if isinstance(teacher.config.patch_size, int) else 1)
-        raise ValueError(
-            f"The student cuts its images of {student_size} pixels into {grids[0][0]} × {grids[0][1]} patches, and "
-            f"the teacher its images of {teacher_size} pixels into {grids[1][0]} × {grids[1][1]}: features are "
-            f"compared patch by patch. Set teacher_image_size to {fitting}, or change image_size."
-        )
-    return student_size, teacher_size
 
 
 def _num_masked(mask_ratio: float, num_patches: int) -> int:

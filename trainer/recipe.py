@@ -39,9 +39,12 @@ def load_recipe(path: str | os.PathLike, overrides: Sequence[str] = ()) -> Recip
             f"There is no recipe {path}: give the path of a YAML file, such as recipes/gvt/demo.yaml."
         )
     values = mapping(str(path), read_yaml(path.read_text(encoding="utf-8"), str(path)))
-    defaults = _recipe_class(values).section_defaults
+    recipe_class = _recipe_class(values)
     for key, value in parse_overrides(overrides).items():
-        _set(values, key, value, defaults)
+        section = key.split(".")[0]
+        if values.get(section) and section in recipe_class.sections:
+            values[section] = recipe_class.read_section(section, values[section])  # a name may stand for a section
+        _set(values, key, value, recipe_class.section_defaults)
     return recipe_from_dict(values)
 
 

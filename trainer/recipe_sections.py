@@ -46,7 +46,7 @@ class PreparedRun:
         curve ([`CurveLabels`]): what the loss curve shows.
         count_parameters (`Callable`): makes the numbers of `"trained"` and of `"all"` parameters.
         base_models (`dict[str, str]`): by which names the results call the models of the recipe's section `model`.
-        measure (`Callable`, *optional*): makes further results after training, by their names in `results.json`.
+        measures (`dict[str, Callable]`): what is measured of the saved model, by its name in `results.json`.
     """
 
     trainer: ReproducibleTrainer
@@ -55,7 +55,7 @@ class PreparedRun:
     curve: CurveLabels
     count_parameters: Callable[[], dict[str, int]]
     base_models: dict[str, str] = field(default_factory=dict)
-    measure: Callable[[], dict[str, Any]] | None = None
+    measures: Mapping[str, Callable[[], Any]] = field(default_factory=dict)
 
 
 @dataclass
@@ -78,6 +78,8 @@ class Recipe:
     sections: ClassVar[tuple[str, ...]]
     # Sections that an override of one field starts from, where the recipe leaves them out.
     section_defaults: ClassVar[Mapping[str, Mapping[str, Any]]] = {}
+    # Sections that say what is measured of the trained model: it is measured again where they have changed.
+    measured_sections: ClassVar[tuple[str, ...]] = ()
     # Fields of the arguments that a recipe has elsewhere.
     moved_fields: ClassVar[Mapping[str, str]] = {}
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers.utils import logging
 
 from ..configuration.optional import require
 from ..hub_cards.card import write_card
+from ..hub_cards.published_text import published_values
 from ..hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
 from .checkpoints import check_checkpoint, checkpoint_to_resume
 from .data_sources import SkippedSamples
@@ -28,7 +30,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     """
     Trains as a recipe says. The output folder then holds the model, as the `save_final` of its trainer saves it,
     a card, `results.json`, `loss.png` and the log of the training, `training_log.jsonl`. A run that is at its end
-    already takes no step, and its folder stays as it is.
+    already takes no step, and its folder stays as it is, unless something else is to be measured of the model.
 
     Args:
         recipe ([`Recipe`]): the run.
@@ -56,20 +58,24 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     trainer.add_callback(TrainingRecord(recipe.to_dict()))
     steps_before = check_checkpoint(checkpoint).global_step if checkpoint is not None else 0
     output = trainer.train(resume_from_checkpoint=checkpoint)
+    described = recipe.to_dict()
+    if run.base_models:
+        described["model"] |= run.base_models
     if trainer.state.global_step == steps_before and (recorded := results_of_run(args.output_dir, trainer)):
+        if not _is_measured(run, recipe, recorded):
+            return _measured(run, {**recorded, "recipe": described})
         logger.warning(
             f"{args.output_dir} holds this run at its end: there was no step left to take, and the folder stays as it "
             "is. To train once more, start with --resume never (resume=False)."
         )
         return recorded
+    if trainer.is_world_process_zero():
+        trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
     metrics = final_metrics(trainer, run.eval_datasets)
     skipped = SkippedSamples([dataset.skipped_samples for dataset in (run.train_dataset, *run.eval_datasets.values())])
     if skipped.count:
         logger.warning(skipped.summary())
     history = trainer.state.log_history
-    described = recipe.to_dict()
-    if run.base_models:
-        described["model"] |= run.base_models
     results = {
         "command": command,
         "recipe": described,
@@ -83,19 +89,44 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "skipped_samples": skipped.count,
         "card": recipe.card,
         "log_history": history,
-        **(run.measure() if run.measure is not None and trainer.is_world_process_zero() else {}),
     }
-    return _save_run(run, results) if trainer.is_world_process_zero() else results
+    return _measured(run, _recorded(run, results)) if trainer.is_world_process_zero() else results
 
 
-def _save_run(run: PreparedRun, results: dict[str, Any]) -> dict[str, Any]:
+def _recorded(run: PreparedRun, results: dict[str, Any]) -> dict[str, Any]:
+    """The results, written beside the model with its log, its curve and its card."""
     folder, history = Path(str(run.trainer.args.output_dir)), results["log_history"]
-    run.trainer.save_final(folder)
     results = merge_results(folder, results)
     write_text_atomically(folder / LOG_NAME, "".join(json.dumps(entry) + "\n" for entry in history))
     draw_loss_curve(history, folder / "loss.png", run.curve)
     write_card(folder, results)
     return results
+
+
+def _measured(run: PreparedRun, results: dict[str, Any]) -> dict[str, Any]:
+    """The results and what is measured of the saved model, written beside it likewise."""
+    if not run.measures or not run.trainer.is_world_process_zero():
+        return results
+    folder = Path(str(run.trainer.args.output_dir))
+    try:
+        measured = {name: measure() for name, measure in run.measures.items()}
+    except Exception:
+        logger.error(
+            f"The model is trained and saved in {folder}, but what it was to be measured on cannot be used: see the "
+            "error. Correct the recipe or the data and start it again: a run that is at its end is only measured."
+        )
+        raise
+    results = merge_results(folder, {**results, **measured})
+    write_card(folder, results)
+    return results
+
+
+def _is_measured(run: PreparedRun, recipe: Recipe, recorded: Mapping[str, Any]) -> bool:
+    """Whether results that were recorded hold what the recipe asks for."""
+    described = recipe.to_dict()
+    asked = published_values({name: described.get(name) for name in recipe.measured_sections})
+    before = {name: (recorded.get("recipe") or {}).get(name) for name in recipe.measured_sections}
+    return json.loads(json.dumps(asked)) == before and all(name in recorded for name in run.measures)
 
 
 def results_of_run(folder: str | os.PathLike, trainer: ReproducibleTrainer) -> dict[str, Any] | None:

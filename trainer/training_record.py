@@ -13,6 +13,9 @@ from transformers.trainer_callback import ExportableState, TrainerState
 
 from .checkpoints import STATE_NAME
 
+# Sections of what is told of a model, and of what is measured once it is trained.
+_SECTIONS_THAT_MAY_CHANGE = ("card", "probe")
+
 # Fields of `training` that decide how far a run goes, where it goes and what it tells, not what it learns.
 _MAY_CHANGE = re.compile(
     r"max_steps$|num_train_epochs$|save_(?!dtype|trained_only)|(?:log|eval|hub|push|report)|per_device_eval"
@@ -63,10 +66,12 @@ def what_must_stay(recipe: Mapping[str, Any]) -> dict[str, Any]:
         recipe (`Mapping`): as [`Recipe.to_dict`] gives it.
 
     Returns:
-        `dict`: as JSON has it, without the card and without how long the run is, where it saves and what it logs.
+        `dict`: as JSON has it, without the card, what is measured after training, how long the run is, where it saves
+        and what it logs.
     """
     values = json.loads(json.dumps(recipe, default=str))
-    values.pop("card", None)
+    for section in _SECTIONS_THAT_MAY_CHANGE:
+        values.pop(section, None)
     training = values.get("training") or {}
     return {**values, "training": {name: value for name, value in training.items() if not _MAY_CHANGE.match(name)}}
 
@@ -85,7 +90,7 @@ def check_same_recipe(checkpoint: str | os.PathLike, recipe: Mapping[str, Any]) 
     recorded = _recorded(TrainerState.load_from_json(str(Path(checkpoint, STATE_NAME))))
     if recorded is None:
         return
-    before, now = dict(_fields(recorded["recipe"])), dict(_fields(what_must_stay(recipe)))
+    before, now = dict(_fields(what_must_stay(recorded["recipe"]))), dict(_fields(what_must_stay(recipe)))
     changed = [name for name in dict.fromkeys([*now, *before]) if before.get(name) != now.get(name)]
     if changed:
         words = [f"{name} is {_word(now, name)} and was {_word(before, name)}" for name in changed]

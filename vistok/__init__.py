@@ -38,10 +38,12 @@ _PUBLIC = {
     "load_image": "processing.images",
     "load_questions": "evaluation.gvtbench_questions",
     "mix_data_sources": "trainer.data_sources",
+    "random_student": "modeling.distillation_students",
     "save_trained_weights": "modeling.trained_weights",
     "score_multi_class_identification": "evaluation.gvtbench_scoring",
     "score_object_counting": "evaluation.gvtbench_scoring",
     "vqa_accuracy": "evaluation.vqa_accuracy",
+    "wei_student": "modeling.distillation_students",
     "write_scenes": "trainer.scene_set",
 }
 
@@ -101,6 +103,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .evaluation.gvtbench_scoring import score_object_counting as score_object_counting
     from .evaluation.vqa_accuracy import vqa_accuracy as vqa_accuracy
     from .modeling.base_weights import fetch as fetch
+    from .modeling.distillation_students import random_student as random_student
+    from .modeling.distillation_students import wei_student as wei_student
     from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
     from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel

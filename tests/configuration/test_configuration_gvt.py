@@ -89,14 +89,19 @@ def test_feature_layer_that_the_tower_lacks_is_refused_with_the_range(layer):
         tiny_gvt_config(vision_feature_layer=layer)
 
 
-@pytest.mark.parametrize("layer", [2, -3, 0])
+@pytest.mark.parametrize("layer", [2, -3, 0, "final"])
 def test_first_and_last_layers_are_accepted(layer):
     assert tiny_gvt_config(vision_feature_layer=layer).vision_feature_layer == layer
 
 
 @pytest.mark.parametrize(
     "field, value",
-    [("vision_feature_layer", "-1"), ("vision_feature_select_strategy", "cls"), ("image_token_id", "32000")],
+    [
+        ("vision_feature_layer", "-1"),
+        ("vision_feature_layer", 1.0),
+        ("vision_feature_select_strategy", "cls"),
+        ("image_token_id", "32000"),
+    ],
 )
 def test_fields_of_the_wrong_type_or_value_are_refused_by_name(field, value):
     with pytest.raises(StrictDataclassFieldValidationError, match=field):

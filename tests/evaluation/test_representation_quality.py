@@ -7,12 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from tests.tiny import tiny_dinov2_config, tiny_image, tiny_image_processor
+from tests.tiny import calls, tiny_dinov2_config, tiny_image, tiny_image_processor
+from vistok.evaluation import image_representations as image_representations_module
 from vistok.evaluation.representation_quality import (
+    ImageTower,
     image_representations,
     knn_predictions,
     label_floors,
     linear_probe_predictions,
+    representation_qualities,
     representation_quality,
     ridge_weights,
 )
@@ -113,3 +116,28 @@ def test_what_does_not_fit_together_is_named():
         linear_probe_predictions(torch.ones(2, 4), ["a", "b"], torch.full((2, 4), torch.nan))
     with pytest.raises(ValueError, match="k is 0"):
         knn_predictions(torch.ones(2, 4), ["a", "b"], torch.ones(2, 4), k=0)
+
+
+def test_several_towers_see_each_image_once_and_measure_as_each_alone(monkeypatch):
+    read = calls(monkeypatch, image_representations_module, "load_image")
+    towers = {
+        "small": ImageTower(build_vision_tower(tiny_dinov2_config()), tiny_image_processor()),
+        "other pixels": ImageTower(
+            build_vision_tower(tiny_dinov2_config()), tiny_image_processor(image_mean=[0.5] * 3), 1
+        ),
+        "the same pixels": ImageTower(build_vision_tower(tiny_dinov2_config()), tiny_image_processor(), "final"),
+    }
+    train = [tiny_image(seed) for seed in range(6)], ["a", "b"] * 3
+    test = [tiny_image(seed) for seed in range(6, 9)], ["a", "b", "a"]
+    found = representation_qualities(towers, train, test, k=2)
+    assert len(read) == 9
+    for name, tower in towers.items():
+        alone = representation_quality(tower.model, tower.image_processor, train, test, tower.feature_layer, k=2)
+        assert found[name] == alone
+    assert representation_qualities(towers, train, test, k=2, num_workers=2) == found
+
+
+def test_labels_that_cannot_be_learned_are_refused():
+    tower, images = build_vision_tower(tiny_dinov2_config()), [tiny_image(seed) for seed in range(3)]
+    with pytest.raises(ValueError, match="2 of 3 test images have labels that no training image has, 'val', and so"):
+        representation_quality(tower, tiny_image_processor(), (images, ["a", "b", "c"]), (images, ["val", "a", "val"]))

@@ -54,6 +54,7 @@ def test_what_was_measured_and_done_stands_on_the_card(folder):
         "| images | 336 × 336 pixels |",
         "40 % of the patches were masked",
         "random weights, the teacher's architecture",
+        'vision_feature_layer="final")',
         "- Is small.",
     ):
         assert words in text
@@ -68,7 +69,7 @@ def test_the_header_names_the_checkpoint_that_a_student_started_from(folder):
     recipe = {**RESULTS["recipe"], "student": {"model": "org/small-tower", "feature_layer": -2}}
     text = write_card(folder, {**RESULTS, "recipe": recipe}).read_text(encoding="utf-8")
     assert yaml.safe_load(text.split("---")[1])["base_model"] == ["org/small-tower"]
-    assert "hidden_states[-2]  # what was distilled" in text
+    assert "hidden_states[-2]  # what was distilled" in text and "vision_feature_layer=-2)" in text
 
 
 def test_a_tower_of_our_own_is_imported_first_and_little_is_enough(tmp_path):

@@ -9,7 +9,7 @@ from transformers import ViTConfig
 from tests.tiny import livelier, pixels, same, tiny_clip_config, tiny_dinov2_config, tiny_eva_config
 from vistok.modeling.distillation_students import wei_student_config
 from vistok.modeling.final_features import tower_features
-from vistok.modeling.stochastic_depth import DropPath, set_drop_path, transformer_layers
+from vistok.modeling.stochastic_depth import DropPath, drop_path, set_drop_path, transformer_layers
 from vistok.modeling.vision_features import build_vision_tower
 
 VIT = {"hidden_size": 32, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 48}
@@ -61,6 +61,25 @@ def test_setting_other_rates_takes_the_former_away(tower):
     set_drop_path(tower, 0.9)
     set_drop_path(tower, 0.0)
     assert same(tower_features(tower.train(), pixels(2)), tower_features(plain, pixels(2)))
+
+
+def test_drop_path_for_a_while_leaves_the_tower_as_it_was(tower):
+    set_drop_path(tower, 0.2)
+    before = [[type(hook) for hook in layer._forward_hooks.values()] for layer in transformer_layers(tower)]
+    modules = dict(tower.named_modules())
+    with drop_path(tower, 0.9) as rates:
+        assert rates == pytest.approx([0.0, 0.3, 0.6, 0.9])
+    assert dict(tower.named_modules()) == modules
+    assert [[type(hook) for hook in layer._forward_hooks.values()] for layer in transformer_layers(tower)] == before
+    found = [
+        path.rate
+        for layer in transformer_layers(tower)
+        for path in [
+            *(module for name, module in layer.named_children() if name.startswith("drop_path")),
+            *(hook.drop_path for hook in layer._forward_hooks.values() if hasattr(hook, "drop_path")),
+        ]
+    ]
+    assert max(found) == pytest.approx(0.2)
 
 
 def test_a_tower_without_a_list_of_layers_is_named():

@@ -1,7 +1,7 @@
 """Each image of training examples becomes a row, once, wherever it lies and however many ask about it."""
 
 import pytest
-from datasets import Dataset
+from datasets import Dataset, Features, Image, List
 
 from tests.tiny import image_bytes, tiny_image
 from vistok.trainer.data_examples import FEATURES
@@ -32,6 +32,25 @@ def test_all_images_of_an_example_count_and_examples_without_any_do_not():
     assert [images[0]["bytes"] for images in found["images"]] == [image["bytes"] for image in (one, two, three)]
     with pytest.raises(ValueError, match="no images"):
         distinct_images(rows_of([], []))
+
+
+def test_decoded_images_are_known_by_their_files_and_pillow_images_by_their_pixels():
+    features = Features({"images": List(Image())})
+    rows = [{"images": [tiny_image(seed)]} for seed in (*range(60), 3, 4)]
+    found = distinct_images(Dataset.from_list(rows, features=features))
+    assert len(found) == 60 and isinstance(found[0]["images"][0], dict)  # for data loader workers to decode
+
+
+def test_a_column_of_single_images_is_taken_as_it_is():
+    data = Dataset.from_dict({"image": [image_bytes(seed) for seed in (0, 1, 0)], "label": [1, 2, 3]})
+    found = distinct_images(data.cast_column("image", Image()))
+    assert found.column_names == ["image"] and [row["image"]["bytes"] for row in found] == [
+        image_bytes(seed)["bytes"] for seed in (0, 1)
+    ]
+    stream = distinct_images(data.to_iterable_dataset())
+    assert len(list(stream)) == 3
+    with pytest.raises(ValueError, match="has the columns label, and its images are looked for in"):
+        distinct_images(data.select_columns("label"))
 
 
 def test_of_a_stream_the_first_image_of_each_example_is_taken():

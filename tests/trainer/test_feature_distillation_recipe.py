@@ -5,18 +5,24 @@ import json
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, SiglipVisionConfig
 
-from tests.tiny import IMAGE_SIZE, livelier, tiny_dinov2_config, tiny_image, tiny_image_processor
+from tests.tiny import IMAGE_SIZE, livelier, same, tiny_dinov2_config, tiny_image, tiny_image_processor
+from tests.trainer.tiny_distillation import IMAGENET_MEAN, IMAGENET_STD
 from vistok import FeatureDistillationTrainer
 from vistok.configuration.shipped import shipped_path
 from vistok.evaluation.representation_quality import representation_quality
 from vistok.modeling.distillation_students import random_student
 from vistok.modeling.vision_features import build_vision_tower
-from vistok.trainer.feature_distillation_recipe import FeatureDistillationRecipe, labelled_images
+from vistok.processing.images import BadSampleError
+from vistok.trainer import run_recipe as run_recipe_module
+from vistok.trainer.distillation_probe import labelled_images
+from vistok.trainer.feature_distillation_recipe import FeatureDistillationRecipe
 from vistok.trainer.recipe import TRAINERS, load_recipe, recipe_from_dict
 from vistok.trainer.run_recipe import run_recipe
 
+TOWER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+TOWER |= {"image_size": IMAGE_SIZE, "patch_size": 8}
 TEXT = """
 trainer: feature-distillation
 teacher: towers/small
@@ -55,6 +61,12 @@ class TestReading:
         args = FeatureDistillationRecipe.arguments(load(TEXT, "--training.use_cpu", "true", "--training.beta", "1"))
         assert args.beta == 1 and args.mask_ratio == 0.4
 
+    def test_a_field_of_a_section_that_is_a_name_may_be_overridden(self, load):
+        recipe = load(TEXT, "--teacher.feature_layer", "-3", "--student.feature_layer", "final")
+        assert recipe.teacher.model == "towers/small" and recipe.teacher.feature_layer == -3
+        assert recipe.student.model == "same" and recipe.student.feature_layer is None
+        assert load(TEXT, "--teacher.model", "towers/large").teacher.model == "towers/large"
+
     def test_a_recipe_without_a_trainer_is_one_of_visual_language(self, load):
         recipe = load("training: {seed: 3}\n")
         assert type(recipe) is TRAINERS["visual-language"] and "trainer" not in recipe.to_dict()
@@ -73,6 +85,8 @@ class TestReading:
             (TEXT + "probe: {train: {format: images}}\n", "probe has no test"),
             (TEXT + "probe: {train: {formt: images}, test: {format: images}, k: 3}\n", "formt"),
             (TEXT + "probe: {train: {format: images}, test: {format: images}, pooling: max}\n", "pooling is 'max'"),
+            (TEXT + "probe: {train: {format: images}, test: {format: images}, k: 0}\n", "probe.k is 0, expected a"),
+            (TEXT.replace("student: same", "student: {feature_layer: last}"), "student.feature_layer is 'last'"),
         ],
     )
     def test_what_is_wrong_is_named(self, load, text, message):
@@ -110,11 +124,11 @@ def recipe(tmp_path, monkeypatch):
             "output_dir": str(tmp_path / "run"),
             "use_cpu": True,
             "disable_tqdm": True,
-            "max_steps": 6,
+            "max_steps": 4,
             "warmup_steps": 1,
             "save_steps": 2,
             "eval_strategy": "steps",
-            "eval_steps": 3,
+            "eval_steps": 2,
             "logging_steps": 1,
             "per_device_train_batch_size": 2,
             "learning_rate": 1e-2,
@@ -139,7 +153,7 @@ def test_a_run_ends_with_an_ordinary_vision_model(recipe, tmp_path):
 
     stored = json.loads((folder / "results.json").read_text())
     assert stored == json.loads(json.dumps(results)) and stored["recipe"]["trainer"] == "feature-distillation"
-    assert stored["steps"] == 6 and stored["parameters"]["all"] == sum(p.numel() for p in student.parameters())
+    assert stored["steps"] == 4 and stored["parameters"]["all"] == sum(p.numel() for p in student.parameters())
     assert set(stored["metrics"]) >= {
         f"eval_held-out_{n}" for n in ("loss", "cosine_similarity", "explained_variance")
     }
@@ -163,12 +177,19 @@ def test_a_run_ends_with_an_ordinary_vision_model(recipe, tmp_path):
         assert len(picture.convert("L").getcolors()) > 10
 
 
+@pytest.fixture
+def without_curve(monkeypatch):
+    """Runs that draw no loss curve, which takes longer than all the rest."""
+    monkeypatch.setattr(run_recipe_module, "draw_loss_curve", lambda *args: None)
+
+
+@pytest.mark.usefixtures("without_curve")
 def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(recipe, tmp_path, monkeypatch):
     whole = run_recipe(recipe(training={"output_dir": str(tmp_path / "whole")}))
     step = FeatureDistillationTrainer.training_step
 
     def mortal(self, *args, **kwargs):
-        if self.state.global_step == 5:
+        if self.state.global_step == 3:
             raise KeyboardInterrupt
         return step(self, *args, **kwargs)
 
@@ -189,6 +210,7 @@ def test_a_killed_run_that_is_started_again_ends_as_if_it_had_not_been_killed(re
     assert run_recipe(recipe()) == again  # nothing is left to do
 
 
+@pytest.mark.usefixtures("without_curve")
 def test_students_of_other_kinds(recipe, tmp_path):
     short = {"max_steps": 1, "save_strategy": "no", "eval_strategy": "no", "warmup_steps": 0, "warmup_epochs": 0}
     run_recipe(recipe(student={"model": "wei"}, training={**short, "output_dir": str(tmp_path / "wei")}))
@@ -204,6 +226,80 @@ def test_students_of_other_kinds(recipe, tmp_path):
         run_recipe(recipe(student={"config": {"layers": 1}}, training=short), resume=False)
     with pytest.raises(ValueError, match=r"changes the teacher's architecture, and student.model is 'wei'"):
         run_recipe(recipe(student={"model": "wei", "config": {"num_hidden_layers": 1}}, training=short), resume=False)
+
+
+@pytest.mark.usefixtures("without_curve")
+def test_a_probe_that_fails_costs_neither_the_model_nor_another_training(recipe, tmp_path, monkeypatch, caplog):
+    made = recipe()
+    last = sorted((tmp_path / "photos" / "test").rglob("*.png"))[-1]
+    content = last.read_bytes()
+    last.write_bytes(content[: len(content) // 2])
+    made.data.eval, made.training["eval_strategy"] = [], "no"
+    with pytest.raises(BadSampleError, match="truncated"):
+        run_recipe(made)
+    folder = tmp_path / "run"
+    assert AutoModel.from_pretrained(folder) and (folder / "README.md").is_file()
+    assert json.loads((folder / "results.json").read_text())["steps"] == 4
+    assert f"saved in {folder}" in caplog.text
+
+    def never(*args, **kwargs):
+        raise AssertionError("it was trained again")
+
+    monkeypatch.setattr(FeatureDistillationTrainer, "training_step", never)
+    weights = AutoModel.from_pretrained(folder).state_dict()
+    last.write_bytes(content)
+    results = run_recipe(made)
+    assert results["representation"]["num_test"] == 4
+    assert "k-NN" in (folder / "README.md").read_text()
+    assert run_recipe(made) == results  # nothing is left to do
+    made.probe.k, made.probe.pooling = 1, "cls"  # another question to the same model
+    again = run_recipe(made)
+    assert again["representation"] != results["representation"] and again["recipe"]["probe"]["pooling"] == "cls"
+    found = AutoModel.from_pretrained(folder).state_dict()
+    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+
+
+def test_what_cannot_be_probed_is_refused_before_the_training(recipe, tmp_path):
+    made = recipe()
+    args = made.arguments()
+    made.probe.pooling = "cls"
+    student = build_vision_tower(SiglipVisionConfig(**TOWER))
+    student.save_pretrained(tmp_path / "siglip")
+    tiny_image_processor().save_pretrained(tmp_path / "siglip")
+    made.student.model, args.feature_tokens = str(tmp_path / "siglip"), "patches"
+    with pytest.raises(ValueError, match=r"pooling 'cls' reads \[CLS\], and SiglipVisionModel has none"):
+        made.prepare(args)
+    flat = tmp_path / "flat" / "val"
+    flat.mkdir(parents=True)
+    tiny_image(1).save(flat / "1.png")
+    made.probe.test = {"format": "images", "path": str(tmp_path / "flat")}
+    with pytest.raises(ValueError, match=r"1 of 1 test images have labels that no training image has, 'val', and so"):
+        made.prepare(args)
+
+
+def test_a_student_may_have_pixel_statistics_of_its_own(recipe):
+    made = recipe(student={"model": "wei", "image_mean": IMAGENET_MEAN, "image_std": IMAGENET_STD})
+    made.probe = None
+    trainer = made.prepare(made.arguments()).trainer
+    student, teacher = trainer.processing_class, AutoImageProcessor.from_pretrained(made.teacher.model)
+    assert student.image_mean == IMAGENET_MEAN and student.image_std == IMAGENET_STD != teacher.image_std
+    # The teacher sees what it would see by itself.
+    seen = calls_of(trainer)
+    image = tiny_image(3)
+    trainer._with_teacher_features(dict(student(image, return_tensors="pt")))
+    assert same(seen[0], teacher(image, return_tensors="pt")["pixel_values"])
+    shipped = load_recipe(shipped_path("recipes/gvt/distill-wei.yaml"))
+    assert shipped.student.image_mean == IMAGENET_MEAN and shipped.student.image_std == IMAGENET_STD
+    with pytest.raises(ValueError, match=r"image_mean is \[0.5\], expected a number for each of three channels"):
+        made = recipe(student={"image_mean": [0.5]})
+        made.prepare(made.arguments())
+
+
+def calls_of(trainer):
+    seen = []
+    features = trainer.teacher_features
+    trainer.teacher_features = lambda pixel_values: (seen.append(pixel_values), features(pixel_values))[1]
+    return seen
 
 
 def test_labels_are_those_of_a_column_or_the_last_answer(tmp_path, monkeypatch):
@@ -232,7 +328,10 @@ def test_labels_are_those_of_a_column_or_the_last_answer(tmp_path, monkeypatch):
 @pytest.mark.real_data("easy-vqa")
 def test_the_demo_recipe_runs_on_real_weights_and_images(tmp_path, monkeypatch):
     monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
-    recipe = load_recipe(shipped_path("recipes/gvt/distill-demo.yaml"), ["--data.train.0.max_samples", "60"])
+    recipe = load_recipe(
+        shipped_path("recipes/gvt/distill-demo.yaml"),
+        ["--data.train.0.split", "test", "--data.train.0.max_samples", "12"],
+    )
     recipe.data.train, recipe.data.eval, recipe.probe = recipe.data.train[:1], [], None
     recipe.training |= {"output_dir": str(tmp_path / "run"), "max_steps": 3, "warmup_steps": 1, "report_to": "none"}
     recipe.training |= {"per_device_train_batch_size": 4, "save_strategy": "no", "eval_strategy": "no"}

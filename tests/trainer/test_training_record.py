@@ -73,6 +73,18 @@ def test_how_far_a_run_goes_and_what_it_saves_and_logs_may_change(checkpoint, se
     check_same_recipe(checkpoint, recipe(**sections))
 
 
+def test_what_is_measured_after_the_training_may_change(tmp_path):
+    before = {"trainer": "feature-distillation", "training": {"seed": 1}, "probe": {"k": 0}}
+    # As former versions noted it, with the probe.
+    noted = {"TrainingRecord": {"args": {"recipe": before, "seconds": 1.0}}}
+    (tmp_path / "trainer_state.json").write_text(json.dumps({"global_step": 5, "stateful_callbacks": noted}))
+    check_same_recipe(tmp_path, {**before, "probe": {"k": 20}})
+    check_same_recipe(tmp_path, {**before, "probe": None})
+    with pytest.raises(ValueError, match=r"training\.seed is 2 and was 1"):
+        check_same_recipe(tmp_path, {**before, "training": {"seed": 2}})
+    assert "probe" not in TrainingRecord(before).recipe
+
+
 def test_no_key_to_a_hub_is_noted():
     assert "planted" not in json.dumps(TrainingRecord(recipe(training={"hub_token": "planted"})).state())
 
