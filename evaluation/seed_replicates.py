@@ -271,9 +271,7 @@ def mean_difference(
     """
     if not pairs:
         raise ValueError("There are no pairs of models to compare.")
-    terms = [
-        (replicates, sign / len(pairs)) for pair in pairs for replicates, sign in zip(pair, (1, -1), strict=True)
-    ]
+    terms = [(replicates, sign / len(pairs)) for pair in pairs for replicates, sign in zip(pair, (1, -1), strict=True)]
     return estimate_contrast(terms, measure, weights, seeds, level, bounds)
 
 

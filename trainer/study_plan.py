@@ -68,7 +68,10 @@ def _cell_jobs(recipe: StudyRecipe, name: str, tuning: str, seed: int) -> list[J
     jobs = [
         Job(training, "training", {**config, "protocol": recipe.protocol_of(tuning)}, (*SCENES, encoder_job(name))),
         Job(
-            cell_job(name, tuning, seed, ANSWERS), "answers", {"model": training, "evaluation": recipe.evaluation}, needs
+            cell_job(name, tuning, seed, ANSWERS),
+            "answers",
+            {"model": training, "evaluation": recipe.evaluation},
+            needs,
         ),
     ]
     if recipe.num_attention_scenes:

@@ -281,4 +281,15 @@ def _check_recipe(section: str, values: Mapping[str, Any]) -> None:
     check_training(f"{section}.training", values.get("training") or {})
 
 
-__all__ = ["HOW", "KEPT_SCENES", "SHARED", "SPLITS", "TUNING", "StudyRecipe", "fill_in", "load_study", "merge", "study_from_dict"]
+__all__ = [
+    "HOW",
+    "KEPT_SCENES",
+    "SHARED",
+    "SPLITS",
+    "TUNING",
+    "StudyRecipe",
+    "fill_in",
+    "load_study",
+    "merge",
+    "study_from_dict",
+]
