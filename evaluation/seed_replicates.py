@@ -102,7 +102,7 @@ class Estimate:
 
     Args:
         value (`float`): mean over seeds.
-        low, high (`float`): ends of the interval; `None` where resampling tells nothing, since all images are alike and
+        low, high (`float`): ends of the interval; `None` where resampling tells nothing: all images are alike, and
             there is no greatest value to go by.
         seeds (`tuple[float, ...]`): the value of each seed; empty where models were not paired by seed.
     """

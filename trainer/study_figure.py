@@ -90,7 +90,7 @@ def _draw_panel(axes, found, measure: str, names: list[str]) -> dict[str, Any]:
 
 
 def _draw_floors(axes, found, measure: str, reached: tuple[float, float], handles: dict[str, Any]) -> None:
-    """Lines at the floors; one far outside the scores does not stretch them, but is named at the edge, with an arrow."""
+    """Lines at the floors; one far outside the scores is named at the edge, with an arrow."""
     lowest, highest = reached
     span, far = max(highest - lowest, 5.0), 0
     inside = [lowest, highest]
@@ -175,8 +175,8 @@ def draw_attention_figure(found: Mapping[str, Any], output: Path, path: Path) ->
     area = numbers[next(iter(rows))]["mask_area"]
     figure.suptitle(
         f"Query {query} in heads {' and '.join(str(head) for head in heads)}. Beside: mean divergence between heads, "
-        f"attention on objects (evenly spread: {100 * area:.0f} %),\nover all scenes, queries, heads and seeds. White: "
-        "outlines of the objects",
+        f"attention on objects (evenly spread: {100 * area:.0f} %),\nover all scenes, queries, heads and seeds. "
+        "White: outlines of the objects",
         fontsize=13,
     )
     _draw_colour_bar(figure, panels)

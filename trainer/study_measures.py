@@ -38,7 +38,7 @@ def _load(folder: Path, dtype: str = "auto") -> tuple[Any, Any]:
 
 
 def load_questions(evaluation: Mapping[str, Any], scenes: str) -> dict[str, TaskQuestions]:
-    """The questions of all tasks of a study, by task; `evaluation` of its recipe says how many and how they are read."""
+    """The questions of all tasks of a study, by task; `evaluation` of its recipe says how many."""
     seed, mode = evaluation.get("seed", 0), evaluation.get("mode", "strict")
     return {
         task: load_task(task, Path(scenes), (options or {}).get("num_questions"), seed, mode)

@@ -104,8 +104,8 @@ def study_markdown(found: Mapping[str, Any], has_attention: bool = True) -> str:
     parts += [f"## {heading}\n\n{text}" for heading, table in TABLES if (text := table(found))]
     if found["parts"]:
         parts.append(
-            f"## What VQA asks\n\n{part_table(found)}\n\nNames and categories are semantics, as captions are; the rest "
-            "are places, sizes and numbers."
+            f"## What VQA asks\n\n{part_table(found)}\n\nNames and categories are semantics, as captions are; the "
+            "rest are places, sizes and numbers."
         )
     parts.append(f"## Without looking\n\n{shuffled_table(found)}")
     parts += [question_section(found, asked) for asked in found["questions"]]
@@ -129,8 +129,8 @@ def study_markdown(found: Mapping[str, Any], has_attention: bool = True) -> str:
 
 _BELOW_DISTILLATION = (
     "Explained variance and cosine are of the teacher's whitened features on the test scenes: a student that always "
-    "gives their mean explains nothing. Students see the very scenes that the language model is trained on, and few of "
-    "them: what they score above a pretrained teacher may come from these scenes and not from distillation, and what "
+    "gives their mean explains nothing. Students see the very scenes that the language model is trained on, and few "
+    "of them: what they score above a pretrained teacher may come from these scenes and not from distillation, and what "
     "they score below it, where the explained variance is low, from a training that is too short."
 )
 
@@ -153,8 +153,8 @@ def _introduction(found) -> str:
 
 def _below_scores(found) -> str:
     text = (
-        "Best in **bold**, second best <u>underlined</u>. In brackets intervals of 95 %, a dash where resampling tells "
-        "nothing. *gain*: how much higher the same questions score with their own scenes than with one another's, the "
+        "Best in **bold**, second best <u>underlined</u>. In brackets intervals of 95 %, a dash where resampling "
+        "tells nothing. *gain*: how much higher the same questions score with their own scenes than with one another's, the "
         "part of the score that comes from looking."
     )
     test = found["scenes"].get("scenes/test") or {}
@@ -212,18 +212,22 @@ def _how_to_read(found) -> str:
     )
     return (
         f"Intervals are of 95 %, {seeds} Differences are paired by image; half their interval is what a comparison "
-        "could have seen. A model is at the floor if it cannot be told from the better of majority answer and "
-        "question-only prior, on the same questions. Each encoder was made once: what holds of it need not hold of "
+        f"could have seen. {_floor_rule(found)}Each encoder was made once: what holds of it need not hold of "
         f"another run of its own training. One in twenty such intervals excludes zero by chance, and there are "
         f"{number} of single pairs here."
     )
 
 
+def _floor_rule(found) -> str:
+    rule = "A model is at the floor if it cannot be told from the better of majority answer and question-only prior. "
+    return rule if found["floors"] else ""
+
+
 def _of_probes(found) -> str:
     floors = found["probes"][0]["floors"]
     return (
-        f"Percent of {floors['num_test']:,} pictures of single objects named rightly, of {floors['num_classes']} nouns "
-        f"that are no class of the scenes, after {floors['num_train']:,} pictures of other cut-outs; always the most "
+        f"Percent of {floors['num_test']:,} pictures of single objects named rightly, of {floors['num_classes']} "
+        f"nouns that are no class of the scenes, after {floors['num_train']:,} pictures of other cut-outs; always the most "
         f"frequent noun: {floors['majority']:.1f}. In brackets: as made, 95 % intervals over pictures; tuned, the "
         "range over seeds. Lower after tuning than as made is semantics lost."
     )
@@ -243,8 +247,8 @@ def _below_cost(found) -> str:
     threads = sorted({str(cell["cost"]["threads"]) for cell in cells})
     kinds = ", ".join(f"{kind} {value / 60:.1f}" for kind, value in seconds.items())
     return (
-        f"{sum(seconds.values()) / 3600:.1f} CPU hours in all (minutes: {kinds}), {'/'.join(threads)} thread(s) a job. "
-        f"{' / '.join(where)}."
+        f"{sum(seconds.values()) / 3600:.1f} CPU hours in all (minutes: {kinds}), {'/'.join(threads)} thread(s) a "
+        f"job. {' / '.join(where)}."
     )
 
 

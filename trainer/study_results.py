@@ -168,7 +168,7 @@ def _describe_cell(key: CellKey, cell: Mapping[str, Any], tasks: Sequence[str]) 
 
 
 def _probes(recipe: StudyRecipe, finished: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Of each encoder that was probed the accuracies as it was made, after tuning for each seed, and before training."""
+    """Of each encoder that was probed the accuracies as made, after tuning by seed, and before training."""
     found = []
     for name in recipe.encoders:
         if probe_job(name) not in finished:

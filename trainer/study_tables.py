@@ -14,7 +14,7 @@ AT_FLOOR = "†"
 
 def score_table(found: Mapping[str, Any]) -> str:
     """
-    All models, a row each, as in Table 2 of GVT: scores with intervals, beneath each how much of it comes from looking,
+    All models, a row each, as in Table 2 of GVT: scores with intervals, beneath each what comes from looking,
     the best of a column in bold and the second best underlined; the floors at the end.
 
     Args:

