@@ -130,7 +130,8 @@ def study_markdown(found: Mapping[str, Any], has_attention: bool = True) -> str:
 _BELOW_DISTILLATION = (
     "Explained variance and cosine are of the teacher's whitened features on the test scenes: a student that always "
     "gives their mean explains nothing. Students see the very scenes that the language model is trained on, and few "
-    "of them: what they score above a pretrained teacher may come from these scenes and not from distillation, and what "
+    "of them: what they score above a pretrained teacher may come from these scenes and not from "
+    "distillation, and what "
     "they score below it, where the explained variance is low, from a training that is too short."
 )
 
@@ -154,7 +155,8 @@ def _introduction(found) -> str:
 def _below_scores(found) -> str:
     text = (
         "Best in **bold**, second best <u>underlined</u>. In brackets intervals of 95 %, a dash where resampling "
-        "tells nothing. *gain*: how much higher the same questions score with their own scenes than with one another's, the "
+        "tells nothing. *gain*: how much higher the same questions score with their own scenes than "
+        "with one another's, the "
         "part of the score that comes from looking."
     )
     test = found["scenes"].get("scenes/test") or {}
@@ -227,7 +229,8 @@ def _of_probes(found) -> str:
     floors = found["probes"][0]["floors"]
     return (
         f"Percent of {floors['num_test']:,} pictures of single objects named rightly, of {floors['num_classes']} "
-        f"nouns that are no class of the scenes, after {floors['num_train']:,} pictures of other cut-outs; always the most "
+        f"nouns that are no class of the scenes, after {floors['num_train']:,} pictures of other "
+        f"cut-outs; always the most "
         f"frequent noun: {floors['majority']:.1f}. In brackets: as made, 95 % intervals over pictures; tuned, the "
         "range over seeds. Lower after tuning than as made is semantics lost."
     )

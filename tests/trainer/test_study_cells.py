@@ -233,9 +233,7 @@ def test_a_tower_is_probed_on_nouns_outside_the_classes(output, base_models, mon
     config = {"encoder": "tiny", "feature_layer": -1, "image_size": 24, "probe": probe, "random_seed": 3}
     found = do(output, "probes/tiny", "probe", config)
     assert found["floors"] == {"majority": 50.0, "num_train": 4, "num_test": 2, "num_classes": 2}
-    assert {name: set(found[name]) for name in ("tower", "random")} == dict.fromkeys(
-        ("tower", "random"), {"knn", "linear_probe"}
-    )
+    assert set(found["tower"]) == set(found["random"]) == {"knn", "linear_probe"}
     cell = configuration(base_models)
     do(output, "cells/one/training", "training", {key: cell[key] for key in CELL})
     config = {"model": "cells/one/training", "feature_layer": -1, "probe": probe}
