@@ -43,7 +43,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options.command_line = shlex.join(["vistok", *arguments])
     _show_messages(logging.INFO if options.command in ("fetch", "train", "study") else logging.WARNING)
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        _leave_process_group()
+        return code
     except KeyboardInterrupt:
         print(f"vistok {options.command}: interrupted", file=sys.stderr)
         return 130
@@ -54,6 +56,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _is_told_by_vistok(error):
             print(f"(vistok {options.command} --debug … shows where this comes from)", file=sys.stderr)
         return 2
+
+
+def _leave_process_group() -> None:
+    """Ends what several processes share: a process that ends before it may be aborted."""
+    distributed = sys.modules.get("torch.distributed")
+    if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def _is_told_by_vistok(error: Exception) -> bool:

@@ -187,7 +187,7 @@ class TestWholeOrNotAtAll:
 
     def test_a_folder_that_holds_something_is_left_alone(self, planted, tmp_path):
         (tmp_path / "mine.txt").write_text("mine")
-        with pytest.raises(FileExistsError, match="exists already"):
+        with pytest.raises(FileExistsError, match="exists and would be overwritten"):
             write_scenes_of(tmp_path, settings(), *planted[1])
         assert os.listdir(tmp_path) == ["mine.txt"]
 

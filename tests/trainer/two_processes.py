@@ -60,3 +60,4 @@ if __name__ == "__main__":
         trainer = train(base_models, folder, name, batch_size=2)
         found = outcome(trainer)
         Path(folder, f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(found))
+    torch.distributed.destroy_process_group()  # a process that ends before it may be aborted
