@@ -102,19 +102,20 @@ class Estimate:
 
     Args:
         value (`float`): mean over seeds.
-        low, high (`float`): ends of the interval.
+        low, high (`float`): ends of the interval; `None` where resampling tells nothing: all images are alike, and
+            there is no greatest value to go by.
         seeds (`tuple[float, ...]`): the value of each seed; empty where models were not paired by seed.
     """
 
     value: float
-    low: float
-    high: float
+    low: float | None
+    high: float | None
     seeds: tuple[float, ...] = ()
 
     @property
     def excludes_zero(self) -> bool:
         """Whether zero lies outside the interval."""
-        return self.low > 0 or self.high < 0
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
 
 def score(one: ImageScores, weights: np.ndarray | None = None) -> np.ndarray:
@@ -221,7 +222,7 @@ def estimate_score(
     """
     found = scores_of_seeds(replicates, measure)
     resampled = scores_of_seeds(replicates, measure, weights).mean(0)
-    low, high = _interval(resampled, seeds, 1 / len(found), level, _num_images(replicates), bounds)
+    low, high = _interval(resampled, seeds, 1 / len(found), level, _num_images(replicates, measure), bounds)
     return Estimate(float(found.mean()), low, high, tuple(map(float, found)))
 
 
@@ -245,7 +246,7 @@ def estimate_difference(
     scores = [scores_of_seeds(replicates, measure) for replicates in (first, second)]
     resampled = [scores_of_seeds(replicates, measure, weights).mean(0) for replicates in (first, second)]
     share = 1 / len(scores[0]) + 1 / len(scores[1])
-    low, high = _interval(resampled[0] - resampled[1], seeds, share, level, _num_images(first), bounds)
+    low, high = _interval(resampled[0] - resampled[1], seeds, share, level, _num_images(first, measure), bounds)
     by_seed = scores[0] - scores[1] if len(scores[0]) == len(scores[1]) else ()
     return Estimate(float(scores[0].mean() - scores[1].mean()), low, high, tuple(map(float, by_seed)))
 
@@ -270,25 +271,44 @@ def mean_difference(
     """
     if not pairs:
         raise ValueError("There are no pairs of models to compare.")
-    shares: dict[int, float] = {}  # of each model in the mean: one that is in two pairs counts twice, or cancels out
+    terms = [(replicates, sign / len(pairs)) for pair in pairs for replicates, sign in zip(pair, (1, -1), strict=True)]
+    return estimate_contrast(terms, measure, weights, seeds, level, bounds)
+
+
+def estimate_contrast(
+    terms: Sequence[tuple[Replicates, float]],
+    measure: str,
+    weights: np.ndarray,
+    seeds: SeedVariance,
+    level: float = 0.95,
+    bounds: tuple[float, float] | None = None,
+) -> Estimate:
+    """
+    A sum of the scores of several kinds of models, each with a factor, such as a difference of differences.
+
+    Args:
+        terms (`list[tuple]`): [`Replicates`] with their factors. A kind of model may be in several terms.
+        measure, weights, seeds, level, bounds: see [`estimate_difference`].
+    """
+    shares: dict[int, float] = {}  # of each model: one that is in two terms counts twice, or cancels out
     members: dict[int, Replicates] = {}
-    for pair in pairs:
-        for replicates, sign in zip(pair, (1, -1)):
-            members[id(replicates)] = replicates
-            shares[id(replicates)] = shares.get(id(replicates), 0.0) + sign / len(pairs)
+    for replicates, factor in terms:
+        members[id(replicates)] = replicates
+        shares[id(replicates)] = shares.get(id(replicates), 0.0) + factor
     value, of_variance, resampled = 0.0, 0.0, np.zeros(len(weights))
     for key, share in shares.items():
         found = scores_of_seeds(members[key], measure)
         value += share * float(found.mean())
         of_variance += share**2 / len(found)
         resampled += share * scores_of_seeds(members[key], measure, weights).mean(0)
-    num_images = _num_images(pairs[0][0])
+    num_images = _num_images(terms[0][0], measure)
     return Estimate(value, *_interval(resampled, seeds, of_variance, level, num_images, bounds))
 
 
-def _num_images(replicates: Replicates) -> int:
-    """The least number of images that a task asks about."""
-    return min(int((one.counts > 0).sum()) for of_task in replicates.values() for one in of_task)
+def _num_images(replicates: Replicates, measure: str) -> int:
+    """The number of images that a task asks about; of the mean of all tasks the least."""
+    of_tasks = replicates.values() if measure == AVERAGE else [replicates[measure]]
+    return min(int((one.counts > 0).sum()) for of_task in of_tasks for one in of_task)
 
 
 def _interval(
@@ -298,10 +318,12 @@ def _interval(
     level: float,
     num_images: int,
     bounds: tuple[float, float] | None,
-) -> tuple[float, float]:
+) -> tuple[float | None, float | None]:
     """Percentiles of what other images and, independently of them, other seeds would have given."""
     tail = (1 - level) / 2
-    if bounds is not None and not seeds.variance and np.ptp(resampled) < 1e-9:
+    if not seeds.variance and np.ptp(resampled) < 1e-9:
+        if bounds is None:
+            return None, None
         value, others = float(resampled[0]), 1 - tail ** (1 / num_images)
         return value - others * (value - bounds[0]), value + others * (bounds[1] - value)
     low, high = np.quantile(resampled + seeds.draw(share, len(resampled)), [tail, 1 - tail])
@@ -315,6 +337,7 @@ __all__ = [
     "Replicates",
     "SeedVariance",
     "draw_images",
+    "estimate_contrast",
     "estimate_difference",
     "estimate_score",
     "mean_difference",

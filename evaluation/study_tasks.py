@@ -3,7 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,21 @@ TASKS = {"vqa": "vqa", "caption": "caption", "oc": "coco_oc", "mci": "coco_mci"}
 """In the order of the columns of GVT's tables, with what `vistok evaluate` calls them."""
 
 TASK_NAMES = {"vqa": "VQA", "caption": "Caption", "oc": "OC", "mci": "MCI"}
-SEMANTIC_TASKS, FINE_GRAINED_TASKS = ("vqa", "caption"), ("oc", "mci")
+FINE_GRAINED_TASKS = ("oc", "mci")
+
+VQA_PARTS = {
+    "vqa_semantic": ("naming", "category"),
+    "vqa_counting": ("comparison", "threshold"),
+    "vqa_spatial": ("size", "place", "location", "relation", "what is aside", "nearest"),
+}
+"""What the VQA questions of `vistok scenes` ask about, with the values of `question_type`."""
+
+PART_NAMES = {
+    "vqa_semantic": "VQA: names and categories",
+    "vqa_counting": "VQA: more, fewer",
+    "vqa_spatial": "VQA: places and sizes",
+}
+SEMANTIC_MEASURES = ("vqa_semantic", "caption")
 
 
 @dataclass(frozen=True)
@@ -31,16 +45,29 @@ class TaskQuestions:
         examples (`list[dict]`): training examples that end with a right answer. A question is bare: the chat template
             of a model wraps it, as it did in training.
         protocol ([`Protocol`]): how answers are measured.
+        types (`dict`, *optional*): by the id of an example its `question_type`, where the annotations have one.
     """
 
     task: str
     examples: Sequence[Mapping[str, Any]]
     protocol: Protocol
+    types: Mapping[Any, str] = field(default_factory=dict)
 
     @property
     def images(self) -> list[str]:
         """The name of the image file of each question."""
         return [Path(example["images"][0]["path"]).name for example in self.examples]
+
+    @property
+    def parts(self) -> list[str | None]:
+        """Which of [`VQA_PARTS`] each question belongs to; `None` where its type is unknown."""
+        of_type = {kind: part for part, kinds in VQA_PARTS.items() for kind in kinds}
+        return [of_type.get(self.types.get(example["id"], "")) for example in self.examples]
+
+    def places(self, others: "TaskQuestions") -> list[int]:
+        """Where each question of a choice stands among these."""
+        numbers = {example["id"]: number for number, example in enumerate(self.examples)}
+        return [numbers[example["id"]] for example in others.examples]
 
     def values(self, predictions: Sequence[str], metric: str | None = None) -> list[float]:
         """
@@ -120,7 +147,13 @@ def load_task(
     found = EVALUATION_TASKS[TASKS[task]]
     (split,) = found.splits(QuestionFiles(questions=scenes, images=Path(scenes) / "images"))
     examples = [_bare(example) for example in split.test]
-    return TaskQuestions(task, examples, found.asked(mode=mode)).some(num_questions, seed)
+    types = _question_types(Path(scenes)) if task == "vqa" else {}
+    return TaskQuestions(task, examples, found.asked(mode=mode), types).some(num_questions, seed)
+
+
+def _question_types(scenes: Path) -> dict[Any, str]:
+    annotations = _read(scenes / "vqa_annotations.json")["annotations"]
+    return {str(item["question_id"]): str(item.get("question_type", "")) for item in annotations}
 
 
 def _bare(example: Mapping[str, Any]) -> dict[str, Any]:
@@ -169,7 +202,7 @@ def class_labels(scenes: Path) -> tuple[list[str], list[str], list[list[float]]]
     return [category["name"] for category in categories], list(files.values()), labels
 
 
-def scene_masks(scenes: Path, images: Iterable[int]) -> list[Any]:
+def scene_objects(scenes: Path, images: Iterable[int]) -> list[list[Any]]:
     """
     Where the objects of scenes are.
 
@@ -178,25 +211,27 @@ def scene_masks(scenes: Path, images: Iterable[int]) -> list[Any]:
         images (`list[int]`): ids.
 
     Returns:
-        `list[np.ndarray]`: of each image `(height, width)`, true on any object.
+        `list[list[np.ndarray]]`: of each image the masks of its objects, `(height, width)`, true on the object.
     """
-    from .coco_masks import union_mask
+    from .coco_masks import decode_mask
 
     document = _read(Path(scenes) / "instances.json")
     sizes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}
     segmentations: dict[int, list[Any]] = defaultdict(list)
     for annotation in document["annotations"]:
         segmentations[annotation["image_id"]].append(annotation["segmentation"])
-    return [union_mask(segmentations[image], sizes[image]) for image in images]
+    return [[decode_mask(one, sizes[image]) for one in segmentations[image]] for image in images]
 
 
 __all__ = [
     "FINE_GRAINED_TASKS",
-    "SEMANTIC_TASKS",
+    "PART_NAMES",
+    "SEMANTIC_MEASURES",
     "TASKS",
     "TASK_NAMES",
+    "VQA_PARTS",
     "TaskQuestions",
     "class_labels",
     "load_task",
-    "scene_masks",
+    "scene_objects",
 ]

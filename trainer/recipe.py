@@ -77,9 +77,13 @@ def read_yaml(text: str, name: str) -> Any:
         raise ValueError(f"{name} is no valid YAML: {error}") from error
 
 
-def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
+def parse_overrides(arguments: Sequence[str], names: Sequence[str] = ()) -> dict[str, Any]:
     """
     Reads `["--training.max_steps", "100", "--training.bf16=true"]`.
+
+    Args:
+        arguments (`list[str]`): of a command line.
+        names (`list[str]`, *optional*): fields that are set as a whole, without a dot.
 
     Raises:
         ValueError: if an option has no dots-and-dashes form, or no value.
@@ -88,7 +92,7 @@ def parse_overrides(arguments: Sequence[str]) -> dict[str, Any]:
     arguments = list(arguments)
     while arguments:
         name = arguments.pop(0)
-        if not name.startswith("--") or "." not in name:
+        if not name.startswith("--") or not ("." in name or name[2:].partition("=")[0] in names):
             raise ValueError(
                 f"{name!r} is no override: write --section.field value, such as --training.max_steps 100."
             )

@@ -12,7 +12,7 @@ from ..configuration.optional import require
 from ..hub_cards.published_text import published_values
 from ..modeling.base_weights import require_fetched
 from .study_jobs import Outcome, check_unchanged, clear_changed, job_state, run_jobs, write_json
-from .study_plan import plan_study
+from .study_plan import ANSWERS, plan_study
 from .study_process import LOG, launch_in_process
 from .study_recipe import StudyRecipe
 from .study_report import write_report
@@ -129,7 +129,7 @@ def study_states(recipe: StudyRecipe, only: str | None = None) -> dict[str, str]
 
 
 def _has_cells(outcome: Outcome) -> bool:
-    return any(name.startswith("cells/") for name in outcome.finished)
+    return any(name.rpartition("/")[2] == ANSWERS for name in outcome.finished)
 
 
 def _failure(output: Path, outcome: Outcome) -> str:

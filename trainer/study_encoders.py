@@ -84,6 +84,7 @@ def _supervised(config, folder: Path, output: Path) -> dict[str, Any]:
         "report_to": "none",
         "use_cpu": not torch.cuda.is_available(),
         **fill_in(supervision.get("training") or {}, places),
+        "disable_tqdm": True,
     }
     args = TrainingArguments(**{**settings, "output_dir": str(folder / "run"), "seed": seed, "data_seed": seed})
     set_seed(seed)
@@ -115,6 +116,7 @@ def _distilled(config, folder: Path, output: Path) -> dict[str, Any]:
                 "output_dir": str(folder / MODEL),
                 "mask_ratio": config.get("mask_ratio", 0.0),
                 "seed": config.get("seed", 0),
+                "disable_tqdm": True,
             },
         },
     )

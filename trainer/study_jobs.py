@@ -34,8 +34,8 @@ class Job:
     A piece of work of a study.
 
     Args:
-        name (`str`): its folder under the output of the study, such as `"cells/dinov2-frozen-seed0"`.
-        kind (`str`): what is done, such as `"cell"`.
+        name (`str`): its folder under the output of the study, such as `"cells/dinov2-frozen-seed0/training"`.
+        kind (`str`): what is done, such as `"training"`.
         config (`dict`): all that it depends on, save for what other jobs make; plain values, as JSON has them.
         needs (`tuple[str, ...]`, *optional*): jobs that have to be finished before.
     """

@@ -4,6 +4,7 @@ every job has the threads and the device it is given, whoever started the study.
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -42,13 +43,15 @@ def job_environment(threads: int, local_rank: int = 0) -> dict[str, str]:
         local_rank (`int`, *optional*, defaults to 0): number of the worker on this machine, which decides on the GPU.
 
     Returns:
-        `dict[str, str]`: that of this process without what launchers set, with threads and one GPU, if there are any.
+        `dict[str, str]`: that of this process without what launchers set, with threads and one GPU, if there are any,
+        and without progress bars.
     """
     kept = {
         name: value
         for name, value in os.environ.items()
         if name not in _OF_LAUNCHERS and not name.startswith(_PREFIXES)
     }
+    kept |= {"HF_HUB_DISABLE_PROGRESS_BARS": "1", "TQDM_DISABLE": "1"}  # the output goes to a file
     kept |= {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")}
     if devices := _visible_devices():
         kept["CUDA_VISIBLE_DEVICES"] = devices[local_rank % len(devices)]
@@ -174,7 +177,17 @@ def do_job(output: Path, name: str, kinds: Mapping[str, Callable[..., dict[str, 
     return 0
 
 
+def prepare_process() -> None:
+    """Makes the process of a job tidy up when it is ended, and keep progress bars out of its log."""
+    import datasets
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # unfinished folders and locks go as after an error
+    logging.disable_progress_bar()
+    datasets.disable_progress_bars()
+
+
 if __name__ == "__main__":
+    prepare_process()
     from .study_cells import KINDS
 
     basicConfig(format="%(message)s", level=WARNING)
@@ -182,4 +195,4 @@ if __name__ == "__main__":
     sys.exit(do_job(Path(sys.argv[1]), sys.argv[2], KINDS))
 
 
-__all__ = ["Cost", "do_job", "job_environment", "launch_in_process"]
+__all__ = ["Cost", "do_job", "job_environment", "launch_in_process", "prepare_process"]

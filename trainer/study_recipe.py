@@ -12,18 +12,29 @@ from ..evaluation.protocol import MODES
 from ..evaluation.study_tasks import TASKS
 from .data_formats import known
 from .recipe import parse_overrides, read_yaml, recipe_from_dict
+from .study_checks import (
+    KEPT_SCENES,
+    check_attention,
+    check_encoder,
+    check_evaluation,
+    check_not_set,
+    check_probe,
+    check_scenes,
+    check_supervised_training,
+    check_supervision,
+    check_training,
+)
 
 TUNING = ("frozen", "tuned")
 SPLITS = ("train", "test")
 # What any encoder is described by, and one of each kind beside.
-SHARED = ("how", "label", "supervision", "feature_layer")
+SHARED = ("how", "label", "supervision", "num_images", "feature_layer")
 HOW = {
     "pretrained": ("model",),
     "random": ("architecture", "image_size", "seed"),
     "supervised": ("architecture", "seed", "training"),
     "distilled": ("teacher", "mask_ratio", "seed", "training"),
 }
-_EVALUATION = ("tasks", "num_shuffled", "seed", "mode", "batch_size", "max_new_tokens", "dtype")
 REQUIRED = {"pretrained": "model", "random": "architecture", "supervised": "architecture", "distilled": "teacher"}
 
 
@@ -39,7 +50,7 @@ class StudyRecipe:
             `random` (`architecture`: of such a model, `image_size`, `seed`), `supervised` (`architecture`, `seed`,
             `training`: by the classes in the training scenes), `distilled` (`teacher`: an encoder before it,
             `mask_ratio`, `seed`, `training`). `feature_layer` (by default -1) is what the resampler, or a student,
-            reads of it; `label` and `supervision` are what tables call it.
+            reads of it; `label`, `supervision` and `num_images` (of its pretraining) are what tables say of it.
         protocol (`dict`): a recipe of the visual-language trainer, without tower and output folder.
         tuned (`dict`): what is otherwise in the protocol where the tower is tuned.
         tuning (`list[str]`): `"frozen"`, `"tuned"` or both.
@@ -49,8 +60,11 @@ class StudyRecipe:
         distillation (`dict`): a recipe of the feature-distillation trainer, without teacher and output folder.
         evaluation (`dict`): `tasks` (by name, with `num_questions`), `num_shuffled` (questions of each that are asked
             about shuffled images, by default all), `seed`, `mode`, `batch_size`, `max_new_tokens` and `dtype`.
-        attention (`dict`): of the figure: `num_scenes` to measure on, `shown` of them, `query` and `heads` to draw,
-            `layer` of the resampler.
+        attention (`dict`): `num_scenes` to measure on (by default 32; 0 for none) and `layer` of the resampler; of the
+            figure `shown` (scenes, by default 3), `query` and `heads`, all counted from 0.
+        probe (`dict`): k-NN and linear probe of every tower, before and after tuning, on pictures of single objects
+            that are of no class of the scenes: `num_train` and `num_test` of them to render (those of the study's
+            classes are left out), `size`, `seed` and `k`. Left out where it is empty.
         threads (`int`): that each job computes with.
         output_dir (`str`): where the study goes.
         title (`str`): of the report.
@@ -72,6 +86,7 @@ class StudyRecipe:
     distillation: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
     attention: dict[str, Any] = field(default_factory=dict)
+    probe: dict[str, Any] = field(default_factory=dict)
     threads: int = 1
     output_dir: str = "runs/study"
     title: str = "Vision towers as visual tokenizers"
@@ -85,11 +100,25 @@ class StudyRecipe:
         self._check_cells()
         for name in self.encoders:
             self._check_encoder(name)
-        self._check_evaluation()
+        check_scenes(self.scenes, SPLITS)
+        check_evaluation(self.evaluation, list(TASKS), MODES)
+        check_probe(self.probe)
+        check_supervision(self.supervision)
         for name, values in (("protocol", self.protocol), ("tuned", merge(self.protocol, self.tuned))):
             _check_recipe(name, values)
-        if any(encoder["how"] == "distilled" for encoder in self.encoders.values()):
-            _check_recipe("distillation", {"trainer": "feature-distillation", **self.distillation})
+            check_not_set(name, values, ("model.vision", "data.seed", "training.output_dir", "training.seed"))
+        model = self.protocol.get("model") or {}
+        check_attention(self.attention, None if model.get("checkpoint") else model.get("resampler") or {})
+        self._check_distillation()
+
+    def _check_distillation(self):
+        for name, encoder in self.encoders.items():
+            if encoder["how"] == "distilled":
+                own = merge(self.distillation, {"training": encoder.get("training") or {}})
+                place = "distillation" if not encoder.get("training") else f"distillation of encoders.{name}"
+                _check_recipe(place, {**own, "trainer": "feature-distillation"})
+                taken = ("teacher.model", "training.output_dir", "training.seed", "training.mask_ratio")
+                check_not_set(place, own, taken)
 
     def _check_cells(self):
         if not self.encoders:
@@ -112,9 +141,10 @@ class StudyRecipe:
             raise ValueError(f"The encoder {name!r} names a folder: use letters, digits, - and _.")
         how = known(f"how in {place}", encoder.get("how"), HOW)
         for key in encoder:
-            known(
-                f"field of {place}, which is {how}", key, ("how", "label", "supervision", "feature_layer", *HOW[how])
-            )
+            known(f"field of {place}, which is {how}", key, (*SHARED, *HOW[how]))
+        check_encoder(place, encoder)
+        if how == "supervised":
+            check_supervised_training(f"{place}.training", encoder.get("training") or {})
         if REQUIRED[how] not in encoder:
             raise ValueError(f"{place} has no {REQUIRED[how]}, which an encoder that is {how} needs.")
         before = list(self.encoders)[: list(self.encoders).index(name)]
@@ -124,23 +154,10 @@ class StudyRecipe:
             if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio < 1:
                 raise ValueError(f"mask_ratio of {place} is {ratio!r}, expected a number from 0 to less than 1.")
 
-    def _check_evaluation(self):
-        evaluation = self.evaluation
-        for key in evaluation:
-            known("field of evaluation", key, _EVALUATION)
-        tasks = evaluation.get("tasks")
-        if not isinstance(tasks, Mapping) or not tasks:
-            raise ValueError(f"evaluation.tasks is {tasks!r}, expected tasks by name: {', '.join(TASKS)}.")
-        for task, options in tasks.items():
-            known("task of the study", task, TASKS)
-            for key in options or {}:
-                known(f"field of evaluation.tasks.{task}", key, ("num_questions",))
-        known("mode of the evaluation", evaluation.get("mode", "strict"), MODES)
-        for key in self.attention:
-            known("field of attention", key, ("num_scenes", "shown", "query", "heads", "layer"))
-        for key in self.scenes:
-            if key in SPLITS and not isinstance(self.scenes[key], Mapping):
-                raise ValueError(f"scenes.{key} is {self.scenes[key]!r}, expected arguments of `vistok scenes`.")
+    @property
+    def num_attention_scenes(self) -> int:
+        """On so many scenes attention maps are measured."""
+        return self.attention.get("num_scenes", 32)
 
     def protocol_of(self, tuning: str) -> dict[str, Any]:
         """
@@ -171,7 +188,8 @@ def load_study(path: str | os.PathLike, overrides: Sequence[str] = ()) -> StudyR
 
     Args:
         path (`str`): YAML file.
-        overrides (`list[str]`): `["--protocol.training.max_steps", "100", …]`, see [`load_recipe`].
+        overrides (`list[str]`): `["--protocol.training.max_steps", "100", "--seeds", "[0, 1, 2]", …]`, see
+            [`load_recipe`].
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -184,7 +202,7 @@ def load_study(path: str | os.PathLike, overrides: Sequence[str] = ()) -> StudyR
     if not isinstance(values, Mapping):
         raise ValueError(f"{path} holds {values!r}, expected the sections of a study.")
     given = dict(values)
-    for name, value in parse_overrides(overrides).items():
+    for name, value in parse_overrides(overrides, _sections()).items():
         override: Any = value
         for part in reversed(name.split(".")):
             override = {part: override}
@@ -199,10 +217,13 @@ def study_from_dict(values: Mapping[str, Any]) -> StudyRecipe:
     Raises:
         ValueError: if a section is unknown, or something in it.
     """
-    sections = [section.name for section in dataclasses.fields(StudyRecipe)]
     for name in values:
-        known("section of the study", name, sections)
+        known("section of the study", name, _sections())
     return StudyRecipe(**{name: deepcopy(value) for name, value in values.items() if value is not None})
+
+
+def _sections() -> list[str]:
+    return [section.name for section in dataclasses.fields(StudyRecipe)]
 
 
 def merge(values: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
@@ -257,6 +278,18 @@ def _check_recipe(section: str, values: Mapping[str, Any]) -> None:
         recipe_from_dict(values)
     except ValueError as error:
         raise ValueError(f"{section} of the study: {error}") from error
+    check_training(f"{section}.training", values.get("training") or {})
 
 
-__all__ = ["HOW", "TUNING", "StudyRecipe", "fill_in", "load_study", "merge", "study_from_dict"]
+__all__ = [
+    "HOW",
+    "KEPT_SCENES",
+    "SHARED",
+    "SPLITS",
+    "TUNING",
+    "StudyRecipe",
+    "fill_in",
+    "load_study",
+    "merge",
+    "study_from_dict",
+]

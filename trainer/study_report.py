@@ -3,25 +3,36 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ..evaluation.seed_replicates import AVERAGE
-from ..evaluation.study_tasks import TASK_NAMES
 from ..hub_cards.published_text import published_values
 from ..modeling.atomic_folder import write_text_atomically
-from .study_figure import draw_attention_figure, draw_study
+from .study_figure import attention_files, draw_attention_figure, draw_study
+from .study_tables import (
+    AT_FLOOR,
+    MEASURE_NAMES,
+    TABLES,
+    attention_table,
+    cost_table,
+    difference,
+    distillation_table,
+    half_width,
+    pair_table,
+    part_table,
+    probe_table,
+    score_table,
+    shuffled_table,
+)
 
-FLOOR_NAMES = {"majority": "majority answer", "question_only_prior": "question-only prior"}
-MEASURE_NAMES = {**TASK_NAMES, AVERAGE: "Avg"}
 REPORT_FILES = ("study.json", "study.csv", "study.md", "study.png", "attention.png")
 
 
 def write_report(found: Mapping[str, Any], output: Path, command: str | None = None) -> dict[str, Path]:
     """
     Writes the report of a study: `study.json` (all of it), `study.csv` (a row for each cell), `study.md` (tables and
-    answers), `study.png` and `attention.png`, each whole or not at all.
+    answers), and then the figures `study.png` and `attention.png`, each whole or not at all.
 
     Args:
         found (`dict`): from [`collect_study`].
@@ -35,13 +46,14 @@ def write_report(found: Mapping[str, Any], output: Path, command: str | None = N
         ImportError: if matplotlib is missing; names the extra.
     """
     found = published_values({**found, "command": command})
-    paths = {name: output / name for name in REPORT_FILES}
+    has_attention = bool(attention_files(found, output))
+    paths = {name: output / name for name in REPORT_FILES if has_attention or name != "attention.png"}
     write_text_atomically(paths["study.json"], json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text_atomically(paths["study.csv"], study_csv(found))
+    write_text_atomically(paths["study.md"], study_markdown(found, has_attention))
     draw_study(found, paths["study.png"])
-    if not draw_attention_figure(found, output, paths["attention.png"]):
-        paths.pop("attention.png")
-    write_text_atomically(paths["study.md"], study_markdown(found, "attention.png" in paths))
+    if has_attention:
+        draw_attention_figure(found, output, paths["attention.png"])
     return paths
 
 
@@ -88,22 +100,40 @@ def study_markdown(found: Mapping[str, Any], has_attention: bool = True) -> str:
         `str`: Markdown.
     """
     parts = [f"# {found['title']}", _introduction(found), "![scores of all models](study.png)"]
-    tunings = list(dict.fromkeys(row["tuning"] for row in found["rows"]))
-    parts += [f"## Tower {tuning}\n\n{score_table(found, tuning)}" for tuning in tunings]
-    parts.append(f"## Without looking\n\n{floor_table(found)}")
+    parts.append(f"## All models\n\n{score_table(found)}\n\n{_below_scores(found)}")
+    parts += [f"## {heading}\n\n{text}" for heading, table in TABLES if (text := table(found))]
+    if found["parts"]:
+        parts.append(
+            f"## What VQA asks\n\n{part_table(found)}\n\nNames and categories are semantics, as captions are; the "
+            "rest are places, sizes and numbers."
+        )
+    parts.append(f"## Without looking\n\n{shuffled_table(found)}")
     parts += [question_section(found, asked) for asked in found["questions"]]
     if found["questions"]:
         parts.append(_how_to_read(found))
+    if text := distillation_table(found):
+        parts.append(f"## Did the distillation work?\n\n{text}\n\n{_BELOW_DISTILLATION}")
+    if found["probes"]:
+        parts.append(f"## What towers tell outside the study's classes\n\n{probe_table(found)}\n\n{_of_probes(found)}")
     if found["attention"]:
         picture = "![attention of one query in two heads](attention.png)\n\n" if has_attention else ""
-        parts.append(f"## Attention maps\n\n{picture}{attention_table(found)}")
-    parts.append(f"## Encoders and cost\n\n{cost_table(found)}")
+        parts.append(f"## Attention maps\n\n{picture}{attention_table(found)}\n\n{_below_attention(found)}")
+    parts.append(f"## Encoders and cost\n\n{cost_table(found)}\n\n{_below_cost(found)}")
     if found["missing"]:
         listed = ", ".join(found["missing"][:8]) + (" …" if len(found["missing"]) > 8 else "")
         parts.append(f"**Not finished:** {len(found['missing'])} jobs ({listed}).")
     if found.get("command"):
         parts.append(f"`{found['command']}`")
     return "\n\n".join(parts) + "\n"
+
+
+_BELOW_DISTILLATION = (
+    "Explained variance and cosine are of the teacher's whitened features on the test scenes: a student that always "
+    "gives their mean explains nothing. Students see the very scenes that the language model is trained on, and few "
+    "of them: what they score above a pretrained teacher may come from these scenes and not from "
+    "distillation, and what "
+    "they score below it, where the explained variance is low, from a training that is too short."
+)
 
 
 def _introduction(found) -> str:
@@ -122,61 +152,54 @@ def _introduction(found) -> str:
     return text + f" Training: {' or '.join(f'{step:,}' for step in steps)} steps."
 
 
-def score_table(found: Mapping[str, Any], tuning: str) -> str:
-    """The models of one tuning, a row each, as in Tables 2, 4 and 6 of GVT; the floors beneath."""
-    measures = _measures(found)
-    encoders = {encoder["name"]: encoder for encoder in found["encoders"]}
-    lines = _header(["Supervision", "Visual tokenizer", *(MEASURE_NAMES[m] for m in measures)], 2)
-    for row in found["rows"]:
-        if row["tuning"] == tuning:
-            encoder = encoders[row["encoder"]]
-            cells = [_with_interval(row["scores"][measure]) for measure in measures]
-            lines.append(_line([encoder["supervision"], encoder["label"], *cells]))
-    for floor, name in FLOOR_NAMES.items():
-        if found["floors"]:
-            values = {task: found["floors"][task][floor] for task in found["tasks"]}
-            values[AVERAGE] = sum(values.values()) / len(values)
-            lines.append(_line(["", f"*{name}*", *(f"*{values[measure]:.1f}*" for measure in measures)]))
-    return "\n".join(lines)
-
-
-def floor_table(found: Mapping[str, Any]) -> str:
-    """Each model when it is shown the other scenes: what of its score needs no image."""
-    measures = _measures(found)
-    labels = {encoder["name"]: encoder["label"] for encoder in found["encoders"]}
-    lines = _header(["Shuffled images", *(MEASURE_NAMES[measure] for measure in measures)])
-    for row in found["rows"]:
-        name = f"{labels[row['encoder']]}, {row['tuning']}"
-        lines.append(_line([name, *(f"{row['shuffled'][measure]:.1f}" for measure in measures)]))
-    return "\n".join(lines)
+def _below_scores(found) -> str:
+    text = (
+        "Best in **bold**, second best <u>underlined</u>. In brackets intervals of 95 %, a dash where resampling "
+        "tells nothing. *gain*: how much higher the same questions score with their own scenes than "
+        "with one another's, the "
+        "part of the score that comes from looking."
+    )
+    test = found["scenes"].get("scenes/test") or {}
+    if "cutouts" in test:
+        text += (
+            f" Intervals are over other scenes of the same {test['cutouts']} cut-outs and {test['backgrounds']} "
+            "photographs: other pictures of the same classes would widen them."
+        )
+    return text
 
 
 def question_section(found: Mapping[str, Any], asked: Mapping[str, Any]) -> str:
-    """A question of the study: its answer in numbers, and the differences of all pairs."""
-    measures = _measures(found)
-    labels = {encoder["name"]: encoder["label"] for encoder in found["encoders"]}
-    lines = _header(["Difference", *(MEASURE_NAMES[measure] for measure in measures)])
-    for pair in asked["pairs"]:
-        (first, tuning), (second, other) = pair["first"], pair["second"]
-        name = f"{labels[first]}: {tuning} − {other}" if first == second else f"{labels[first]} − {labels[second]}"
-        lines.append(_line([name, *(_difference(pair["differences"][measure]) for measure in measures)]))
-    if len(asked["pairs"]) > 1:
-        lines.append(_line(["**mean**", *(_difference(asked["mean"][measure]) for measure in measures)]))
-    over = "" if len(asked["pairs"]) == 1 else f"Mean of {len(asked['pairs'])} pairs: "
-    told = "; ".join(f"{MEASURE_NAMES[task]} {said(asked['mean'][task])}" for task in asked["about"])
-    return f"## {asked['question']}\n\n{over}{told}.\n\n" + "\n".join(lines)
+    """A question of the study: its answer in numbers, over each group of towers, and the differences of all pairs."""
+    answers = []
+    for group in asked["groups"]:
+        number = len(group["members"])
+        over = f"*{group['towers'].capitalize()}* ({'; '.join(group['members'])})"
+        over += f", mean of {number}" if number > 1 else ""
+        told = "; ".join(f"{MEASURE_NAMES[name]} {said(group['mean'][name], number)}" for name in asked["about"])
+        answers.append(f"{over}: {told}.")
+    confound = [asked["confound"]] if asked.get("confound") else []
+    floor = any(one["at_floor"] for pair in asked["pairs"] for one in pair["differences"].values())
+    marked = [f"{AT_FLOOR} cannot be told: none of these models is above the floor."] if floor else []
+    return "\n\n".join([f"## {asked['question']}", *answers, *confound, pair_table(found, asked), *marked])
 
 
-def said(difference: Mapping[str, Any]) -> str:
+def said(found: Mapping[str, Any], number: int = 1) -> str:
     """
-    A difference in words: its value, its interval, and which way it goes, if the interval excludes zero.
+    A difference in words: its value, its interval, what it could have seen, and which way it goes, if the interval
+    excludes zero.
 
     Args:
-        difference (`dict`): `value`, `low` and `high`.
+        found (`dict`): `value`, `low` and `high`, and `at_floor` if no model in it is above the floor.
+        number (`int`, *optional*, defaults to 1): of pairs that it is the mean of.
     """
-    low, high = difference["low"], difference["high"]
-    verdict = "higher" if low > 0 else "lower" if high < 0 else "no difference seen"
-    return f"{_difference(difference)}: {verdict}"
+    low, high = found["low"], found["high"]
+    if found.get("at_floor"):
+        return f"{difference(found)}: cannot be told: both at the floor"
+    if low is None:
+        return f"{difference(found)}: cannot be told: all answers alike"
+    verdict = "higher" if low > 0 else "lower" if high < 0 else "not told apart from zero"
+    some = f", {found['num_at_floor']} of {number} pairs at the floor" if found.get("num_at_floor") else ""
+    return f"{difference(found)}, could have seen {half_width(found)}: {verdict}{some}"
 
 
 def _how_to_read(found) -> str:
@@ -184,94 +207,56 @@ def _how_to_read(found) -> str:
     number = sum(len(question["pairs"]) * len(question["pairs"][0]["differences"]) for question in asked)
     degrees = max(spread["degrees"] for spread in found["seed_spread"].values())
     seeds = (
-        "for other images and other seeds; the spread between seeds is pooled over all kinds of models "
+        "for other scenes and other seeds; the spread between seeds is pooled over all kinds of models "
         f"({degrees} degrees of freedom)."
         if degrees
-        else "for other images alone: with one seed, nothing is known of the spread between seeds."
+        else "for other scenes alone: with one seed, nothing is known of the spread between seeds."
     )
     return (
-        f"Intervals are of 95 %, {seeds} Differences are paired by image. Each encoder was made once: what holds of "
-        f"it need not hold of another run of its own training. One in twenty such intervals excludes zero by "
-        f"chance, and there are {number} of single pairs here."
+        f"Intervals are of 95 %, {seeds} Differences are paired by image; half their interval is what a comparison "
+        f"could have seen. {_floor_rule(found)}Each encoder was made once: what holds of it need not hold of "
+        f"another run of its own training. One in twenty such intervals excludes zero by chance, and there are "
+        f"{number} of single pairs here."
     )
 
 
-def attention_table(found: Mapping[str, Any]) -> str:
-    """How much heads differ, and how much attention lies on objects."""
-    labels = {encoder["name"]: encoder["label"] for encoder in found["encoders"]}
-    lines = _header(
-        ["Resampler on", "divergence between heads (bits)", "attention on objects (%)", "area of objects (%)"]
-    )
-    for row in found["attention"]:
-        share = {name: 100 * row["share_in_masks"][name] for name in ("value", "low", "high")}
-        cells = [_with_interval(row["head_divergence"], 3), _with_interval(share), f"{100 * row['mask_area']:.1f}"]
-        lines.append(_line([f"{labels[row['encoder']]}, {row['tuning']}", *cells]))
-    number = found["attention"][0]["num_scenes"]
-    return "\n".join(lines) + (
-        f"\n\nMean over {number} test scenes, all queries and heads of a layer of the resampler. Divergence: that of "
-        "Jensen and Shannon, of pairs of heads. Evenly spread attention is on objects as far as they cover the image."
-    )
+def _floor_rule(found) -> str:
+    rule = "A model is at the floor if it cannot be told from the better of majority answer and question-only prior. "
+    return rule if found["floors"] else ""
 
 
-def cost_table(found: Mapping[str, Any]) -> str:
-    """What encoders and models cost, in minutes of processors."""
-    rows = {(row["encoder"], row["tuning"]): row for row in found["rows"]}
-    tunings = list(dict.fromkeys(row["tuning"] for row in found["rows"]))
-    lines = _header(["Encoder", "made by", "layer", "CPU min", *(f"a model, {t}: CPU min" for t in tunings)], 2)
-    for encoder in found["encoders"]:
-        minutes = [encoder.get("cost"), *(rows.get((encoder["name"], tuning)) for tuning in tunings)]
-        told = ["–" if cost is None else f"{cost['cpu_seconds'] / 60:.1f}" for cost in minutes]
-        lines.append(_line([encoder["label"], _made_by(encoder), str(encoder["feature_layer"]), *told]))
-    total = sum(encoder["cost"]["cpu_seconds"] for encoder in found["encoders"] if "cost" in encoder)
-    total += sum(cell["cost"]["cpu_seconds"] for cell in found["cells"])
-    where = sorted(
-        {f"{cell['environment']['hardware']}; {cell['environment']['software']}" for cell in found["cells"]}
-    )
-    threads = sorted({str(cell["cost"]["threads"]) for cell in found["cells"]})
-    return "\n".join(lines) + (
-        f"\n\n{total / 3600:.1f} CPU hours in all, {'/'.join(threads)} thread(s) a job. {' / '.join(where)}."
+def _of_probes(found) -> str:
+    floors = found["probes"][0]["floors"]
+    return (
+        f"Percent of {floors['num_test']:,} pictures of single objects named rightly, of {floors['num_classes']} "
+        f"nouns that are no class of the scenes, after {floors['num_train']:,} pictures of other "
+        f"cut-outs; always the most "
+        f"frequent noun: {floors['majority']:.1f}. In brackets: as made, 95 % intervals over pictures; tuned, the "
+        "range over seeds. Lower after tuning than as made is semantics lost."
     )
 
 
-def _made_by(encoder: Mapping[str, Any]) -> str:
-    text = encoder["how"]
-    if encoder["how"] == "distilled":
-        text = f"distilled from {encoder['teacher']}" + (
-            f", mask {encoder['mask_ratio']:g}" if encoder["mask_ratio"] else ""
-        )
-    if "mean_average_precision" in encoder:
-        text += f" (mAP {encoder['mean_average_precision']:.1f} on the test scenes)"
-    return text
+def _below_attention(found) -> str:
+    return (
+        f"Mean over {found['attention'][0]['num_scenes']} test scenes, all queries and heads of a layer of the "
+        "resampler. Divergence: that of Jensen and Shannon, of pairs of heads. Evenly spread attention is on objects "
+        "as far as they cover the image. Differences are paired by scene."
+    )
+
+
+def _below_cost(found) -> str:
+    cells, seconds = found["cells"], found["cost"]
+    where = sorted({f"{cell['environment']['hardware']}; {cell['environment']['software']}" for cell in cells})
+    threads = sorted({str(cell["cost"]["threads"]) for cell in cells})
+    kinds = ", ".join(f"{kind} {value / 60:.1f}" for kind, value in seconds.items())
+    return (
+        f"{sum(seconds.values()) / 3600:.1f} CPU hours in all (minutes: {kinds}), {'/'.join(threads)} thread(s) a "
+        f"job. {' / '.join(where)}."
+    )
 
 
 def _count(number: int, name: str) -> str:
     return f"{number} {name}" + ("" if number == 1 else "s")
 
 
-def _measures(found) -> list[str]:
-    return list(found["rows"][0]["scores"])
-
-
-def _with_interval(estimate: Mapping[str, Any], digits: int = 1) -> str:
-    return f"{estimate['value']:.{digits}f} ({estimate['low']:.{digits}f} to {estimate['high']:.{digits}f})"
-
-
-def _difference(estimate: Mapping[str, Any]) -> str:
-    return f"{_signed(estimate['value'])} ({_signed(estimate['low'])} to {_signed(estimate['high'])})"
-
-
-def _signed(value: float) -> str:
-    rounded = round(value, 1) + 0.0  # no negative zero
-    return f"{rounded:+.1f}".replace("-", "−") if rounded else "0.0"
-
-
-def _header(names: Sequence[str], num_texts: int = 1) -> list[str]:
-    """Columns of text are set to the left, the others, of numbers, to the right."""
-    return [_line(names), _line(["---"] * num_texts + ["---:"] * (len(names) - num_texts))]
-
-
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
-
-
-__all__ = ["question_section", "said", "score_table", "study_csv", "study_markdown", "write_report"]
+__all__ = ["question_section", "said", "study_csv", "study_markdown", "write_report"]

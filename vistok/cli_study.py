@@ -18,22 +18,27 @@ machines with a common folder share its jobs:
   accelerate launch --num_processes 4 -m vistok.cli study recipes/gvt/study.yaml           (a GPU each)
   torchrun --standalone --nproc_per_node 2 -m vistok.cli study recipes/gvt/study.yaml
 
-Behind the recipe any field of it can be overridden by --section.field value. Its sections:
+Behind the recipe any field of it can be overridden by --section.field value, and what is no section by --threads 2,
+--title "My towers", --seeds "[0, 1, 2]". Its sections:
   scenes            arguments of vistok scenes, of the train and test split
   encoders          what is compared, by name: pretrained, random, supervised or distilled
   tuning, seeds     frozen, tuned or both; seeds of the training
   protocol, tuned   how a model is trained, and what is otherwise where the tower is tuned
   supervision, distillation      how encoders are trained
-  evaluation, attention          what is asked, and what is drawn
-  output_dir, threads, title
+  evaluation, attention, probe   what is asked and measured, and what is drawn
+  output_dir, threads, title     folder of the study, threads of a job, heading
 
 example:
   vistok study recipes/gvt/study.yaml --list
   vistok study recipes/gvt/study.yaml --only 'cells/dinov2-*' --protocol.training.max_steps 20
+  vistok study recipes/gvt/study.yaml --recompute --evaluation.max_new_tokens 30   (asks anew, trains nothing anew)
 """
 
 TAKES_OVERRIDES = True
-USAGE = "vistok study RECIPE [--list | --report] [--only PATTERN] [--workers N] [--section.field VALUE ...]"
+USAGE = (
+    "vistok study RECIPE [--output DIR] [--list | --report] [--only PATTERN] [--workers N] [--recompute] "
+    "[--section.field VALUE | --field VALUE ...]"
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,6 +8,7 @@ from vistok.evaluation.seed_replicates import (
     ImageScores,
     SeedVariance,
     draw_images,
+    estimate_contrast,
     estimate_difference,
     estimate_score,
     mean_difference,
@@ -50,9 +51,10 @@ def test_without_seeds_the_interval_is_that_of_the_images():
 
 def test_images_on_which_both_models_do_well_or_ill_do_not_widen_a_paired_difference():
     difficulty = np.random.default_rng(0).normal(0, 30, 300)
-    first, second = {"oc": [scores(difficulty + 2)]}, {"oc": [scores(difficulty)]}
+    own = np.random.default_rng(1).normal(0, 0.01, 300)
+    first, second = {"oc": [scores(difficulty + 2 + own)]}, {"oc": [scores(difficulty)]}
     found = estimate_difference(first, second, "oc", draw_images(300, 500), SeedVariance(0.0, 0))
-    assert [found.low, found.value, found.high] == pytest.approx([2, 2, 2])
+    assert [found.low, found.value, found.high] == pytest.approx([2, 2, 2], abs=0.01)
     assert found.excludes_zero
 
 
@@ -69,11 +71,11 @@ def test_seeds_widen_a_difference_that_images_alone_would_make_certain():
 
 
 def test_a_model_in_two_pairs_counts_twice_and_one_that_cancels_does_not_count():
-    a, b, c = ({"oc": [scores([value] * 4)]} for value in (10.0, 7.0, 1.0))
+    a, b, c = ({"oc": [scores(np.arange(4) * step + value)]} for value, step in ((10.0, 0), (7.0, 3), (1.0, 0)))
     none = SeedVariance(4.0, 5)
     found = mean_difference([(a, b), (b, c)], "oc", draw_images(4, 4000), none)
     alone = estimate_difference(a, c, "oc", draw_images(4, 4000), none)
-    assert found.value == pytest.approx(4.5)
+    assert found.value == pytest.approx(4.5)  # b, whose images differ, is in it with +1 and with −1
     assert found.high - found.low == pytest.approx((alone.high - alone.low) / 2)
 
 
@@ -110,6 +112,33 @@ def test_answers_that_are_all_alike_are_no_proof_that_there_are_no_others():
     assert found.low == pytest.approx(-found.high) and found.high > 10
     found = mean_difference([(always, always)], "oc", weights, none, bounds=(-100, 100))
     assert found.low < 0 < found.high
+
+
+def test_the_exact_interval_goes_by_the_images_of_its_own_task():
+    always = {"oc": [scores([0.0] * 30)], "mci": [scores([0.0] * 6 + [0.0] * 24, [1] * 6 + [0] * 24)]}
+    weights, none = draw_images(30, 100), SeedVariance(0.0, 0)
+    of_30, of_6 = (estimate_score(always, task, weights, none, bounds=(0, 100)).high for task in ("oc", "mci"))
+    assert of_30 == pytest.approx(100 * (1 - 0.025 ** (1 / 30))) and of_6 == pytest.approx(
+        100 * (1 - 0.025 ** (1 / 6))
+    )
+
+
+def test_nothing_is_said_of_an_interval_where_all_images_are_alike_and_there_is_no_greatest_score():
+    always = {"caption": [scores([3.0] * 30)]}
+    found = estimate_score(always, "caption", draw_images(30, 100), SeedVariance(0.0, 0))
+    assert (found.value, found.low, found.high) == (3.0, None, None) and not found.excludes_zero
+
+
+def test_a_difference_of_differences_leaves_out_what_both_share():
+    generator, images = np.random.default_rng(0), 200
+    difficulty, of_tuning = generator.normal(0, 30, images), generator.normal(0, 20, images)
+
+    def kind(level, tuned):
+        return {"oc": [scores(level + difficulty + tuned * of_tuning + generator.normal(0, 0.5, images))]}
+
+    terms = [(kind(40, 0), 1.0), (kind(50, 0), -1.0), (kind(46, 1), -1.0), (kind(49, 1), 1.0)]
+    found = estimate_contrast(terms, "oc", draw_images(images, 1000), SeedVariance(0.0, 0))
+    assert found.value == pytest.approx(-7, abs=0.2) and found.high - found.low < 0.5
 
 
 def test_what_does_not_fit_together_is_refused():

@@ -16,6 +16,7 @@ LEVELS = {
     "fd": {"vqa": 50, "caption": 60, "oc": 52, "mci": 70},
     "fd-masked": {"vqa": 30, "caption": 35, "oc": 30, "mci": 55},
 }
+PARTS = ["vqa_semantic" if number % 2 else "vqa_spatial" for number in range(NUM_IMAGES)]
 OF_TUNING = {"vqa": -15, "caption": -20, "oc": 0, "mci": 0}
 
 
@@ -32,6 +33,7 @@ def planted_recipe(output: Path, **changes) -> StudyRecipe:
         "protocol": {"data": {"train": [{"format": "vqa", "path": "{train}/vqa_questions.json"}]}},
         "evaluation": {"tasks": dict.fromkeys(OF_TUNING)},
         "attention": {"shown": 1, "heads": [0, 1]},
+        "probe": {"num_train": 900, "num_test": 300},
     }
     return study_from_dict({**values, **changes})
 
@@ -55,28 +57,49 @@ def plant_study(recipe: StudyRecipe, leave_out: tuple[str, ...] = ()) -> None:
 
 
 def _results(job, folder: Path, difficulty, generator) -> dict:
+    images = [f"{number}.jpg" for number in range(NUM_IMAGES)]
     if job.kind == "scenes":
-        return {"images": NUM_IMAGES, "objects": 90, "classes": 8}
+        return {"images": NUM_IMAGES, "objects": 90, "classes": 8, "cutouts": 31, "backgrounds": 17}
     if job.kind == "floors":
         floors = {"majority": 25.0, "question_only_prior": 30.0}
-        return {task: {"num_questions": NUM_IMAGES, **floors} for task in OF_TUNING}
+        values = {name: [floor] * NUM_IMAGES for name, floor in floors.items()}
+        return {
+            task: {"num_questions": NUM_IMAGES, **floors, "values": values, "images": images} for task in OF_TUNING
+        }
     if job.kind == "encoder":
-        return {"mean_average_precision": 42.0, "steps": 3, "train_loss": 0.5}
-    encoder, tuning = job.config["encoder"], job.config["tuning"]
-    images, tasks = [f"{number}.jpg" for number in range(NUM_IMAGES)], {}
+        metrics = {"eval_test_explained_variance": 0.25, "eval_test_cosine_similarity": 0.5, "eval_test_loss": 0.1}
+        return {"mean_average_precision": 42.0, "steps": 3, "train_loss": 0.5, "metrics": metrics}
+    if job.kind == "probe":
+        accuracy = 20.0 if "model" in job.config else 60.0 if job.config["encoder"] == "dino" else 40.0
+        tower = {
+            name: {"accuracy": accuracy, "interval": [accuracy - 5, accuracy + 5]} for name in ("knn", "linear_probe")
+        }
+        floors = {"majority": 3.0, "num_train": 900, "num_test": 300, "num_classes": 66}
+        beside = {"random": {name: {"accuracy": 7.5} for name in tower}} if "random_seed" in job.config else {}
+        return {"tower": tower, "floors": floors, **beside}
+    if job.kind == "training":
+        return {"steps": 10, "train_loss": 1.5, "parameters": {"trained": 5}}
+    encoder, tuning, _ = job.config["model"].split("/")[1].rsplit("-", 2)
+    if job.kind == "attention":
+        kept = {
+            "maps": generator.random((3, 2, 3, 4, 4)).astype(np.float16),
+            "pixels": generator.integers(0, 255, (3, 32, 32, 3), dtype=np.uint8),
+            "objects": np.kron(np.arange(4, dtype=np.uint8).reshape(2, 2), np.ones((3, 16, 16), dtype=np.uint8)),
+        }
+        np.savez_compressed(folder / "attention.npz", **kept)
+        divergence = 0.4 if encoder == "fd" else 0.1
+        attention = {"head_divergence": [divergence, divergence + 0.1], "share_in_masks": [0.5, 0.6]}
+        return attention | {"mask_area": [0.2, 0.3], "images": [0, 1]}
+    tasks = {}
     for task, level in LEVELS[encoder].items():
         level = level + (OF_TUNING[task] if tuning == "tuned" else 0) + generator.normal(0, 0.5)
         values = level + difficulty + generator.normal(0, 3, NUM_IMAGES)
+        places = list(range(0, NUM_IMAGES, 2))
         tasks[task] = {"score": values.mean(), "shuffled": 20.0, "num_questions": NUM_IMAGES, "num_unanswered": 1}
-        tasks[task] |= {"values": values.tolist(), "images": images}
-    maps = generator.random((1, 2, 3, 4, 4)).astype(np.float32)
-    pixels = generator.integers(0, 255, (1, 32, 32, 3), dtype=np.uint8)
-    np.savez_compressed(folder / "attention.npz", maps=maps, pixels=pixels, masks=np.ones((1, 4, 4)))
-    divergence = 0.4 if encoder == "fd" else 0.1
-    attention = {"head_divergence": [divergence, divergence + 0.1], "share_in_masks": [0.5, 0.6]}
-    attention |= {"mask_area": [0.2, 0.3], "images": [0, 1]}
-    training = {"steps": 10, "train_loss": 1.5, "parameters": {"trained": 5}}
-    return {"training": training, "tasks": tasks, "attention": attention}
+        tasks[task] |= {"values": values.tolist(), "images": images, "parts": [None] * NUM_IMAGES}
+        tasks[task] |= {"shuffled_values": [20.0] * len(places), "shuffled_places": places}
+    tasks["vqa"]["parts"] = PARTS
+    return tasks
 
 
 CLASSES = ("apple", "ball")

@@ -9,9 +9,11 @@ import pytest
 from tests.tiny import tiny_processor
 from tests.trainer.conftest import RESAMPLER
 from tests.trainer.planted_study import write_tiny_scenes
-from vistok.evaluation.study_tasks import class_labels, load_task, scene_masks
+from vistok.evaluation.generation import generate_answers
+from vistok.evaluation.study_tasks import class_labels, load_task, scene_objects
 from vistok.evaluation.vqa import answer_of
-from vistok.trainer.study_cells import KINDS, _seen_mask
+from vistok.trainer.study_cells import KINDS, make_scenes
+from vistok.trainer.study_measures import _numbered, _seen_mask, probe_images
 from vistok.trainer.study_process import do_job
 
 TASKS = ("vqa", "caption", "oc", "mci")
@@ -66,8 +68,23 @@ class TestTasks:
         classes, files, labels = class_labels(scenes)
         assert classes == ["apple", "ball"] and len(files) == 6
         assert labels[:3] == [[1.0, 0.0], [1.0, 1.0], [1.0, 1.0]]
-        first, third = scene_masks(scenes, [0, 2])
-        assert first[2:10, :6].all() and first.sum() == 48 and third.sum() == 3 * 48
+        (first,), third = scene_objects(scenes, [0, 2])
+        assert first[2:10, :6].all() and first.sum() == 48 and [mask.sum() for mask in third] == [48] * 3
+
+    def test_vqa_questions_keep_what_they_ask_about(self, tmp_path):
+        folder = write_tiny_scenes(tmp_path / "scenes")
+        assert load_task("vqa", folder).parts == [None] * 6  # no type in these annotations
+        path = folder / "vqa_annotations.json"
+        document = json.loads(path.read_text())
+        kinds = ("naming", "category", "relation", "threshold", "place", "naming")
+        for answer, kind in zip(document["annotations"], kinds):
+            answer["question_type"] = kind
+        path.write_text(json.dumps(document))
+        expected = ["semantic", "semantic", "spatial", "counting", "spatial", "semantic"]
+        assert load_task("vqa", folder).parts == [f"vqa_{part}" for part in expected]
+        fewer = load_task("vqa", folder, 3, seed=2)
+        places = load_task("vqa", folder).places(fewer)
+        assert [f"vqa_{expected[place]}" for place in places] == fewer.parts
 
     @pytest.mark.parametrize(
         ("task", "options", "message"),
@@ -94,6 +111,10 @@ def test_a_mask_goes_the_way_of_the_image():
     processor.image_processor.size = {"height": 48, "width": 48}
     assert _seen_mask(processor, mask).shape == (48, 48)
     assert _seen_mask(processor, mask)[:20, :12].min() == 1
+    other = np.zeros((24, 24), dtype=bool)
+    other[20:, 20:] = True
+    numbers = _numbered(tiny_processor(), [mask, other], (24, 24))
+    assert (numbers == 1).sum() == mask.sum() and (numbers[20:, 20:] == 2).all() and numbers[14, 14] == 0
 
 
 def configuration(base_models, tuning: str = "frozen") -> dict:
@@ -118,7 +139,7 @@ def configuration(base_models, tuning: str = "frozen") -> dict:
             "training": training,
         },
         "evaluation": {"tasks": dict.fromkeys(TASKS), "max_new_tokens": 3, "batch_size": 4, "num_shuffled": 4},
-        "attention": {"num_scenes": 3, "shown": 2, "heads": [0, 1]},
+        "attention": {"num_scenes": 3, "layer": -1},
     }
 
 
@@ -139,43 +160,97 @@ def do(output, name: str, kind: str, config: dict) -> dict:
     return json.loads((folder / "results.json").read_text())["results"]
 
 
+CELL = ("encoder", "feature_layer", "tuning", "seed", "protocol")
+
+
+def do_cell(output, name: str, config: dict) -> dict[str, dict]:
+    """Trains a cell, asks it and looks at it; returns the results of these jobs."""
+    training = f"cells/{name}/training"
+    found = {"training": do(output, training, "training", {key: config[key] for key in CELL})}
+    asked = {"model": training, "evaluation": config["evaluation"]}
+    found["answers"] = do(output, f"cells/{name}/answers", "answers", asked)
+    looked = {"model": training, **config["attention"]}
+    return {**found, "attention": do(output, f"cells/{name}/attention", "attention", looked)}
+
+
 @pytest.mark.parametrize("tuning", ["frozen", "tuned"])
 def test_a_cell_is_trained_asked_and_looked_at(output, base_models, tuning):
-    found = do(output, "cells/one", "cell", configuration(base_models, tuning))
+    found = do_cell(output, "one", configuration(base_models, tuning))
     assert found["training"]["steps"] == 3
     for task in TASKS:
-        measured = found["tasks"][task]
+        measured = found["answers"][task]
         assert len(measured["values"]) == len(measured["images"]) == measured["num_questions"]
         assert measured["score"] == pytest.approx(np.mean(measured["values"]), abs=1e-3)
         assert measured["num_shuffled"] == 4 and 0 <= measured["num_unanswered"] <= measured["num_questions"]
-        answers = json.loads((output / "cells/one/predictions" / f"{task}-given.json").read_text())
+        paired = [measured["values"][place] for place in measured["shuffled_places"]]
+        assert measured["gain"] == pytest.approx(np.mean(paired) - np.mean(measured["shuffled_values"]), abs=1e-3)
+        answers = json.loads((output / "cells/one/answers/predictions" / f"{task}-given.json").read_text())
         assert len(answers) == measured["num_questions"]
+        others = json.loads((output / "cells/one/answers/predictions" / f"{task}-shuffled.json").read_text())
+        assert [entry["question"] for entry in others] == [
+            answers[place]["question"] for place in measured["shuffled_places"]
+        ]
     attention = found["attention"]
     assert len(attention["images"]) == 3 and all(0 <= value <= 1 for value in attention["share_in_masks"])
     assert attention["mask_area"][0] == pytest.approx(48 / 24**2)
-    kept = np.load(output / "cells/one/attention.npz")
-    assert kept["maps"].shape == (2, 2, 3, 3, 3) and kept["pixels"].shape == (2, 24, 24, 3)
-    assert not list((output / "cells/one/model").glob("checkpoint-*"))
+    kept = np.load(output / "cells/one/attention/attention.npz")
+    assert kept["maps"].shape == (3, 2, 3, 3, 3) and kept["pixels"].shape == (3, 24, 24, 3)
+    assert [kept["objects"][scene].max() for scene in range(3)] == [1, 2, 3]
+    assert not list((output / "cells/one/training/model").glob("checkpoint-*"))
 
 
-def test_a_cell_that_was_interrupted_ends_as_one_that_was_not(output, base_models, monkeypatch):
-    config = configuration(base_models)
-    whole = do(output, "cells/whole", "cell", config)
+def test_answers_that_were_interrupted_end_as_those_that_were_not(output, base_models, monkeypatch):
+    whole = do_cell(output, "whole", configuration(base_models))
+    config = {"model": "cells/whole/training", "evaluation": configuration(base_models)["evaluation"]}
 
     class Killed(Exception):
         pass
 
-    def killed(*args, **kwargs):
-        raise Killed
+    asked = []
+
+    def killed(model, processor, examples, **options):
+        asked.append(options["images"])
+        if len(asked) == 4:
+            raise Killed
+        return generate_answers(model, processor, examples, **options)
 
     with monkeypatch.context() as context:
-        context.setattr("vistok.trainer.study_cells.evaluate_cell", killed)
+        context.setattr("vistok.trainer.study_measures.generate_answers", killed)
         with pytest.raises(Killed):
-            do(output, "cells/again", "cell", config)
-    assert not (output / "cells/again/results.json").exists()
-    again = do(output, "cells/again", "cell", config)
-    assert again["tasks"] == whole["tasks"] and again["attention"] == whole["attention"]
-    assert again["training"]["train_loss"] == pytest.approx(whole["training"]["train_loss"])
+            do(output, "cells/again/answers", "answers", config)
+    assert not (output / "cells/again/answers/results.json").exists()
+    assert do(output, "cells/again/answers", "answers", config) == whole["answers"]
+
+
+def test_a_tower_is_probed_on_nouns_outside_the_classes(output, base_models, monkeypatch):
+    rows = {"train": (list("abcd"), ["apple", "dog", "cat", "dog"]), "test": (list("efg"), ["dog", "bus", "apple"])}
+    monkeypatch.setattr("vistok.trainer.study_measures.labelled_images", lambda source, *_: rows[source["split"]])
+    assert probe_images({"num_train": 4, "num_test": 3}, ["apple"]) == ((["b", "d"], ["dog"] * 2), (["e"], ["dog"]))
+    files = sorted(str(path) for path in (output / "scenes/test/data/images").iterdir())
+    for split, places in (("train", files[:4]), ("test", files[4:])):
+        rows[split] = (places, ["dog", "cat"] * (len(places) // 2))
+    probe = {"num_train": 4, "num_test": 2}
+    config = {"encoder": "tiny", "feature_layer": -1, "image_size": 24, "probe": probe, "random_seed": 3}
+    found = do(output, "probes/tiny", "probe", config)
+    assert found["floors"] == {"majority": 50.0, "num_train": 4, "num_test": 2, "num_classes": 2}
+    assert set(found["tower"]) == set(found["random"]) == {"knn", "linear_probe"}
+    cell = configuration(base_models)
+    do(output, "cells/one/training", "training", {key: cell[key] for key in CELL})
+    config = {"model": "cells/one/training", "feature_layer": -1, "probe": probe}
+    assert do(output, "cells/one/probe", "probe", config)["tower"] == found["tower"]  # frozen, it is the same
+
+
+def test_what_a_killed_process_left_of_scenes_is_removed(tmp_path, scenes, monkeypatch):
+    (tmp_path / ".data.0123" / "images").mkdir(parents=True)
+
+    def write(folder, **settings):
+        shutil.copytree(scenes, folder)
+        (folder / "SOURCE.json").write_text(json.dumps({"cutouts": ["a", "b"], "backgrounds": {"c": "d"}}))
+
+    monkeypatch.setattr("vistok.trainer.study_cells.write_scenes", write)
+    made = make_scenes({"split": "train"}, tmp_path, tmp_path)
+    assert made == {"images": 6, "objects": 12, "classes": 2, "cutouts": 2, "backgrounds": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
 
 
 def test_floors_are_what_the_questions_yield_without_images(output, base_models):
@@ -190,6 +265,9 @@ def test_floors_are_what_the_questions_yield_without_images(output, base_models)
     best = {question: max(answers.count(answer) for answer in answers) for question, answers in of_question.items()}
     assert floors["vqa"]["question_only_prior"] == pytest.approx(100 * sum(best.values()) / len(right), abs=0.1)
     assert floors["vqa"]["majority"] == pytest.approx(100 * max(map(right.count, right)) / len(right), abs=0.1)
+    values = floors["vqa"]["values"]
+    assert np.mean(values["majority"]) == pytest.approx(floors["vqa"]["majority"], abs=1e-3)
+    assert len(values["question_only_prior"]) == len(floors["vqa"]["images"]) == len(right)
     assert floors["mci"]["num_questions"] == len(load_task("mci", output / "scenes" / "test" / "data").examples)
 
 
@@ -205,4 +283,4 @@ def test_random_and_supervised_encoders_are_towers_that_a_cell_can_use(output, b
         tower = AutoModel.from_pretrained(output / "encoders" / name / "model")
         assert tower.config.model_type == "dinov2"
     config = {**configuration(base_models), "encoder": "supervised"}
-    assert do(output, "cells/two", "cell", config)["training"]["steps"] == 3
+    assert do(output, "cells/two/training", "training", {key: config[key] for key in CELL})["steps"] == 3

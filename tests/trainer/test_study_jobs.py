@@ -221,3 +221,26 @@ def test_the_cost_adds_up_over_sessions(tmp_path):
     work(tmp_path, study)
     cost = json.loads((folder / "results.json").read_text())["cost"]
     assert cost["sessions"] == 2 and cost["cpu_seconds"] >= 100 and 50.2 <= cost["wall_seconds"] < 60
+
+
+def test_a_job_that_is_ended_tidies_up_and_shows_no_progress_bars(tmp_path):
+    script = (
+        "import sys, time\n"
+        "from pathlib import Path\n"
+        "from tqdm import tqdm\n"
+        "from transformers.utils import logging\n"
+        "from vistok.modeling.atomic_folder import write_folder_atomically\n"
+        "from vistok.trainer.study_process import prepare_process\n"
+        "prepare_process()\n"
+        "list(logging.tqdm(range(3))); list(tqdm(range(3)))\n"
+        "with write_folder_atomically(Path(sys.argv[1]) / 'data'):\n"
+        "    print('ready', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    environment = job_environment(threads=1) | {"PYTHONPATH": str(REPOSITORY)}
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout.readline().strip() == "ready" and list(tmp_path.iterdir())
+    process.send_signal(signal.SIGTERM)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 143 and not list(tmp_path.iterdir()) and "it/s" not in shown

@@ -37,7 +37,7 @@ def study(**changes):
 
 def test_there_is_a_cell_for_each_encoder_tuning_and_seed_and_seeds_come_one_after_the_other():
     names = [job.name for job in plan_study(study()).jobs]
-    cells = [name for name in names if name.startswith("cells/")]
+    cells = [name.removesuffix("/training") for name in names if name.endswith("/training")]
     assert len(cells) == len(set(cells)) == 5 * 2 * 2
     assert names[:3] == ["scenes/train", "scenes/test", "floors"]
     assert all(name.endswith("seed0") for name in cells[:10]) and cells[10:12] == [
@@ -52,12 +52,25 @@ def test_jobs_need_what_they_are_made_of():
     assert jobs["encoders/dino"] == jobs["encoders/random"] == set()
     assert jobs["encoders/classes"] == scenes
     assert jobs["encoders/fd"] == scenes | {"encoders/dino"}
-    assert jobs["cells/fd-tuned-seed0"] == scenes | {"encoders/fd"}
+    assert jobs["cells/fd-tuned-seed0/training"] == scenes | {"encoders/fd"}
+    for measured in ("answers", "attention"):
+        assert jobs[f"cells/fd-tuned-seed0/{measured}"] == scenes | {"cells/fd-tuned-seed0/training"}
+    assert not any("probe" in name for name in jobs)
+
+
+def test_probes_and_attention_are_jobs_only_where_they_are_wanted():
+    probed = [
+        job.name for job in plan_study(study(probe={"num_train": 20, "num_test": 10})).jobs if "probe" in job.name
+    ]
+    assert [name for name in probed if name.startswith("probes/")] == [f"probes/{name}" for name in STUDY["encoders"]]
+    assert len(probed) == 5 + 5 * 2 and all("-tuned-" in name for name in probed[5:])  # a frozen tower stays as it is
+    names = [job.name for job in plan_study(study(attention={"num_scenes": 0})).jobs]
+    assert not any(name.endswith("/attention") for name in names)
 
 
 def test_a_tuned_tower_is_trained_and_not_cached():
     jobs = {job.name: job.config for job in plan_study(study()).jobs}
-    frozen, tuned = (jobs[f"cells/dino-{tuning}-seed0"]["protocol"] for tuning in ("frozen", "tuned"))
+    frozen, tuned = (jobs[f"cells/dino-{tuning}-seed0/training"]["protocol"] for tuning in ("frozen", "tuned"))
     assert frozen["trainable"]["vision"] == "frozen" and tuned["trainable"]["vision"] == "full"
     assert frozen["training"]["cache_features"] and not tuned["training"]["cache_features"]
     assert "learning_rates" not in frozen["training"] and tuned["training"]["learning_rates"] == {"vision": 1e-5}
@@ -75,7 +88,7 @@ def test_scenes_and_encoders_have_shared_settings_and_their_own():
 def test_what_a_table_calls_an_encoder_changes_no_job():
     before, after = (
         plan_study(study()),
-        plan_study(study(encoders={"dino": {"label": "DINOv2", "supervision": "self"}})),
+        plan_study(study(encoders={"dino": {"label": "DINOv2", "supervision": "self", "num_images": "142 M"}})),
     )
     assert before.configurations == after.configurations
 
@@ -89,6 +102,9 @@ def test_what_a_table_calls_an_encoder_changes_no_job():
         ({"encoders": {"fd": {"seed": 1}}}, lambda name: name == "encoders/fd" or name.startswith("cells/fd-t") or
          name.startswith("cells/fd-f")),
         ({"seeds": [0]}, lambda name: False),
+        ({"evaluation": {"max_new_tokens": 5}}, lambda name: name == "floors" or name.endswith("/answers")),
+        ({"attention": {"num_scenes": 5}}, lambda name: name.endswith("/attention")),
+        ({"attention": {"query": 3, "heads": [4, 1], "shown": 2}}, lambda name: False),
     ],
 )  # fmt: skip
 def test_a_change_changes_the_jobs_that_depend_on_it(changes, changed):
@@ -106,6 +122,10 @@ def test_overrides_reach_any_field_also_of_lists(tmp_path):
     assert recipe.protocol["training"]["max_steps"] == 3
     assert recipe.protocol["data"]["train"] == [{**PROTOCOL["data"]["train"][0], "max_samples": 9}]
     assert recipe.encoders["random"]["seed"] == 5 and list(recipe.encoders) == list(STUDY["encoders"])
+    recipe = load_study(path, ["--threads", "2", "--title=My towers", "--seeds", "[4, 5]"])
+    assert (recipe.threads, recipe.title, recipe.seeds) == (2, "My towers", [4, 5])
+    with pytest.raises(ValueError, match="'--thread' is no override"):
+        load_study(path, ["--thread", "2"])
     with pytest.raises(ValueError, match="train is a list of 1"):
         load_study(path, ["--protocol.data.train.1.max_samples", "9"])
 
@@ -143,6 +163,30 @@ def test_merging_leaves_both_as_they_were():
         ({"tuned": {"training": {"max_step": 3}}}, "tuned of the study: 'max_step'"),
         ({"distillation": {"training": {"beat": 1}}}, "distillation of the study: 'beat'"),
         ({"attention": {"queries": 1}}, "field of attention 'queries'"),
+        ({"attention": {"query": 32}}, "attention.query is 32, expected a whole number from 0 to 31"),
+        ({"attention": {"heads": [0, 16]}}, "attention.heads is 16, expected a whole number from 0 to 15"),
+        ({"attention": {"layer": 6}}, "attention.layer is 6, expected a whole number from -6 to 5"),
+        ({"attention": {"shown": 13}}, "attention.shown is 13, expected a whole number from 1 to 12"),
+        ({"scenes": {"num_clases": 8}}, "field of scenes 'num_clases'.*'num_classes'"),
+        ({"scenes": {"test": {"num_scenes": 0}}}, "scenes.test.num_scenes is 0"),
+        ({"scenes": {"test": 30}}, "scenes.test is 30, expected fields"),
+        ({"evaluation": {"batch_size": -1}}, "evaluation.batch_size is -1"),
+        ({"evaluation": {"num_shuffled": 0}}, "evaluation.num_shuffled is 0, .* or null"),
+        ({"evaluation": {"max_new_tokens": 2.5}}, "evaluation.max_new_tokens is 2.5, expected a whole number"),
+        ({"evaluation": {"dtype": "float23"}}, "dtype of the evaluation 'float23'"),
+        ({"evaluation": {"tasks": {"oc": {"num_questions": 0}}}}, "tasks.oc.num_questions is 0"),
+        ({"supervision": {"image_sizes": 3}}, "field of supervision 'image_sizes'"),
+        ({"supervision": {"training": {"max_step": 3}}}, "field of supervision.training 'max_step'"),
+        ({"supervision": {"training": {"learning_rate": -1.0}}}, "learning_rate is -1.0, expected a number above 0"),
+        ({"encoders": {"classes": {"training": {"max_stps": 7}}}}, "encoders.classes.training 'max_stps'"),
+        ({"encoders": {"random": {"seed": -1}}}, "encoders.random.seed is -1"),
+        ({"encoders": {"random": {"image_size": "big"}}}, "encoders.random.image_size is 'big'"),
+        ({"encoders": {"fd": {"training": {"bta": 2}}}}, "distillation of encoders.fd.*'bta'"),
+        ({"protocol": {"training": {"max_steps": 0}}}, "protocol.training.max_steps is 0"),
+        ({"protocol": {"model": {"vision": "some/tower"}}}, "protocol.model.vision is set by the study itself"),
+        ({"distillation": {"teacher": {"model": "x"}}}, "distillation.teacher.model is set by the study itself"),
+        ({"probe": {"num_train": 5}}, "probe has no num_test"),
+        ({"probe": {"num_train": 5, "num_test": 0}}, "probe.num_test is 0"),
     ],
 )
 def test_what_could_not_be_run_is_refused_at_once(changes, message):
@@ -162,4 +206,4 @@ def test_the_shipped_study_can_be_planned():
     jobs = plan_study(recipe).jobs
     kinds = {encoder["how"] for encoder in recipe.encoders.values()}
     assert kinds == {"pretrained", "random", "supervised", "distilled"}
-    assert len([job for job in jobs if job.kind == "cell"]) == len(recipe.encoders) * 2 * len(recipe.seeds)
+    assert len([job for job in jobs if job.kind == "answers"]) == len(recipe.encoders) * 2 * len(recipe.seeds)
