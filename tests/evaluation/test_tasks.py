@@ -16,7 +16,7 @@ from vistok.evaluation.measures import measure
 from vistok.evaluation.pope import score_pope
 from vistok.evaluation.seed_bench import score_seed_bench
 from vistok.evaluation.tasks import TASKS, QuestionFiles, find_tasks
-from vistok.evaluation.vqa import answer_of, two_fold_prior
+from vistok.evaluation.vqa import answer_of, two_fold_priors
 from vistok.evaluation.vqa_accuracy import vqa_accuracy
 from vistok.processing.images import BadSampleError
 
