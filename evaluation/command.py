@@ -74,8 +74,8 @@ def evaluate_command(
         dtype (`str`, *optional*, defaults to `"auto"`): `"bfloat16"`, `"float16"`, `"float32"`, or `"auto"`: as saved.
         device (`str`, *optional*): by default a GPU if there is one, and the CPU otherwise.
         attn_implementation (`str`, *optional*): by default `"eager"` on a CPU, where it is faster on short prompts.
-        seed (`int`, *optional*, defaults to 0): of the choice of questions and of those that are built, of the shuffled
-            images and of the divisions of the prior.
+        seed (`int`, *optional*, defaults to 0): of the choice of questions, of questions that are built, of the
+            shuffled images and of the divisions of the prior.
         progress_bar (`bool`, *optional*, defaults to `True`): whether to show one.
         command (`str`, *optional*): the command line, for the report.
 
@@ -114,7 +114,6 @@ def evaluate_command(
     results: dict[str, dict[str, Any]] = {}
     answered: dict[str, dict[Any, str]] = defaultdict(dict)
     for task, protocol, split in splits:
-        stem = file_stem(task.name, split.name)
         found = evaluate_task(
             model,
             mark_distinct(choose_questions(split.test, max_questions, seed)),
@@ -126,7 +125,7 @@ def evaluate_command(
             max_floor_questions=max_floor_questions,
             max_new_tokens=max_new_tokens,
             seed=seed,
-            predictions_file=None if output is None else Path(output) / f"{stem}.predictions.jsonl",
+            predictions_file=None if output is None else predictions_path(output, task.name, split.name),
             progress_bar=progress_bar,
             command=command,
             share=share,
@@ -134,12 +133,17 @@ def evaluate_command(
         )
         if split.num_missing:
             found["num_missing"] = split.num_missing
-        results[task.name if split.name == "test" else stem] = found
+        results[task.name if split.name == "test" else file_stem(task.name, split.name)] = found
         if output is not None and share.is_first:
             save_report(found, output)
     if output is not None and share.is_first and len(results) > 1:
         save_summary(list(results.values()), output)
     return results
+
+
+def predictions_path(folder: str | os.PathLike, task: str, split: str) -> Path:
+    """Where the predictions of a split are kept in the folder of the report."""
+    return Path(folder) / f"{file_stem(task, split)}.predictions.jsonl"
 
 
 def _splits(task: Task, files: QuestionFiles, share: Share):
@@ -161,4 +165,4 @@ def _available(device: str) -> str:
     return device
 
 
-__all__ = ["DTYPES", "evaluate_command"]
+__all__ = ["DTYPES", "evaluate_command", "predictions_path"]

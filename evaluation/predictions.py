@@ -17,7 +17,7 @@ from .vqa import answer_is_right, answer_of, question_of
 
 Examples = Sequence[Mapping[str, Any]]
 
-_FIELDS = ("images", "source", "id", "prediction")
+_FIELDS = ("images", "source", "id", "question", "answer", "prediction")
 WEIGHTS_IN_HASH = 1024  # of each parameter, evenly spread: training changes them all
 
 
@@ -77,7 +77,9 @@ class PredictionsFile:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_text_atomically(path, first_line)
         else:
-            raise ValueError(f"{path} is no predictions file of vistok evaluate: give another one, or delete this one.")
+            raise ValueError(
+                f"{path} is no predictions file of vistok evaluate: give another one, or delete this one."
+            )
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
         if not (lines := _complete_lines(path)):

@@ -113,11 +113,13 @@ def evaluate_task(
         `dict`: `task`, `split`, `model`; what [`measure`] returns of the answers; `measured_by`, what there is to know
         of the metrics; `floors`, the same measures for each floor (of the majority, `per_type` and `breakdowns` are
         the majority of each type and group); `gains` of the primary metric over majority and prior, with their
-        intervals; `settings`, `command`; `notes`, why a floor is missing; `seconds` of the answers about the given images and of all; `num_generated`,
-        how many of these answers were found in this time and not read from `predictions_file`.
+        intervals; `settings`, `command`; `notes`, why a floor is missing; `seconds` of the answers about the
+        given images and of all; `num_generated`, how many of these answers were found in this time and not read from
+        `predictions_file`.
 
     Raises:
-        ValueError: if a floor is unknown, a number less than 1, there are no questions, or `predictions_file` is of another evaluation.
+        ValueError: if a floor is unknown, a number less than 1, there are no questions, or `predictions_file` is of
+            another evaluation.
     """
     check_floors(floors)
     check_positive(max_floor_questions=max_floor_questions, max_new_tokens=max_new_tokens)
@@ -208,19 +210,28 @@ class _Asking:
     answered: dict[Any, str]
     num_generated: int = 0
 
+    def _is_right(self, prediction: str, example: Mapping[str, Any]) -> bool | None:
+        """What is right by one mode and wrong by the other is decided where predictions are read."""
+        return None if "mode" in self.protocol.recorded else self.protocol.is_right(prediction, example)
+
     def __call__(self, images: str, examples: list, shown: list | None = None) -> list[str]:
         """Answers; `shown` are the examples with the images to be shown, where these were dealt before."""
         shown = examples if shown is None else shown
         known = self.file.known(images, examples) if self.file is not None else {}
         keys = [
-            (images == "blank", json.dumps(example["messages"][:-1]), *example.get("choices", ()), shown_images(example))
+            (
+                images == "blank",
+                json.dumps(example["messages"][:-1]),
+                *example.get("choices", ()),
+                shown_images(example),
+            )
             for example in shown
         ]
         again = {
             index: self.answered[key] for index, key in enumerate(keys) if key in self.answered and index not in known
         }
         if self.file is not None and self.share.is_first and again:
-            self.file.append(images, [examples[i] for i in again], list(again.values()), self.protocol.is_right)
+            self.file.append(images, [examples[i] for i in again], list(again.values()), self._is_right)
         known |= again
         new: dict[int, str] = {}
 
@@ -228,7 +239,7 @@ class _Asking:
             new.update(zip(indices, answers))
             if self.file is not None:
                 chosen = [examples[index] for index in indices]
-                self.file.append(images, chosen, answers, self.protocol.is_right)
+                self.file.append(images, chosen, answers, self._is_right)
 
         common: dict[str, Any] = {
             "images": "blank" if images == "blank" else "given",

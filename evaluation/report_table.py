@@ -84,7 +84,9 @@ def _remarks(results) -> str:
     sentences += results.get("notes", [])
     if missing := results.get("num_missing"):
         sentences.append(f"{missing:,} further questions were left out, their image is missing.")
-    sentences.append("Intervals are bootstrapped over images, or exact where all of them are alike; – where there is none.")
+    sentences.append(
+        "Intervals are bootstrapped over images, or exact where all of them are alike; – where there is none."
+    )
     settings = results.get("settings", {})
     if style := settings.get("prompt_style"):
         mode = f" Scoring: {settings['mode']} mode." if "mode" in settings else ""
@@ -100,7 +102,8 @@ def gain_texts(results: Mapping[str, Any]) -> Iterator[str]:
     for floor, gain in results.get("gains", {}).items():
         points = f"{metric['scale'] * gain[metric['name']]:+.1f}"
         ends = [f"{metric['scale'] * end:+.1f}" for end in gain["interval"] or []]
-        yield f"{points} points{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {floor_label(floor, results['floors'].get(floor, {}))}"
+        over = floor_label(floor, results["floors"].get(floor, {}))
+        yield f"{points} points{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {over}"
 
 
 def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
@@ -128,7 +131,8 @@ def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
         cells += [f"{metric['scale'] * min(gains):+.1f}" if gains else "–", f"{result['unanswered']:,}"]
         rows.append(cells)
     table = _table(header, rows, "lrl" + "r" * (3 + len(names)))
-    return f"{results[0]['model'] or 'The model'}\n\n{table}\n\nGuesses: majority (best constant) answer, question-only prior.\n"
+    guesses = "Guesses: majority (of VQA and captions the best constant) answer, question-only prior."
+    return f"{results[0]['model'] or 'The model'}\n\n{table}\n\n{guesses}\n"
 
 
 def _is_share(metric: Mapping[str, Any]) -> bool:

@@ -25,6 +25,8 @@ CAPTION_PROMPTS = {
     "paper": "what does the image describe?",  # Section 4.1
     "reference": "Descibe the image in detail in a sentence: This is an image of ",  # sic
 }
+
+
 def _tested(collected: tuple[list[dict[str, Any]], int]) -> tuple[list[dict[str, Any]], None, int]:
     return collected[0], None, collected[1]
 
@@ -128,9 +130,7 @@ def load_pope_splits(task: str, files: QuestionFiles) -> list[Split]:
         prompt = record["text"] if files.prompt_style == "reference" else PAPER_PROMPT.format(question=record["text"])
         return make_question(task, row, first_image(folder, names), prompt, record["label"], record["text"])
 
-    return [
-        Split(name, *_tested(collect(task, files, load_pope(path), convert))) for name, path in found.items()
-    ]
+    return [Split(name, *_tested(collect(task, files, load_pope(path), convert))) for name, path in found.items()]
 
 
 def load_seed_bench_choices(task: str, files: QuestionFiles) -> list[Split]:

@@ -15,6 +15,7 @@ from vistok.evaluation.gvtbench_scoring import score_multi_class_identification,
 from vistok.evaluation.measures import measure
 from vistok.evaluation.pope import score_pope
 from vistok.evaluation.seed_bench import score_seed_bench
+from vistok.evaluation.task_questions import mark_distinct
 from vistok.evaluation.tasks import TASKS, QuestionFiles, find_tasks
 from vistok.evaluation.vqa import answer_of, two_fold_priors
 from vistok.evaluation.vqa_accuracy import vqa_accuracy
@@ -143,6 +144,42 @@ def test_questions_are_built_from_instances_where_there_are_none(folder, load):
     }
 
 
+def test_questions_are_built_from_instances_of_any_name_by_the_seed(folder, load, caplog):
+    classes = ["person", "bear", "cup", "dog", "cat", "book", "bed", "tie"]
+    instances = {
+        "images": [{"id": number, "file_name": f"{number:012d}.jpg"} for number in IDS],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes)],
+        "annotations": [{"id": row, "image_id": number, "category_id": row} for row, number in enumerate(IDS)],
+    }
+    (folder / "my annotations.json").write_text(json.dumps(instances))
+
+    def built(seed):
+        (split,) = load("coco_mci", questions=folder / "my annotations.json", seed=seed)
+        return [(example["question"], answer_of(example)) for example in split.test]
+
+    with caplog.at_level("WARNING", logger="vistok"):
+        assert len(built(0)) == 2 * len(IDS)
+    assert "built 6 questions from" in caplog.text and "not the official ones" in caplog.text
+    assert built(0) == built(0)
+    assert any(built(seed) != built(0) for seed in range(1, 5))
+
+
+@pytest.mark.parametrize("given", ["val.jsonl", ".", "vcr1images"])
+def test_questions_are_built_from_the_metadata_of_vcr(tmp_path, given):
+    (tmp_path / "vcr1images" / "a").mkdir(parents=True)
+    tiny_image(0).save(tmp_path / "vcr1images" / "a" / "1.jpg")
+    if given == "val.jsonl":
+        line = {"img_fn": "a/1.jpg", "objects": ["person", "person", "diningtable"]}
+        (tmp_path / "val.jsonl").write_text(json.dumps(line) + "\n")
+    else:
+        (tmp_path / "vcr1images" / "a" / "1.json").write_text('{"names": ["person", "person", "diningtable"]}')
+    (split,) = TASKS["vcr_oc"].splits(QuestionFiles(questions=tmp_path / given, images=tmp_path))
+    assert {(example["question"], answer_of(example)) for example in split.test} == {
+        ("How many people are there in the image?", "2"),
+        ("How many diningtables are there in the image?", "1"),
+    }
+
+
 # Prompts and decoding
 
 
@@ -248,6 +285,72 @@ def test_vqa_and_its_other_way_of_matching_stand_beside_each_other(load):
     }
 
 
+def test_a_count_beyond_all_measure_is_an_error_that_can_be_averaged(load):
+    (split,) = load("coco_oc")
+    predictions = ["9" * 400, "2", "1", "1"]
+    metrics = TASKS["coco_oc"].asked().metrics
+    measured = measure(predictions, split.test, "counted", metrics=metrics)
+    assert measured["accuracy"] == 3 / 4
+    assert measured["metrics"]["mae"]["value"] == pytest.approx(1e150 / 4)
+    assert np.isfinite(measured["metrics"]["rmse"]["value"])
+
+
+def test_the_constant_answer_of_vqa_is_the_best_by_its_own_accuracy(load):
+    """The answer "maybe" is no question's most frequent answer, and right by degrees about all of them."""
+    (split,) = load("vqa")
+    answers = [[word] * 6 + ["Maybe."] * 4 for word in ("yes", "no", "red")]
+    test = [{**example, "answers": given} for example, given in zip(split.test, answers)]
+    (constant,) = set(TASKS["vqa"].asked().constant(test))
+    scores = {word: vqa_accuracy([word] * 3, answers) for word in ("yes", "no", "red", "maybe")}
+    assert constant == "maybe" and scores["maybe"] == max(scores.values()) > scores["yes"]
+
+
+def test_answers_outside_of_the_vocabulary_are_left_out_of_the_contained_ones_only(folder, load):
+    annotations = [{"multiple_choice_answer": "red"}] * 9 + [{"multiple_choice_answer": "blue"}] * 8
+    (folder / "train.json").write_text(json.dumps({"annotations": annotations}))
+    questions = json.loads((folder / "vqa_annotations.json").read_text())
+    questions["annotations"][2]["answers"] = [{"answer": "blue"}] * 10
+    (folder / "vqa_annotations.json").write_text(json.dumps(questions))
+    predictions = ["a red one", "green", "blue"]
+    (split,) = load("vqa", vocabulary=folder / "train.json")
+    measured = measure(predictions, split.test, metrics=split.metrics)
+    answers = [example["answers"] for example in split.test]
+    assert 100 * measured["metrics"]["accuracy_contains"]["value"] == pytest.approx(
+        vqa_accuracy(predictions, answers, "contains", {"red"})
+    )
+    assert 100 * measured["accuracy"] == pytest.approx(vqa_accuracy(predictions, answers))
+    assert "in the vocabulary" in split.metrics[1].label
+    (whole,) = load("vqa")
+    assert whole.metrics is None and "no question dropped" in TASKS["vqa"].asked().metrics[1].label
+    with pytest.raises(FileNotFoundError, match="given as --vocabulary"):
+        load("vqa", vocabulary=folder / "nothing.json")
+    with pytest.raises(ValueError, match="expected VQAv2's format"):
+        load("vqa", vocabulary=folder / "coco_oc.json")
+
+
+def test_the_unanswered_of_pope_are_those_that_say_neither_yes_nor_no(load):
+    split, predictions = load("pope")[0], ["It is not there.", "", "No."]
+    protocol = TASKS["pope"].asked()
+    measured = measure(predictions, split.test, metrics=protocol.metrics, unanswered=protocol.unanswered)
+    labels = [{"label": answer_of(example)} for example in split.test]
+    assert measured["unanswered"] == score_pope(predictions, labels)["num_unanswered"] == 2
+
+
+def test_perfect_ratios_have_no_interval_of_no_width(load):
+    split = load("seed_bench")[0]
+    right = [answer_of(example) for example in split.test]
+    measured = measure(right, split.test, metrics=TASKS["seed_bench"].asked().metrics)
+    assert (measured["accuracy"], measured["interval"]) == (1.0, None)
+    low, high = measured["metrics"]["pooled_accuracy"]["interval"]
+    assert low < high == 1.0
+
+
+def test_of_chosen_questions_the_copies_among_these_are_marked(load):
+    raw = load("vcr_mci")[0].test
+    assert [example["distinct"] for example in mark_distinct(raw[1:])] == [True, False, True]
+    assert [example.get("distinct") for example in mark_distinct(raw[2:])] == [None, None]
+
+
 def test_seed_bench_is_the_mean_of_its_dimensions(load):
     (split,) = load("seed_bench")
     assert [answer_of(example) for example in split.test] == ["C", "A", "B"]
@@ -286,6 +389,7 @@ def test_typos_of_vcr_are_asked_both_ways_and_duplicates_counted_apart(load):
     assert (raw.name, fixed.name) == ("test", "typos-fixed")
     assert [example["question"].count("exist") for example in raw.test] == [1, 0, 0, 0]
     assert [example["question"].count("exist") for example in fixed.test] == [1, 1, 1, 1]
+    assert [example["distinct"] for example in raw.test] == [True, True, False, True]
     assert [split.name for split in load("vcr_mci", fix_typos="no")] == ["test"]
     assert [split.name for split in load("vcr_mci", fix_typos="yes")] == ["typos-fixed"]
     protocol = TASKS["vcr_mci"].asked()
@@ -303,13 +407,13 @@ def test_the_prior_knows_questions_about_other_images_only(make_question):
     ]
     for index, example in enumerate(asked):
         example["images"] = [tiny_image(index // 2, (3, 3))]
-    guessed = two_fold_prior(asked, seed=0)
-    assert [guess == answers[text] for guess, text in zip(guessed, ["is it?", "how many?"] * 20)] == [True] * 40
+    for guessed in two_fold_priors(asked, seed=0):
+        assert [guess == answers[text] for guess, text in zip(guessed, ["is it?", "how many?"] * 20)] == [True] * 40
     unseen = copy.deepcopy(asked)
     unseen[0]["messages"][0]["content"][-1]["text"] = "what is said of one image only?"
-    assert two_fold_prior(unseen)[0] in {"yes", "2"}
+    assert {guessed[0] for guessed in two_fold_priors(unseen)} <= {"yes", "2"}
     with pytest.raises(ValueError, match="questions about two images, these are about 1"):
-        two_fold_prior(asked[:2])
+        two_fold_priors(asked[:2])
 
 
 def test_an_interval_of_a_root_mean_square_is_the_one_of_its_resamples():
@@ -334,7 +438,11 @@ def test_an_interval_of_a_root_mean_square_is_the_one_of_its_resamples():
         ("coco_oc", {"images": None}, "Task coco_oc shows images: give --images"),
         ("coco_oc", {"questions": "nowhere"}, "no question file or folder nowhere"),
         ("coco_oc", {"images": "nowhere"}, "no folder of images nowhere"),
-        ("vcr_oc", {}, "holds no questions of task vcr_oc: expected vcr_oc.json there. It does hold"),
+        (
+            "vcr_oc",
+            {},
+            "holds no questions of task vcr_oc: expected vcr_oc.json or val.jsonl or vcr1images there. It does hold",
+        ),
         ("coco_oc", {"prompt_style": "loud"}, "prompt_style is 'loud', expected paper or reference"),
     ],
 )
@@ -358,7 +466,7 @@ def test_the_question_file_of_another_task_is_refused(folder, load, monkeypatch)
             load(task, questions=folder / "coco_mci.json")
 
 
-@pytest.mark.parametrize("task", ["coco_oc", "vqa", "caption", "pope"])
+@pytest.mark.parametrize("task", ["coco_oc", "vqa", "caption", "pope", "seed_bench"])
 def test_a_missing_image_is_told_with_its_row_or_left_out(folder, load, task):
     (folder / "images" / f"{285:012d}.jpg").unlink()
     row = 2 if task == "coco_oc" else 1
