@@ -88,7 +88,8 @@ def score_pope(predictions: Sequence[str], questions: Questions, per_question: b
         they would divide by 0, `num_questions`, `num_unanswered` (predictions that say neither yes nor no by
         [`read_yes_no`], which the official rule reads as "yes", or as "no" if they say "not"), `num_empty` (those
         without a letter or digit, some of the unanswered); where questions have splits, `bins`: the same for each.
-        POPE is reported per split. With `per_question` also `values`: `accuracy` (100 or 0) and `yes_ratio` for each question.
+        POPE is reported per split. With `per_question` also `values`: `accuracy` (100 or 0) and `yes_ratio` for each
+        question.
 
     Raises:
         ValueError: if there are no questions, not as many predictions, or a label is neither "yes" nor "no".
