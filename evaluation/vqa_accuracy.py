@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -136,7 +136,7 @@ def best_constant_answer(answers: Sequence[Sequence[str]]) -> str:
         raise ValueError("The best constant answer was asked of no questions.")
     check_text_lists(answers, "answers to question")
     # Answers are compared as they are where all of a question agree, and normalised otherwise.
-    totals: tuple[Counter[str], Counter[str]] = (Counter(), Counter())
+    totals: tuple[dict[str, float], dict[str, float]] = (defaultdict(float), defaultdict(float))
     normalized: dict[str, str] = {}
     for of_question in answers:
         given = [_on_one_line(answer) for answer in of_question]
@@ -144,7 +144,10 @@ def best_constant_answer(answers: Sequence[Sequence[str]]) -> str:
             given = [normalized.setdefault(text, normalize_vqa_answer(text)) for text in given]
         for answer in set(given):
             totals[differ][answer] += _leave_one_out([text == answer for text in given])
-    scores = {text: totals[0][text] + totals[1][normalize_vqa_answer(text)] for text in {*totals[0], *totals[1]}}
+    scores = {
+        text: totals[0].get(text, 0.0) + totals[1].get(normalize_vqa_answer(text), 0.0)
+        for text in {*totals[0], *totals[1]}
+    }
     return min(scores, key=lambda text: (-round(scores[text], 9), text))
 
 

@@ -301,7 +301,11 @@ def model_index(reports: Sequence[Mapping[str, Any]], task_type: str) -> list[Ev
         }
         metric, name = _metric(report)["name"], _name_in_words(report)
         unit = " (%)" if metric == "accuracy" else ""
-        floors = {floor_name: _score(report, floor) for floor_name, floor in report["floors"].items()}
+        floors = {
+            floor_name: _score(report, floor)
+            for floor_name, floor in report["floors"].items()
+            if _of_same_questions(report, floor)
+        }
         args = {"floors": floors} if floors else {}
         results.append(_eval_result(about, metric, f"{name}{unit}", report[metric], report, args))
         for part, measured in _parts(report).items():
