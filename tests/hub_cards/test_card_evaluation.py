@@ -178,6 +178,7 @@ class TestGain:
         report = normalised_report({**PERCENT, "floors": {**floors, "shuffled_images": fewer}})
         assert gain_over_floors(report) == (55.0, "clear")
         assert columns(evaluation_table([report]))["shuffled images"] == "99.00 (of 200)"
+        assert list(model_index([report], "image-text-to-text")[0].metric_args["floors"]) == ["majority"]
         assert gain_over_floors(normalised_report({**PERCENT, "floors": {"shuffled_images": fewer}})) is None
 
     def test_each_gain_stands_there_with_its_interval(self):
