@@ -36,7 +36,11 @@ def two_fold_guesses(
     Raises:
         ValueError: if there are fewer than two images, or `num_divisions` is less than 1.
     """
-    places = {image: place for place, image in enumerate(dict.fromkeys(images))}
+    asked: dict[Hashable, list[tuple[str, str]]] = defaultdict(list)
+    for image, question, answer in zip(images, questions, answers):
+        asked[image].append((question, answer))
+    # By what is asked about them: the order of the questions and the names of the images do not matter.
+    places = {image: place for place, image in enumerate(sorted(asked, key=lambda image: sorted(asked[image])))}
     if len(places) < 2:
         raise ValueError(f"The question-only prior needs questions about two images, these are about {len(places)}.")
     if num_divisions < 1:

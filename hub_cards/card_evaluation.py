@@ -135,7 +135,7 @@ def gain_over_floors(report: Mapping[str, Any]) -> tuple[float, str] | None:
     if not floors:
         return None
     score = _score(report, report)
-    low, high = report.get("interval") or (score, score)
+    low, high = report.get("interval") or (score, math.inf)
     best = max(floors)
     return score - best, "clear" if low > best else "below" if high < best else "not clear"
 
