@@ -155,9 +155,7 @@ def test_counts_are_scored_as_by_the_benchmark(load, mode, other):
     (split,) = load("coco_oc")
     predictions = ["Three chairs.", "There are 2.", "one bear", "phone"]
     protocol = TASKS["coco_oc"].asked(mode=mode)
-    measured = measure(
-        predictions, split.test, "counted", metrics=protocol.metrics, unanswered=protocol.unanswered
-    )  # fmt: skip
+    measured = measure(predictions, split.test, "counted", metrics=protocol.metrics, unanswered=protocol.unanswered)
     expected, beside = (score_object_counting(predictions, OC, which) for which in (mode, other))
     assert of(protocol, measured) == {
         "accuracy": pytest.approx(expected["accuracy"] / 100),
