@@ -6,6 +6,7 @@ from collections.abc import Callable, Hashable, Sequence
 import numpy as np
 
 MAX_REMEMBERED = 8192  # clusters: 128 MiB
+ROUNDING = 1e-12  # relative difference of sums of the same numbers
 
 Statistic = Callable[[np.ndarray], np.ndarray]
 """Takes means of columns, `(…, num_columns)`, and returns the statistic, `(…)`."""
@@ -30,10 +31,11 @@ def bootstrap_interval(
     whole clusters: questions about one image are right or wrong together, and resampling single ones would make the
     interval too narrow.
 
-    Resamples of clusters that are all alike are alike, too, which is no proof that there are no others. The interval
-    of a mean with known bounds then has the exact ends of Clopper and Pearson for the share of other clusters, of
-    which `n` were drawn and none was found: at most `1 - ((1 - level) / 2) ** (1 / n)`. These may have any value
-    within `bounds`.
+    Where all resamples are alike, as those of clusters that are all alike, that is no proof that there are no others.
+    The interval of a mean with known bounds then has the exact ends of Clopper and Pearson for the share of other
+    clusters, of which `n` were drawn and none was found: at most `1 - ((1 - level) / 2) ** (1 / n)`. These may have
+    any value within `bounds`. Any other statistic, such as a ratio of sums, has no interval then: how many clusters
+    its denominator comes from is not known here.
 
     Args:
         values (`list[float]` or `np.ndarray` of shape `(num_values,)` or `(num_values, num_columns)`): for instance 1
@@ -47,8 +49,8 @@ def bootstrap_interval(
         statistic (`Callable`, *optional*): of the means of the columns; by default the first one itself.
 
     Returns:
-        `list[float]` or `None`: lower and upper end; `None` with fewer than two clusters, or if all are alike and
-        there are no bounds or the statistic is no mean.
+        `list[float]` or `None`: lower and upper end; `None` with fewer than two clusters, or if all resamples are
+        alike and there are no bounds or the statistic is no mean.
 
     Raises:
         ValueError: if there are not as many clusters as values.
@@ -59,15 +61,14 @@ def bootstrap_interval(
     if numbers < 2:
         return None
     tail = (1 - level) / 2
-    of_cluster = sums / counts[:, None]
-    if (of_cluster == of_cluster[0]).all():
+    found = float(statistic(sums.sum(0) / counts.sum()))
+    resampled = statistic(_resampled_means(sums, counts, num_resamples, seed))
+    if np.ptp(resampled) <= ROUNDING * max(1.0, abs(found)):
         if bounds is None or statistic is not first_column:
             return None
-        value, others = float(of_cluster[0, 0]), 1 - tail ** (1 / numbers)
-        return [value - others * (value - bounds[0]), value + others * (bounds[1] - value)]
-    means = _resampled_means(sums, counts, num_resamples, seed)
-    low, high = np.quantile(statistic(means), [tail, 1 - tail])
-    found = float(statistic(sums.sum(0) / counts.sum()))
+        others = 1 - tail ** (1 / numbers)
+        return [found - others * (found - bounds[0]), found + others * (bounds[1] - found)]
+    low, high = np.quantile(resampled, [tail, 1 - tail])
     return [float(min(low, found)), float(max(high, found))]
 
 

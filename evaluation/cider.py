@@ -94,16 +94,40 @@ def cider_scores(predictions: Sequence[str], references: Sequence[Sequence[str]]
     if len(predictions) == 1:
         logger.warning("CIDEr of a single image is 0: the weights of words come from the references of many images.")
     counts = [_ngram_counts(words) for words in tokenize_captions(predictions)]
-    words_of_references = iter(tokenize_captions(caption for captions in references for caption in captions))
-    reference_counts = [[_ngram_counts(next(words_of_references)) for _ in captions] for captions in references]
-    weights = _inverse_document_frequencies(reference_counts)
-    unseen = math.log(len(references))
+    reference_counts, weights, unseen = _prepared(references)
     scores = []
     for candidate, of_image in zip(counts, reference_counts):
         weighted = _Weighted(candidate, weights, unseen)
         total = sum(weighted.similarity(_Weighted(reference, weights, unseen)) for reference in of_image)
         scores.append(100 * 10 * total / len(of_image))
     return scores
+
+
+def constant_scores(captions: Sequence[str], references: Sequence[Sequence[str]]) -> list[float]:
+    """
+    CIDEr-D of each caption if it is predicted for every image. The references are prepared once for all captions.
+
+    Args:
+        captions (`list[str]`): candidates.
+        references: see [`cider`].
+
+    Returns:
+        `list[float]`: [`cider`] of each.
+
+    Raises:
+        ValueError, ImportError: see [`cider`].
+    """
+    check_predictions(captions, captions, "captions")
+    check_text_lists(references, "references of image")
+    reference_counts, weights, unseen = _prepared(references)
+    candidates = [_Weighted(_ngram_counts(words), weights, unseen) for words in tokenize_captions(captions)]
+    totals = [0.0] * len(candidates)
+    for of_image in reference_counts:
+        for counts in of_image:
+            reference = _Weighted(counts, weights, unseen)
+            for number, candidate in enumerate(candidates):
+                totals[number] += candidate.similarity(reference) / len(of_image)
+    return [100 * 10 * total / len(references) for total in totals]
 
 
 def score_captions(
@@ -130,6 +154,13 @@ def score_captions(
         "num_unanswered": sum(not words for words in tokenize_captions(predictions)),
     }
     return {**result, "values": {"cider": scores}} if per_question else result
+
+
+def _prepared(references: Sequence[Sequence[str]]) -> tuple[list[list[Counter[Ngram]]], Vector, float]:
+    """N-grams of each reference, and the weights of n-grams: of those that references have, and of all others."""
+    words = iter(tokenize_captions(caption for captions in references for caption in captions))
+    counts = [[_ngram_counts(next(words)) for _ in captions] for captions in references]
+    return counts, _inverse_document_frequencies(counts), math.log(len(references))
 
 
 def _ngram_counts(words: Sequence[str]) -> Counter[Ngram]:
@@ -171,4 +202,4 @@ class _Weighted:
         return total / LONGEST_NGRAM * math.exp(-(difference**2) / (2 * LENGTH_SIGMA**2))
 
 
-__all__ = ["cider", "cider_scores", "score_captions", "tokenize_captions"]
+__all__ = ["cider", "cider_scores", "constant_scores", "score_captions", "tokenize_captions"]

@@ -6,7 +6,7 @@ import io
 import json
 import os
 import random
-import textwrap
+import unicodedata
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +17,15 @@ from PIL import Image
 from ..configuration.optional import require
 from ..modeling.atomic_folder import write_bytes_atomically, write_text_atomically
 from ..processing.images import load_image
+from .prediction_checks import check_positive
 from .predictions import read_predictions
+from .processes import Share
+from .tasks import TASKS
 
 COLUMNS = 3
+COLUMN_WIDTH = 4.2  # inches
+TEXT_WIDTH, TEXT_SIZE = 0.92 * 72 * COLUMN_WIDTH, 9  # points
+JOINER = "\u200d"  # of emoji
 IMAGE_SIDE = 420  # pixels, at most
 RIGHT, WRONG, UNKNOWN = "#1a7f37", "#b42318", "#404040"
 MARKS = {True: "✓", False: "✗", None: "·"}
@@ -97,9 +103,9 @@ def _item(line: Line, other: Line) -> GalleryItem:
     files = line.get("files") or other["files"]
     return GalleryItem(
         files[-1],
-        line["question"],
-        line["answer"],
-        (line["prediction"], other["prediction"]),
+        printable(line["question"]),
+        printable(line["answer"]),
+        (printable(line["prediction"]), printable(other["prediction"])),
         (line.get("right"), other.get("right")),
     )
 
@@ -122,7 +128,7 @@ def draw_gallery(items: Sequence[GalleryItem], names: Sequence[str], path: str |
     texts = [_cell_lines(item, names) for item in items]
     longest = max(len(lines) for lines in texts)
     heights = [2.6, 0.2 * longest + 0.2] * num_rows
-    figure = figure_module.Figure(figsize=(4.2 * COLUMNS, sum(heights)), layout="constrained")
+    figure = figure_module.Figure(figsize=(COLUMN_WIDTH * COLUMNS, sum(heights)), layout="constrained")
     grid = figure.add_gridspec(2 * num_rows, COLUMNS, height_ratios=heights)
     for place, (item, lines) in enumerate(zip(items, texts)):
         row, column = divmod(place, COLUMNS)
@@ -134,7 +140,7 @@ def draw_gallery(items: Sequence[GalleryItem], names: Sequence[str], path: str |
         for number, (text, colour, bold) in enumerate(lines):
             words.text(
                 0.02, 1 - number / longest, text, color=colour, fontweight="bold" if bold else "normal", va="top",
-                fontsize=9, transform=words.transAxes, parse_math=False,
+                fontsize=TEXT_SIZE, transform=words.transAxes, parse_math=False,
             )  # fmt: skip
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=110)
@@ -143,12 +149,61 @@ def draw_gallery(items: Sequence[GalleryItem], names: Sequence[str], path: str |
 
 def _cell_lines(item: GalleryItem, names: Sequence[str]) -> list[tuple[str, str, bool]]:
     """Lines of text below an image, with colour and whether they are bold."""
-    lines = [(text, "#000000", True) for text in textwrap.wrap(item.question, 48)]
-    lines += [(text, UNKNOWN, False) for text in textwrap.wrap(f"right: {item.answer}", 54)[:2]]
+    lines = [(text, "#000000", True) for text in wrap_text(item.question, 6, bold=True)]
+    lines += [(text, UNKNOWN, False) for text in wrap_text(f"right: {item.answer}", 2)]
     for name, prediction, right in zip(names, item.predictions, item.right):
         said = f"{MARKS[right]} {name}: {prediction or '(no answer)'}"
-        lines += [(text, COLOURS[right], False) for text in textwrap.wrap(said, 54)[:4]]
+        lines += [(text, COLOURS[right], False) for text in wrap_text(said, 4)]
     return lines
+
+
+def wrap_text(text: str, most: int, bold: bool = False) -> list[str]:
+    """
+    Breaks a text into lines that fit below an image, within words where they are longer than a line.
+
+    Args:
+        text (`str`): of one paragraph.
+        most (`int`): how many lines; "…" stands for what is left out.
+        bold (`bool`, *optional*, defaults to `False`): whether it is printed in bold.
+
+    Returns:
+        `list[str]`: lines as wide as they are printed, not as they have characters.
+    """
+    measure = require("matplotlib.textpath", "draw").TextToPath().get_text_width_height_descent
+    font = require("matplotlib.font_manager", "draw").FontProperties(
+        size=TEXT_SIZE, weight="bold" if bold else "normal"
+    )
+
+    def fits(line: str) -> bool:
+        return measure(line, font, ismath=False)[0] <= TEXT_WIDTH
+
+    lines, rest = [], text[: 200 * most].strip()  # longer ones are cut in any case
+    while rest and len(lines) < most:
+        low, high = 1, len(rest)
+        while low < high:  # the most characters that fit
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if fits(rest[:middle]) else (low, middle - 1)
+        end = low if low == len(rest) else (rest.rfind(" ", 0, low + 1) if " " in rest[1 : low + 1] else low)
+        lines.append(rest[:end].rstrip())
+        rest = rest[end:].lstrip()
+    if rest or len(text.strip()) > 200 * most:
+        lines[-1] = f"{lines[-1][:-1]}…"
+    return lines
+
+
+def printable(text: str) -> str:
+    """
+    A text on one line that shows itself: without control characters, marks of direction and lone surrogates, for each
+    of which "�" stands.
+
+    Args:
+        text (`str`): what a model said.
+    """
+    on_one_line = " ".join(text.split())
+    return "".join(
+        "�" if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter != JOINER else letter
+        for letter in on_one_line
+    )
 
 
 def _thumbnail(file: str) -> Image.Image:
@@ -218,24 +273,28 @@ def _article(item: GalleryItem, names: Sequence[str]) -> str:
 
 def gallery_command(
     output: str | os.PathLike,
-    models: Sequence[tuple[str, Callable[[], str | os.PathLike]]],
+    models: Sequence[tuple[str, Callable[[], Sequence[str | os.PathLike]]]],
     predictions: Sequence[str | os.PathLike] = (),
     num_shown: int = 12,
     disagreements: bool = False,
     seed: int = 0,
+    mode: str = "reference",
+    share: Share = Share(),  # noqa: B008
 ) -> list[Path]:
     """
     Writes a gallery of two models, as PNG and HTML.
 
     Args:
         output (`str`): the files without their endings.
-        models (`list[tuple[str, Callable]]`): for each model its name and what evaluates it and returns the folder of
-            its predictions files.
+        models (`list[tuple[str, Callable]]`): for each model its name and what evaluates it and returns the
+            predictions files that it wrote.
         predictions (`list[str]`, *optional*): predictions files of earlier evaluations. Models and these are two.
         num_shown, disagreements, seed: see [`choose_items`].
+        mode (`str`, *optional*, defaults to `"reference"`): what is right of GVTBench, see [`Task.asked`].
+        share ([`Share`], *optional*): of several processes, which evaluate together; the first one writes.
 
     Returns:
-        `list[Path]`: the files.
+        `list[Path]`: the files; none in other processes than the first.
 
     Raises:
         ValueError: if there are not two, or they have no question in common.
@@ -246,20 +305,51 @@ def gallery_command(
             f"A gallery shows two models, {len(models)} models and {len(predictions)} predictions files were given: "
             "give --model twice, --predictions twice, or each once."
         )
+    check_positive(num_shown=num_shown)
     require("matplotlib.figure", "draw")
     sides: list[tuple[str, list[dict[str, Any]]]] = []
     for name, evaluate in models:
-        files = sorted(Path(evaluate()).glob("*.predictions.jsonl"))
-        sides.append((_short(name), [line for file in files for line in read_predictions(file)]))
-    sides += [(_name_of(Path(file)), read_predictions(file)) for file in predictions]
+        files = evaluate()
+        if share.is_first:
+            sides.append((_short(name), [line for file in files for line in read_answers(file, mode)]))
+    if not share.is_first:
+        return []
+    sides += [(_name_of(Path(file)), read_answers(file, mode)) for file in predictions]
     (first, lines), (second, others) = sides
     names = (first, second) if first != second else (f"{first} (1)", f"{second} (2)")
     items = choose_items(lines, others, num_shown, disagreements, seed)
-    files = [Path(f"{os.fspath(output)}{ending}") for ending in (".png", ".html")]
-    files[0].parent.mkdir(parents=True, exist_ok=True)
-    draw_gallery(items, names, files[0])
-    write_gallery_page(items, names, files[1])
-    return files
+    written = [Path(f"{os.fspath(output)}{ending}") for ending in (".png", ".html")]
+    written[0].parent.mkdir(parents=True, exist_ok=True)
+    draw_gallery(items, names, written[0])
+    write_gallery_page(items, names, written[1])
+    return written
+
+
+def read_answers(path: str | os.PathLike, mode: str = "reference") -> list[dict[str, Any]]:
+    """
+    Reads what was answered about the given images, and whether it is right: of tasks with two ways of scoring, as the
+    mode says, whatever the mode was when the questions were asked.
+
+    Args:
+        path (`str`): a predictions file.
+        mode (`str`, *optional*, defaults to `"reference"`): `"reference"` or `"strict"`.
+
+    Returns:
+        `list[dict]`: see [`read_predictions`].
+
+    Raises:
+        FileNotFoundError, ValueError: see [`read_predictions`].
+    """
+    lines = read_predictions(path)
+    protocols = {name: TASKS[name].asked(mode=mode) for name in {line["source"] for line in lines} & set(TASKS)}
+    for line in lines:
+        protocol = protocols.get(line["source"])
+        if protocol is not None and "mode" in protocol.recorded:
+            content = [{"type": "text", "text": line["answer"]}]
+            line["right"] = protocol.is_right(
+                line["prediction"], {"messages": [{"role": "assistant", "content": content}]}
+            )
+    return lines
 
 
 def _short(name: str) -> str:
@@ -274,4 +364,13 @@ def _name_of(file: Path) -> str:
     return file.name.removesuffix(".jsonl").removesuffix(".predictions")
 
 
-__all__ = ["GalleryItem", "choose_items", "draw_gallery", "gallery_command", "write_gallery_page"]
+__all__ = [
+    "GalleryItem",
+    "choose_items",
+    "draw_gallery",
+    "gallery_command",
+    "printable",
+    "read_answers",
+    "wrap_text",
+    "write_gallery_page",
+]

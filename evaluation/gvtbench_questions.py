@@ -3,8 +3,7 @@
 import hashlib
 import json
 import os
-import random
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from transformers.utils import logging
 
 from .gvtbench_builder import build_questions, question_pool
+from .priors import most_frequent, two_fold_guesses
 
 logger = logging.get_logger(__name__)
 
@@ -99,6 +99,20 @@ def fix_question_typos(questions: Questions) -> list[dict[str, Any]]:
     return [{**question, "text_in": question["text_in"].replace(_TYPO, _SPELT_RIGHT)} for question in questions]
 
 
+def first_rows(questions: Questions) -> list[int]:
+    """
+    For each record the row of the first one that is equal to it in all fields.
+
+    Args:
+        questions (`list[dict]`): records.
+
+    Returns:
+        `list[int]`: a row for each, its own unless it is a copy.
+    """
+    first: dict[tuple, int] = {}
+    return [first.setdefault(tuple(sorted(question.items())), row) for row, question in enumerate(questions)]
+
+
 def drop_duplicates(questions: Questions) -> list[dict[str, Any]]:
     """
     Leaves out records that are equal to an earlier one in all fields: vcr_oc holds 1,726, vcr_mci 354 of them.
@@ -109,10 +123,7 @@ def drop_duplicates(questions: Questions) -> list[dict[str, Any]]:
     Returns:
         `list[dict]`: each once, in their order.
     """
-    kept: dict[tuple, dict[str, Any]] = {}
-    for question in questions:
-        kept.setdefault(tuple(sorted(question.items())), dict(question))
-    return list(kept.values())
+    return [dict(questions[row]) for row in sorted(set(first_rows(questions)))]
 
 
 def image_path(question: Mapping[str, Any]) -> str:
@@ -178,48 +189,31 @@ def majority(questions: Questions) -> list[str]:
     """
     if not questions:
         raise ValueError("The majority answer was asked of no questions.")
-    answer = _most_frequent(Counter(question["text_out"] for question in questions))
+    answer = most_frequent(Counter(question["text_out"] for question in questions))
     return [answer] * len(questions)
 
 
-def two_fold_prior(questions: Questions, seed: int = 0) -> list[str]:
+def two_fold_priors(questions: Questions, seed: int = 0) -> list[list[str]]:
     """
-    What can be answered from the questions alone: a guess for each from the questions about the other images.
-
-    The images are divided into two halves at random. A question is answered with the most frequent answer of exactly
-    this text in the other half; one that the other half does not hold, with the most frequent answer there.
+    What can be answered from the questions alone: guesses for each from the questions about the other images, see
+    [`two_fold_guesses`].
 
     Args:
         questions (`list[dict]`): records about two images or more.
-        seed (`int`, *optional*, defaults to 0): of the division. On the official files the accuracy differs between
-            divisions by some tenths of a percent.
+        seed (`int`, *optional*, defaults to 0): of the divisions.
 
     Returns:
-        `list[str]`: a prediction for each question.
+        `list[list[str]]`: for each division a prediction for each question. The prior's score is the mean over them.
 
     Raises:
         ValueError: if the questions are about fewer than two images.
     """
-    images = sorted({question["image_id"] for question in questions}, key=str)
-    if len(images) < 2:
-        raise ValueError(f"The prior needs questions about two images or more, these are about {len(images)}.")
-    random.Random(seed).shuffle(images)
-    half_of = {image: index % 2 for index, image in enumerate(images)}
-    of_text: list[dict[str, Counter[str]]] = [defaultdict(Counter), defaultdict(Counter)]
-    overall: list[Counter[str]] = [Counter(), Counter()]
-    for question in questions:
-        half = half_of[question["image_id"]]
-        of_text[half][question["text_in"]][question["text_out"]] += 1
-        overall[half][question["text_out"]] += 1
-    others = [1 - half_of[question["image_id"]] for question in questions]
-    return [
-        _most_frequent(of_text[half].get(question["text_in"], overall[half]))
-        for half, question in zip(others, questions)
-    ]
-
-
-def _most_frequent(counts: Mapping[str, int]) -> str:
-    return min(counts, key=lambda answer: (-counts[answer], answer))
+    return two_fold_guesses(
+        [question["text_in"] for question in questions],
+        [question["text_out"] for question in questions],
+        question_clusters(questions),
+        seed=seed,
+    )
 
 
 def _sha256(content: bytes) -> str:
@@ -255,6 +249,7 @@ __all__ = [
     "build_questions",
     "drop_duplicates",
     "find_image",
+    "first_rows",
     "fix_question_typos",
     "image_path",
     "load_questions",
@@ -262,5 +257,5 @@ __all__ = [
     "official_name",
     "question_clusters",
     "question_pool",
-    "two_fold_prior",
+    "two_fold_priors",
 ]

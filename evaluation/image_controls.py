@@ -36,9 +36,14 @@ def control_images(
         raise ValueError(f"images is {images!r}, expected one of {', '.join(IMAGE_CONTROLS)}.")
     if images == "given":
         return list(examples)
-    keys = [tuple(image_key(image) for image in example.get("images") or []) for example in examples]
+    keys = [shown_images(example) for example in examples]
     replacement = _blank(examples, keys) if images == "blank" else _shuffled(examples, keys, seed)
     return [{**example, "images": [replacement[key] for key in names]} for example, names in zip(examples, keys)]
+
+
+def shown_images(example: Mapping[str, Any]) -> tuple[str, ...]:
+    """Which images an example shows, by their keys."""
+    return tuple(image_key(image) for image in example.get("images") or [])
 
 
 def _blank(examples, keys) -> dict[str, Image.Image]:
@@ -97,4 +102,4 @@ def derange(keys: list[str], together: Mapping[str, set[str]], generator: random
     return dict(zip(keys, dealt))
 
 
-__all__ = ["IMAGE_CONTROLS", "control_images", "derange"]
+__all__ = ["IMAGE_CONTROLS", "control_images", "derange", "shown_images"]

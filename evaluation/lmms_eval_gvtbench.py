@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from PIL import Image
@@ -16,7 +17,7 @@ from vistok.evaluation.gvtbench_questions import (
     fix_question_typos,
     load_questions,
     majority,
-    two_fold_prior,
+    two_fold_priors,
 )
 from vistok.evaluation.gvtbench_scoring import MODES, score_multi_class_identification, score_object_counting
 
@@ -130,10 +131,15 @@ def _deduplicated(entries: Sequence[Record], *, score: Callable) -> float:
 
 
 def _floor(entries: Sequence[Record], *, score: Callable, predict: Callable) -> float:
-    """Accuracy of what knows no image."""
-    if predict is two_fold_prior and len({entry["image_id"] for entry in entries}) < 2:
+    """Accuracy of what knows no image, the mean over its guesses."""
+    if predict is two_fold_priors and len({entry["image_id"] for entry in entries}) < 2:
         return math.nan
-    return float(score(predict(entries), entries, mode="reference")["accuracy"])
+    guesses = predict(entries)
+    return fmean(score(guess, entries, mode="reference")["accuracy"] for guess in guesses)
+
+
+def _majority(entries: Sequence[Record]) -> list[list[str]]:
+    return [majority(entries)]
 
 
 _count = partial(_metric, score=score_object_counting)
@@ -153,8 +159,8 @@ counting_strict_mae = partial(_count, name="mae", mode="strict")
 counting_strict_rmse = partial(_count, name="rmse", mode="strict")
 counting_unanswered = partial(_count, name="num_unanswered")
 counting_deduplicated = partial(_deduplicated, score=score_object_counting)
-counting_majority = partial(_floor, score=score_object_counting, predict=majority)
-counting_question_only = partial(_floor, score=score_object_counting, predict=two_fold_prior)
+counting_majority = partial(_floor, score=score_object_counting, predict=_majority)
+counting_question_only = partial(_floor, score=score_object_counting, predict=two_fold_priors)
 
 # Multi-class identification, alike.
 identification_results = partial(_results, score=score_multi_class_identification)
@@ -162,8 +168,8 @@ identification_reference_accuracy = partial(_identify, name="accuracy")
 identification_strict_accuracy = partial(_identify, name="accuracy", mode="strict")
 identification_unanswered = partial(_identify, name="num_unanswered")
 identification_deduplicated = partial(_deduplicated, score=score_multi_class_identification)
-identification_majority = partial(_floor, score=score_multi_class_identification, predict=majority)
-identification_question_only = partial(_floor, score=score_multi_class_identification, predict=two_fold_prior)
+identification_majority = partial(_floor, score=score_multi_class_identification, predict=_majority)
+identification_question_only = partial(_floor, score=score_multi_class_identification, predict=two_fold_priors)
 
 
 def __getattr__(name: str) -> Any:

@@ -1,6 +1,6 @@
 """What is measured of predictions: metrics with their intervals, in total, per type of question and per group."""
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +42,19 @@ class Metric:
         """What each question contributes, `(num_questions, num_columns)`."""
         columns = np.asarray(self.values(predictions, examples), dtype=np.float64)
         return columns[:, None] if columns.ndim == 1 else columns
+
+    def mean_columns(self, guesses: Sequence[Sequence[str]], examples: Examples) -> np.ndarray:
+        """What each question contributes on average over several predictions of all, `(num_questions, num_columns)`.
+        Equal predictions of a question are looked at once."""
+        if len(guesses) == 1:
+            return self.columns(guesses[0], examples)
+        counted = [Counter(texts) for texts in zip(*guesses)]
+        rows = [row for row, texts in enumerate(counted) for _ in texts]
+        times = np.array([number for texts in counted for number in texts.values()], dtype=np.float64)
+        columns = self.columns([text for texts in counted for text in texts], [examples[row] for row in rows])
+        sums = np.zeros((len(examples), columns.shape[1]))
+        np.add.at(sums, rows, columns * times[:, None])
+        return sums / len(guesses)
 
     def measured(self, columns: np.ndarray, clusters: Sequence[Any]) -> tuple[float | None, list[float] | None]:
         """Value and 95 % interval of columns of some questions; neither where there is no such number."""
@@ -85,6 +98,7 @@ def measure(
     breakdowns: Mapping[str, Mapping[Any, str]] = BREAKDOWNS,
     metrics: Sequence[Metric] = (EXACT_MATCH,),
     unanswered: Callable[[str], bool] = is_unanswered,
+    others: Sequence[Sequence[str]] = (),
 ) -> dict[str, Any]:
     """
     Metrics of predictions, in total, per type of question, and per group of other breakdowns.
@@ -98,6 +112,8 @@ def measure(
         metrics (`list[Metric]`, *optional*): what to measure, the primary one first; by default the accuracy of exact
             matches.
         unanswered (`Callable`, *optional*): whether a prediction says nothing that counts as an answer.
+        others (`list[list[str]]`, *optional*): further predictions of all examples: what an example contributes to a
+            metric is the mean over these and the first ones. Unanswered are counted among the first ones.
 
     Returns:
         `dict`: `num_questions`, `num_images` (distinct, or sets of them), the primary metric under its name and its
@@ -111,7 +127,7 @@ def measure(
     """
     if len(predictions) != len(examples) or not examples:
         raise ValueError(f"{len(predictions)} predictions for {len(examples)} examples, expected one for each.")
-    columns = {metric: metric.columns(predictions, examples) for metric in metrics}
+    columns = {metric: metric.mean_columns([predictions, *others], examples) for metric in metrics}
     silent = [unanswered(text) for text in predictions]
     clusters = image_clusters(examples)
     summary = _summary(columns, silent, clusters, range(len(examples)))

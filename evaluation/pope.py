@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from .gvtbench_scoring import read_yes_no
 from .prediction_checks import check_predictions
 
 SPLITS = ("random", "popular", "adversarial")
@@ -84,9 +85,11 @@ def score_pope(predictions: Sequence[str], questions: Questions, per_question: b
 
     Returns:
         `dict`: `accuracy`, `precision`, `recall`, `f1`, `yes_ratio` (of the predictions), all in percent and 0 where
-        they would divide by 0, `num_questions`, `num_unanswered` (predictions without a letter or digit, which the
-        official rule reads as "yes"); where questions have splits, `bins`: the same for each. POPE is reported per
-        split. With `per_question` also `values`: `accuracy` (100 or 0) and `yes_ratio` for each question.
+        they would divide by 0, `num_questions`, `num_unanswered` (predictions that say neither yes nor no by
+        [`read_yes_no`], which the official rule reads as "yes", or as "no" if they say "not"), `num_empty` (those
+        without a letter or digit, some of the unanswered); where questions have splits, `bins`: the same for each.
+        POPE is reported per split. With `per_question` also `values`: `accuracy` (100 or 0) and `yes_ratio` for each
+        question.
 
     Raises:
         ValueError: if there are no questions, not as many predictions, or a label is neither "yes" nor "no".
@@ -96,11 +99,16 @@ def score_pope(predictions: Sequence[str], questions: Questions, per_question: b
         _check_label(f"question {row}", question.get("label"))
     said = [read_pope_answer(prediction) for prediction in predictions]
     labels = [question["label"] for question in questions]
+    unanswered = [read_yes_no(prediction) is None for prediction in predictions]
     empty = [re.search(r"\w", prediction) is None for prediction in predictions]
 
     def summary(chosen: Sequence[int]) -> dict[str, Any]:
         pairs = [(said[index], labels[index]) for index in chosen]
-        return {**_metrics(pairs), "num_unanswered": sum(empty[index] for index in chosen)}
+        return {
+            **_metrics(pairs),
+            "num_unanswered": sum(unanswered[index] for index in chosen),
+            "num_empty": sum(empty[index] for index in chosen),
+        }
 
     result = summary(range(len(questions)))
     members: dict[str, list[int]] = {split: [] for split in SPLITS}

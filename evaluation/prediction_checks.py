@@ -23,6 +23,21 @@ def check_predictions(predictions: Sequence[str], questions: Sized, what: str = 
             raise ValueError(f"prediction {row} is {prediction!r}, expected text.")
 
 
+def check_positive(**numbers: int | None) -> None:
+    """
+    Refuses numbers of questions and the like that are less than 1.
+
+    Args:
+        **numbers (`int` or `None`): by the names of arguments; `None` is no limit.
+
+    Raises:
+        ValueError: if one is less than 1; names it.
+    """
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise ValueError(f"{name} is {number}, expected at least 1.")
+
+
 def check_text_lists(lists: Sequence[Sequence[str]], of: str) -> None:
     """
     Refuses right answers that are not one or more texts for each question.
@@ -41,4 +56,4 @@ def check_text_lists(lists: Sequence[Sequence[str]], of: str) -> None:
             raise ValueError(f"the {of} {row} hold {wrong[0]!r}, expected text.")
 
 
-__all__ = ["check_predictions", "check_text_lists"]
+__all__ = ["check_positive", "check_predictions", "check_text_lists"]

@@ -10,12 +10,14 @@ from typing import Any
 
 import torch
 
+from ..modeling.atomic_folder import write_text_atomically
 from ..processing.images import image_key
 from .processes import Share, wait_for_all
 from .vqa import answer_is_right, answer_of, question_of
 
 Examples = Sequence[Mapping[str, Any]]
 
+_FIELDS = ("images", "source", "id", "question", "answer", "prediction")
 WEIGHTS_IN_HASH = 1024  # of each parameter, evenly spread: training changes them all
 
 
@@ -33,7 +35,8 @@ class PredictionsFile:
         share ([`Share`], *optional*): this process's.
 
     Raises:
-        ValueError: if the file holds predictions of other settings; names the difference.
+        ValueError: if the file holds predictions of other settings (names the difference), or is none of predictions;
+            it is left as it is then.
     """
 
     def __init__(
@@ -61,27 +64,41 @@ class PredictionsFile:
         return self.path.with_name(f"{self.path.name.removesuffix('.jsonl')}.part{rank}.jsonl")
 
     def _start(self, path: Path) -> None:
-        """Makes a file, or reads the one that is there."""
-        if not self._read(path):
+        """Makes a file, or reads the one that is there and cuts off the line that a kill left unfinished."""
+        first_line = json.dumps({"settings": self.settings}) + "\n"
+        content = path.read_bytes() if path.exists() else b""
+        end = content.rfind(b"\n") + 1
+        if end:
+            self._read(path)  # a file that is not ours ends here, untouched
+            if end < len(content):
+                with open(path, "r+b") as stream:
+                    stream.truncate(end)
+        elif first_line.encode().startswith(content):
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(json.dumps({"settings": self.settings}) + "\n", encoding="utf-8")
+            write_text_atomically(path, first_line)
+        else:
+            raise ValueError(
+                f"{path} is no predictions file of vistok evaluate: give another one, or delete this one."
+            )
 
     def _read(self, path: Path) -> list[dict[str, Any]]:
-        lines = _complete_lines(path)
-        if lines and (found := lines[0].get("settings")) != self.settings:
+        if not (lines := _complete_lines(path)):
+            return []
+        found = lines[0].get("settings")
+        if not isinstance(found, dict):
+            raise ValueError(f"{path} is no predictions file of vistok evaluate: its first line holds no settings.")
+        if found != self.settings:
             differences = [
-                f"{name} is {(found or {}).get(name)!r} there and {self.settings.get(name)!r} here"
-                for name in sorted({*self.settings, *(found or {})})
-                if (found or {}).get(name) != self.settings.get(name)
+                f"{name} is {found.get(name)!r} there and {self.settings.get(name)!r} here"
+                for name in sorted({*self.settings, *found})
+                if found.get(name) != self.settings.get(name)
             ]
             raise ValueError(
                 f"{path} holds predictions of another evaluation ({'; '.join(differences)}): give another "
                 "predictions file, or delete this one."
             )
-        self._known |= {
-            (line["images"], line["source"], line["id"]): line["prediction"] for line in lines if "prediction" in line
-        }
-        return lines
+        self._known |= {(line["images"], line["source"], line["id"]): line["prediction"] for line in lines[1:]}
+        return lines[1:]
 
     def _merge_parts(self) -> None:
         for part in sorted(self.path.parent.glob(f"{glob.escape(self.path.name.removesuffix('.jsonl'))}.part*.jsonl")):
@@ -89,7 +106,7 @@ class PredictionsFile:
             new = [
                 json.dumps(line, ensure_ascii=False) + "\n"
                 for line in self._read(part)
-                if "prediction" in line and (line["images"], line["source"], line["id"]) not in before
+                if (line["images"], line["source"], line["id"]) not in before
             ]
             with open(self.path, "a", encoding="utf-8") as stream:
                 stream.write("".join(new))
@@ -154,15 +171,26 @@ class PredictionsFile:
 
 
 def _complete_lines(path: Path) -> list[dict[str, Any]]:
-    """Reads a file, and cuts off the line that a kill left unfinished."""
+    """The records of a file, without the line that a kill left unfinished: settings first, then predictions."""
     if not path.exists():
         return []
     content = path.read_bytes()
-    end = content.rfind(b"\n") + 1
-    if end < len(content):
-        with open(path, "r+b") as stream:
-            stream.truncate(end)
-    return [json.loads(line) for line in content[:end].splitlines()]
+    lines = []
+    for number, line in enumerate(content[: content.rfind(b"\n") + 1].split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line)
+        except ValueError as error:
+            raise ValueError(
+                f"{path} is no predictions file of vistok evaluate: line {number} is not JSON ({error})."
+            ) from error
+        fields = ("settings",) if number == 1 else _FIELDS
+        if not isinstance(record, dict) or any(field not in record for field in fields):
+            raise ValueError(
+                f"{path} is no predictions file of vistok evaluate: line {number} is {line[:80]!r}, expected a record "
+                f"with {', '.join(fields)}."
+            )
+        lines.append(record)
+    return lines
 
 
 def _has_path(image: Any) -> bool:
@@ -171,7 +199,7 @@ def _has_path(image: Any) -> bool:
 
 def read_predictions(path: str | os.PathLike, images: str = "given") -> list[dict[str, Any]]:
     """
-    Reads the lines of a predictions file.
+    Reads the lines of a predictions file, which stays as it is.
 
     Args:
         path (`str`): a file that an evaluation wrote.
@@ -182,16 +210,12 @@ def read_predictions(path: str | os.PathLike, images: str = "given") -> list[dic
 
     Raises:
         FileNotFoundError: if there is no such file.
-        ValueError: if it is none of predictions.
+        ValueError: if it is none of predictions; names the line.
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"There is no predictions file {path}: expected one that vistok evaluate wrote.")
-    try:
-        lines = _complete_lines(path)
-    except ValueError as error:
-        raise ValueError(f"{path} is no predictions file of vistok evaluate ({error}).") from error
-    found = [line for line in lines if isinstance(line, dict) and line.get("images") == images]
+    found = [line for line in _complete_lines(path)[1:] if line["images"] == images]
     if not found:
         raise ValueError(f"{path} holds no predictions about {images} images: expected a file of vistok evaluate.")
     return found
@@ -223,7 +247,8 @@ def fingerprint(model, processor, examples: Examples) -> dict[str, str]:
         examples (`list[dict]`): what is asked.
 
     Returns:
-        `dict[str, str]`: hashes of the weights, of the processor, of the questions and of the images.
+        `dict[str, str]`: hashes of the weights, of the configuration (with that of the generation), of the processor
+        (with its image processor and tokenizer), of the questions and of the images.
     """
     weights = hashlib.sha256()
     for name, parameter in model.named_parameters():
@@ -231,15 +256,45 @@ def fingerprint(model, processor, examples: Examples) -> dict[str, str]:
         if not parameter.is_meta:  # as weights are that device_map="auto" keeps on disk
             some = parameter.detach().flatten()[:: parameter.numel() // WEIGHTS_IN_HASH + 1].contiguous()
             weights.update(some.view(torch.uint8).cpu().numpy().tobytes())
-    prepared = json.dumps([processor.chat_template, processor.image_processor.to_json_string()])
+    generation = getattr(model, "generation_config", None)
+    configured = [model.config.to_dict(), generation and generation.to_dict()]
+    prepared = [processor.chat_template, processor.to_dict(), processor.image_processor.to_dict()]
     asked = json.dumps([[*name, question_of(example)] for name, example in zip(_names(examples), examples)])
     shown = json.dumps([[image_key(image) for image in example.get("images") or []] for example in examples])
     return {
         "weights": weights.hexdigest()[:16],
-        "processor": hashlib.sha256(prepared.encode()).hexdigest()[:16],
+        "configuration": _hash_of(configured),
+        "processor": _hash_of([*prepared, _tokenizer_state(processor.tokenizer)]),
         "questions": hashlib.sha256(asked.encode()).hexdigest()[:16],
         "images": hashlib.sha256(shown.encode()).hexdigest()[:16],
     }
+
+
+# What says where something comes from, or is told apart by itself, and does not change an answer.
+_NAMES = frozenset(
+    ["_name_or_path", "name_or_path", "transformers_version", "_commit_hash", "_from_model_config", "dtype"]
+)
+
+
+def _hash_of(settings: Any) -> str:
+    return hashlib.sha256(json.dumps(_nameless(settings), sort_keys=True, default=str).encode()).hexdigest()[:16]
+
+
+def _nameless(settings: Any) -> Any:
+    if isinstance(settings, Mapping):
+        return {str(key): _nameless(value) for key, value in settings.items() if key not in _NAMES}
+    return [_nameless(value) for value in settings] if isinstance(settings, list | tuple) else settings
+
+
+def _tokenizer_state(tokenizer) -> list[Any]:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        state = {"vocabulary": tokenizer.get_vocab()}
+    else:  # padding and truncation are what the last call has set
+        state = {
+            key: value for key, value in json.loads(backend.to_str()).items() if key not in ("padding", "truncation")
+        }
+    return [state, tokenizer.chat_template, {name: str(token) for name, token in tokenizer.special_tokens_map.items()}]
 
 
 def _names(examples: Examples) -> list[tuple[str, str]]:

@@ -26,8 +26,10 @@ class Protocol:
         unanswered (`Callable`, *optional*): whether a prediction says nothing that counts as an answer.
         constant (`Callable`, *optional*): takes examples, returns the best constant guess for each: the floor that is
             called majority.
+        constant_label (`str`, *optional*): what reports call it; by default the majority answer.
         prior (`str`, *optional*, defaults to `"train"`): what the question-only prior learns from: `"train"`, the
             training data, or `"two_fold"`, the questions about the other half of the images; `"none"`: there is none.
+        no_prior (`str`, *optional*): why there is none, a sentence for reports.
         own_prompt (`bool`, *optional*, defaults to `False`): see [`render_prompts`].
         image_size (`tuple[int, int]`, *optional*): see [`resized`].
         by_likelihood (`bool`, *optional*, defaults to `False`): the answer is the most probable of an example's
@@ -42,7 +44,9 @@ class Protocol:
     metrics: tuple[Metric, ...] = (EXACT_MATCH,)
     unanswered: Callable[[str], bool] = is_unanswered
     constant: Callable[[Examples], list[str]] = majority_answers
+    constant_label: str | None = None
     prior: str = "train"
+    no_prior: str | None = None
     own_prompt: bool = False
     image_size: tuple[int, int] | None = None
     by_likelihood: bool = False

@@ -23,7 +23,10 @@ FLOOR_COLOURS = {
     "shuffled_images": "#e08e3c",
 }
 BAR_WIDTH = 0.16
+FAR = 0.06  # of the height of the axis
 SUBTITLE = "Beside this model: answers found without the image. 95 % intervals over images."
+FEWEST_IMAGES = 5
+"""A type of questions about fewer images is in the table and not in the chart."""
 ACCURACY = {"name": "accuracy", "label": "right", "scale": 100.0, "higher_is_better": True}
 
 Bars = list[tuple[float, Sequence[float] | None] | None]
@@ -33,6 +36,11 @@ Bars = list[tuple[float, Sequence[float] | None] | None]
 def metric_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
     """What there is to know of the primary metric of results: `name`, `label`, `scale`, `higher_is_better`."""
     return (results.get("measured_by") or [ACCURACY])[0]
+
+
+def floor_label(name: str, floor: Mapping[str, Any]) -> str:
+    """What a floor is called: by results themselves, as the best constant caption is, or as always."""
+    return floor.get("label") or FLOOR_NAMES[name]
 
 
 def title_of(results: Mapping[str, Any]) -> str:
@@ -52,7 +60,8 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike, gains: Sequ
     Raises:
         ImportError: if matplotlib is not installed; names the extra.
     """
-    kinds, metric = list(results.get("per_type", {})), metric_of(results)
+    metric = metric_of(results)
+    kinds = [kind for kind, of in results.get("per_type", {}).items() if of["num_images"] >= FEWEST_IMAGES]
 
     def series(measured: Mapping[str, Any]) -> Bars:
         per_type = measured.get("per_type", {})
@@ -61,7 +70,8 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike, gains: Sequ
     entries = [results, *(results["per_type"][kind] for kind in kinds)]
     labels = [f"{name}\nn = {entry['num_questions']:,}" for name, entry in zip(("all questions", *kinds), entries)]
     drawn = {"this model": (series(results), MODEL_COLOUR)}
-    drawn |= {FLOOR_NAMES[name]: (series(floor), FLOOR_COLOURS[name]) for name, floor in results["floors"].items()}
+    for name, floor in results["floors"].items():
+        drawn[floor_label(name, floor)] = (series(floor), FLOOR_COLOURS[name])
     unit = "" if metric["name"] == "cider" else " (%)"
     _draw(
         drawn, labels, path, f"{results['task']}, {results['split']} split", [SUBTITLE, *_lines(gains)],
@@ -116,14 +126,15 @@ def _draw(
     figure_module = require("matplotlib.figure", "draw")
     figure = figure_module.Figure(figsize=(max(7.0, 1.6 + 2.0 * len(labels)), 4.8), layout="constrained")
     axes = figure.add_subplot()
+    highest = max((bar[1][1] if bar[1] else bar[0] for bars, _ in series.values() for bar in bars if bar), default=100)
+    top = 108 if "%" in unit and highest <= 100 else max(1.15 * highest, 1)
     for place, (label, (bars, colour)) in enumerate(series.items()):
         offset = (place - (len(series) - 1) / 2) * BAR_WIDTH
-        _draw_bars(axes, bars, offset, colour, label, bold=place == 0)
+        _draw_bars(axes, bars, offset, colour, label, bold=place == 0, top=top)
     axes.set_xticks(range(len(labels)), labels)
     axes.tick_params(axis="x", length=0)
     axes.set_xlim(-0.5, len(labels) - 0.5)
-    highest = max((bar[1][1] if bar[1] else bar[0] for bars, _ in series.values() for bar in bars if bar), default=100)
-    axes.set_ylim(0, 108 if unit.find("%") >= 0 and highest <= 100 else max(1.15 * highest, 1))
+    axes.set_ylim(0, top)
     if highest <= 100 and "%" in unit:
         axes.set_yticks(range(0, 101, 20))
     axes.set_ylabel(unit)
@@ -140,7 +151,7 @@ def _draw(
     write_bytes_atomically(Path(path), drawn.getvalue())
 
 
-def _draw_bars(axes, bars: Bars, offset: float, colour: str, label: str, bold: bool) -> None:
+def _draw_bars(axes, bars: Bars, offset: float, colour: str, label: str, bold: bool, top: float) -> None:
     shown = [(place + offset, *bar) for place, bar in enumerate(bars) if bar is not None]
     places, heights = [place for place, _, _ in shown], [height for _, height, _ in shown]
     ends = [interval or [height, height] for _, height, interval in shown]
@@ -153,11 +164,14 @@ def _draw_bars(axes, bars: Bars, offset: float, colour: str, label: str, bold: b
         error_kw={"elinewidth": 1.0, "capsize": 2, "ecolor": "#404040"},
     )  # fmt: skip
     for place, height, (_, high) in zip(places, heights, ends):
+        # Above the interval, unless that reaches far up: the number would seem to be the height up there.
+        is_far = high - height > FAR * top
         axes.annotate(
-            f"{height:.1f}" if bold else f"{height:.0f}", (place, max(high, height)), (0, 2.5),
-            textcoords="offset points", ha="center", va="bottom", fontsize=8.5 if bold else 7,
+            f"{height:.1f}" if bold else f"{height:.0f}", (place, height if is_far else max(high, height)), (0, 2.5),
+            textcoords="offset points", ha="center", va="bottom", fontsize=8.5 if bold else 7, zorder=5,
             fontweight="bold" if bold else "normal", color="#202020" if bold else "#606060",
+            bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"} if is_far else None,
         )  # fmt: skip
 
 
-__all__ = ["FLOOR_NAMES", "draw_report", "draw_summary", "metric_of", "title_of"]
+__all__ = ["FLOOR_NAMES", "draw_report", "draw_summary", "floor_label", "metric_of", "title_of"]

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.atomic_folder import write_text_atomically
-from .report_figure import FLOOR_NAMES, draw_report, draw_summary, metric_of, title_of
+from .report_figure import FLOOR_NAMES, draw_report, draw_summary, floor_label, metric_of, title_of
 
 SUMMARY_STEM = "summary"
+UNREADABLE = 1e7  # from here on numbers are written with an exponent
 
 
 def report_markdown(results: Mapping[str, Any]) -> str:
@@ -26,11 +27,12 @@ def report_markdown(results: Mapping[str, Any]) -> str:
     """
     floors, metric = results["floors"], metric_of(results)
     label = metric["label"] + (", %" if _is_share(metric) else "")
-    header = ["questions", "number", f"{label} (95 % interval)", *(FLOOR_NAMES[name] for name in floors)]
+    names = [floor_label(name, floor) for name, floor in floors.items()]
+    header = ["questions", "number", f"{label} (95 % interval)", *names]
     rows, of_floors = [], [_rows(floor) for floor in floors.values()]
     for name, measured in _rows(results).items():
         cells = [name, f"{measured['num_questions']:,}"]
-        cells.append(_number(metric, measured[metric["name"]], measured["interval"]))
+        cells.append(_with_interval(metric, measured[metric["name"]], measured["interval"]))
         beside = [of_floor.get(name) for of_floor in of_floors]
         cells += ["–" if floor is None else _number(metric, floor[metric["name"]]) for floor in beside]
         rows.append(cells)
@@ -45,11 +47,11 @@ def _metrics_table(results, further: Sequence[Mapping[str, Any]]) -> str:
     for metric in further:
         measured = results["metrics"][metric["name"]]
         label = metric["label"] + (", %" if _is_share(metric) else "")
-        cells = [label, _number(metric, measured["value"], measured["interval"])]
+        cells = [label, _with_interval(metric, measured["value"], measured["interval"])]
         for floor in floors.values():
             cells.append(_number(metric, floor["metrics"][metric["name"]]["value"]))
         rows.append(cells)
-    header = ["also", "this model (95 % interval)", *(FLOOR_NAMES[name] for name in floors)]
+    header = ["also", "this model (95 % interval)", *(floor_label(name, floor) for name, floor in floors.items())]
     return _table(header, rows, "l" + "r" * (1 + len(floors)))
 
 
@@ -74,13 +76,17 @@ def _remarks(results) -> str:
     ]
     sentences += [f"{text}." for text in gain_texts(results)]
     if answer := results["floors"].get("majority", {}).get("answer"):
-        sentences.append(f"The majority answer is “{answer}”.")
+        label = floor_label("majority", results["floors"]["majority"])
+        sentences.append(f"The {label} is “{answer}”.")
     for name, floor in results["floors"].items():
         if floor["num_questions"] != results["num_questions"]:
-            sentences.append(f"{FLOOR_NAMES[name].capitalize()}: on {floor['num_questions']:,} questions.")
+            sentences.append(f"{floor_label(name, floor).capitalize()}: on {floor['num_questions']:,} questions.")
+    sentences += results.get("notes", [])
     if missing := results.get("num_missing"):
         sentences.append(f"{missing:,} further questions were left out, their image is missing.")
-    sentences.append("Intervals are bootstrapped over images, or exact where all of them are alike.")
+    sentences.append(
+        "Intervals are bootstrapped over images, or exact where all of them are alike; – where there is none."
+    )
     settings = results.get("settings", {})
     if style := settings.get("prompt_style"):
         mode = f" Scoring: {settings['mode']} mode." if "mode" in settings else ""
@@ -96,7 +102,8 @@ def gain_texts(results: Mapping[str, Any]) -> Iterator[str]:
     for floor, gain in results.get("gains", {}).items():
         points = f"{metric['scale'] * gain[metric['name']]:+.1f}"
         ends = [f"{metric['scale'] * end:+.1f}" for end in gain["interval"] or []]
-        yield f"{points} points{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {FLOOR_NAMES[floor]}"
+        over = floor_label(floor, results["floors"].get(floor, {}))
+        yield f"{points} points{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {over}"
 
 
 def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
@@ -116,7 +123,7 @@ def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     for result in results:
         metric = metric_of(result)
         cells = [title_of(result), f"{result['num_questions']:,}", metric["label"]]
-        cells.append(_number(metric, result[metric["name"]], result["interval"]))
+        cells.append(_with_interval(metric, result[metric["name"]], result["interval"]))
         for name in names:
             floor = result["floors"].get(name)
             cells.append("–" if floor is None else _number(metric, floor[metric["name"]]))
@@ -124,19 +131,25 @@ def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
         cells += [f"{metric['scale'] * min(gains):+.1f}" if gains else "–", f"{result['unanswered']:,}"]
         rows.append(cells)
     table = _table(header, rows, "lrl" + "r" * (3 + len(names)))
-    return f"{results[0]['model'] or 'The model'}\n\n{table}\n\nGuesses: majority answer, question-only prior.\n"
+    guesses = "Guesses: majority (of VQA and captions the best constant) answer, question-only prior."
+    return f"{results[0]['model'] or 'The model'}\n\n{table}\n\n{guesses}\n"
 
 
 def _is_share(metric: Mapping[str, Any]) -> bool:
     return metric["scale"] == 100 and metric["name"] != "cider"
 
 
-def _number(metric: Mapping[str, Any], value: float | None, interval: Sequence[float] | None = None) -> str:
+def _number(metric: Mapping[str, Any], value: float | None) -> str:
     if value is None:
         return "–"
     digits, scale = (1 if metric["scale"] == 100 else 3), metric["scale"]
-    text = f"{scale * value:.{digits}f}"
-    return f"{text} ({scale * interval[0]:.{digits}f}–{scale * interval[1]:.{digits}f})" if interval else text
+    value *= scale
+    return f"{value:.{digits}f}" if abs(value) < UNREADABLE else f"{value:.3g}"
+
+
+def _with_interval(metric: Mapping[str, Any], value: float | None, interval: Sequence[float] | None) -> str:
+    ends = "–".join(_number(metric, end) for end in interval or [])
+    return f"{_number(metric, value)} ({ends or '–'})"
 
 
 def file_stem(task: str, split: str) -> str:

@@ -47,10 +47,24 @@ def load_seed_bench(
         ValueError: if the file is malformed (names row and field), or has no question of these dimensions.
     """
     path, images = Path(path), Path(images)
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is no file: expected SEED-Bench.json.")
     if not images.is_dir():
         raise FileNotFoundError(f"{images} is no folder: expected the images of SEED-Bench.")
+    records = read_seed_bench(path, dimensions)
+    return [seed_bench_example(path, row, record, images) for row, record in records.items()]
+
+
+def read_seed_bench(path: Path, dimensions: Sequence[int] | None = None) -> dict[int, Mapping[str, Any]]:
+    """
+    The records of some dimensions, by their rows.
+
+    Args:
+        path, dimensions: see [`load_seed_bench`].
+
+    Raises:
+        FileNotFoundError, ValueError: see [`load_seed_bench`].
+    """
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is no file: expected SEED-Bench.json.")
     wanted = tuple(DIMENSIONS if dimensions is None else dimensions)
     if unknown := [number for number in wanted if number not in DIMENSIONS]:
         raise ValueError(f"dimension {unknown[0]!r} is none of SEED-Bench's dimensions of images: {dict(DIMENSIONS)}.")
@@ -61,16 +75,28 @@ def load_seed_bench(
     records = document.get("questions") if isinstance(document, dict) else document
     if not isinstance(records, list):
         raise ValueError(f"{path} has no list of 'questions': expected the format of SEED-Bench.json.")
-    examples = []
-    for row, record in enumerate(records):
-        if _field(path, row, record, "question_type_id") in wanted:
-            examples.append(_example(path, row, record, images))
-    if not examples:
+    found = {
+        row: record for row, record in enumerate(records) if _field(path, row, record, "question_type_id") in wanted
+    }
+    if not found:
         raise ValueError(f"{path} has no question of the dimensions {', '.join(map(str, wanted))}.")
-    return examples
+    return found
 
 
-def _example(path: Path, row: int, record: Mapping[str, Any], images: Path) -> dict[str, Any]:
+def seed_bench_example(path: Path, row: int, record: Mapping[str, Any], images: Path) -> dict[str, Any]:
+    """
+    A record as an example, see [`load_seed_bench`].
+
+    Args:
+        path (`Path`): its file.
+        row (`int`): its row.
+        record (`dict`): from [`read_seed_bench`].
+        images (`Path`): folder of the images.
+
+    Raises:
+        FileNotFoundError: if its image does not exist.
+        ValueError: if it is malformed.
+    """
     choices = [str(_field(path, row, record, f"choice_{letter.lower()}")) for letter in LETTERS]
     letter = _field(path, row, record, "answer")
     if not isinstance(letter, str) or len(letter) != 1 or letter not in LETTERS:
@@ -179,4 +205,4 @@ def _is_right(row: int, choice: int, question: Mapping[str, Any]) -> bool:
     return int(choice) == int(question["answer"])
 
 
-__all__ = ["DIMENSIONS", "load_seed_bench", "most_likely", "score_seed_bench"]
+__all__ = ["DIMENSIONS", "load_seed_bench", "most_likely", "read_seed_bench", "score_seed_bench", "seed_bench_example"]

@@ -6,11 +6,15 @@ from typing import Any
 
 import numpy as np
 
-from .gvtbench_scoring import mci_is_right, read_count, read_yes_no
+from .gvtbench_scoring import read_count, read_yes_no, score_multi_class_identification, score_object_counting
 from .measures import EXACT_MATCH, Metric
+from .pope import score_pope
 from .vqa import answer_is_right, answer_of
 
 Examples = Sequence[Mapping[str, Any]]
+
+BEYOND_MEASURE = 1e150
+"""The greatest error, whose square is a number still: models do write numbers of a thousand digits."""
 
 MODE_NAMES = {"reference": "as published", "strict": "strict"}
 
@@ -20,34 +24,40 @@ def _other(mode: str) -> str:
 
 
 def counting_metrics(mode: str) -> tuple[Metric, ...]:
-    """Object counting: accuracy, MAE and RMSE as [`read_count`] reads the predictions in a mode, and the accuracy in
-    the other mode. A prediction without a count is wrong and counts as 0 in the errors."""
+    """Object counting: accuracy, MAE and RMSE by [`score_object_counting`] in a mode, and the accuracy in the other
+    mode. A prediction without a count is wrong and counts as 0 in the errors, one beyond all measure as 1e150."""
 
-    def errors(predictions, examples, mode=mode):
-        counts = [read_count(prediction, mode) or 0 for prediction in predictions]
-        return np.array([abs(count - float(answer_of(example))) for count, example in zip(counts, examples)])
+    def of_questions(name: str, mode: str = mode):
+        def values(predictions, examples):
+            questions = [{"text_out": answer_of(example)} for example in examples]
+            scored = score_object_counting(predictions, questions, mode, per_question=True)["values"][name]
+            return np.asarray(scored) / 100 if name == "accuracy" else np.minimum(scored, BEYOND_MEASURE)
 
-    def right(mode: str):
-        return lambda predictions, examples: errors(predictions, examples, mode) == 0
+        return values
 
     return (
-        Metric("accuracy", "right", right(mode)),
-        Metric("mae", "MAE", errors, bounds=None, scale=1, higher_is_better=False),
+        Metric("accuracy", "right", of_questions("accuracy")),
+        Metric("mae", "MAE", of_questions("mae"), bounds=None, scale=1, higher_is_better=False),
         Metric(
-            "rmse", "RMSE", lambda *asked: errors(*asked) ** 2, lambda means: np.sqrt(means[..., 0]), None, 1,
-            higher_is_better=False,
+            "rmse", "RMSE", of_questions("mse"), lambda means: np.sqrt(means[..., 0]), None, 1, higher_is_better=False,
         ),
-        Metric(f"accuracy_{_other(mode)}", f"right, {MODE_NAMES[_other(mode)]}", right(_other(mode))),
+        Metric(f"accuracy_{_other(mode)}", f"right, {MODE_NAMES[_other(mode)]}",
+               of_questions("accuracy", _other(mode))),
     )  # fmt: skip
 
 
 def identification_metrics(mode: str) -> tuple[Metric, ...]:
-    """Multi-class identification: accuracy by [`mci_is_right`] in a mode, and in the other one."""
+    """Multi-class identification: accuracy by [`score_multi_class_identification`] in a mode, and in the other one."""
 
     def right(mode: str):
-        return lambda predictions, examples: [
-            mci_is_right(prediction, answer_of(example), mode) for prediction, example in zip(predictions, examples)
-        ]
+        def values(predictions, examples):
+            questions = [
+                {"text_out": answer_of(example), "n_obj_exist": example.get("n_obj_exist", 0)} for example in examples
+            ]
+            scored = score_multi_class_identification(predictions, questions, mode, per_question=True)
+            return np.asarray(scored["values"]["accuracy"]) / 100
+
+        return values
 
     return (
         Metric("accuracy", "right", right(mode)),
@@ -64,12 +74,39 @@ def _vqa_scores(match: str):
     return scores
 
 
-VQA_METRICS = (
-    Metric("accuracy", "VQA accuracy", _vqa_scores("exact")),
-    Metric("accuracy_contains", "answer contained", _vqa_scores("contains")),
-)
-"""VQA accuracy: the official one, and that of GVT's released code, which accepts an answer that the prediction
-contains. The two are not comparable."""
+def _contained_in_vocabulary(predictions: Sequence[str], examples: Examples) -> np.ndarray:
+    """For each question its score and 1, or twice 0 where it has no answer in the vocabulary."""
+    kept = np.array([bool(example["in_vocabulary"]) for example in examples], dtype=np.float64)
+    return np.stack([kept * _vqa_scores("contains")(predictions, examples), kept], axis=1)
+
+
+def _ratio(means: np.ndarray) -> np.ndarray:
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return means[..., 0] / means[..., 1]
+
+
+def vqa_metrics(has_vocabulary: bool = False) -> tuple[Metric, ...]:
+    """
+    VQA accuracy: the official one, and one that accepts an answer that the prediction contains, as GVT's released code
+    does. The two are not comparable.
+
+    Args:
+        has_vocabulary (`bool`, *optional*, defaults to `False`): whether examples say if they are `in_vocabulary`.
+            With it the second number is that of the released code, which drops the other questions.
+    """
+    contained = (
+        Metric("accuracy_contains", "answer contained, questions in the vocabulary", _contained_in_vocabulary, _ratio)
+        if has_vocabulary
+        else Metric("accuracy_contains", "answer contained, no question dropped", _vqa_scores("contains"))
+    )
+    return (Metric("accuracy", "VQA accuracy", _vqa_scores("exact")), contained)
+
+
+def constant_vqa_answer(examples: Examples) -> list[str]:
+    """One answer for all questions: the one of the highest VQA accuracy."""
+    from .vqa_accuracy import best_constant_answer
+
+    return [best_constant_answer([example["answers"] for example in examples])] * len(examples)
 
 
 def _cider(predictions: Sequence[str], examples: Examples) -> np.ndarray:
@@ -86,21 +123,21 @@ NUM_CONSTANT_CAPTIONS = 16
 
 def constant_caption(examples: Examples) -> list[str]:
     """One caption for all images: of sixteen reference captions, drawn at random, the one of the highest CIDEr."""
+    from .cider import constant_scores
+
     captions = [caption for example in examples for caption in example["answers"]]
-    candidates = random.Random(0).sample(captions, min(NUM_CONSTANT_CAPTIONS, len(captions)))
-    scores = {caption: float(_cider([caption] * len(examples), examples).mean()) for caption in sorted(candidates)}
-    return [max(scores, key=lambda caption: scores[caption])] * len(examples)
+    drawn = random.Random(0).sample(captions, min(NUM_CONSTANT_CAPTIONS, len(captions)))
+    candidates = sorted(set(drawn))
+    scores = constant_scores(candidates, [example["answers"] for example in examples])
+    return [candidates[int(np.argmax(scores))]] * len(examples)
 
 
 def _confusion(predictions: Sequence[str], examples: Examples) -> np.ndarray:
     """For each question: true positive, false positive, false negative, true negative; "yes" is positive."""
-    from .pope import read_pope_answer
-
-    rows = np.zeros((len(predictions), 4))
-    for row, (prediction, example) in enumerate(zip(predictions, examples)):
-        says, is_there = read_pope_answer(prediction) == "yes", answer_of(example).lower().startswith("yes")
-        rows[row, (0 if is_there else 1) if says else (2 if is_there else 3)] = 1
-    return rows
+    questions = [{"label": answer_of(example).lower()} for example in examples]
+    values = score_pope(predictions, questions, per_question=True)["values"]
+    right, yes = (np.asarray(values[name]) == 100 for name in ("accuracy", "yes_ratio"))
+    return np.stack([right & yes, ~right & yes, ~right & ~yes, right & ~yes], axis=1).astype(np.float64)
 
 
 def _share(above: Sequence[int], below: Sequence[int]):
@@ -161,10 +198,11 @@ __all__ = [
     "CAPTION_METRICS",
     "CHOICE_METRICS",
     "POPE_METRICS",
-    "VQA_METRICS",
     "constant_caption",
+    "constant_vqa_answer",
     "counting_metrics",
     "identification_metrics",
+    "vqa_metrics",
     "without_count",
     "without_yes_no",
 ]

@@ -3,7 +3,6 @@
 import difflib
 import json
 import os
-from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +10,11 @@ from typing import Any
 
 from transformers.utils import logging
 
-from ..configuration.optional import require
 from ..processing.images import BadSampleError
-from .gvtbench_questions import build_questions, find_image, fix_question_typos, load_questions, official_name
-from .prompt_texts import PAPER_PROMPT
+from .measures import Metric
 
 logger = logging.get_logger(__name__)
 
-CAPTION_PROMPTS = {
-    "paper": "what does the image describe?",  # Section 4.1
-    "reference": "Descibe the image in detail in a sentence: This is an image of ",  # sic
-}
 SKIP = "skip"
 
 
@@ -39,6 +32,9 @@ class QuestionFiles:
         missing_images (`str`, *optional*, defaults to `"error"`): `"error"`, or `"skip"`: leave out questions whose
             image is missing, and say how many.
         load_source (`Callable`, *optional*): loads a data source by its description, for tasks that are one.
+        seed (`int`, *optional*, defaults to 0): of questions that are built.
+        vocabulary (`str`, *optional*): the annotations of VQAv2's training questions, whose frequent answers are the
+            vocabulary that GVT's VQA accuracy is restricted to, see [`answer_vocabulary`].
     """
 
     questions: str | os.PathLike | None = None
@@ -47,6 +43,8 @@ class QuestionFiles:
     fix_typos: str = "both"
     missing_images: str = "error"
     load_source: Callable[[Mapping[str, Any]], Any] | None = None
+    seed: int = 0
+    vocabulary: str | os.PathLike | None = None
 
 
 @dataclass(frozen=True)
@@ -59,12 +57,14 @@ class Split:
         test (`list[dict]`): examples that end with the right answer.
         train (`list[dict]`, *optional*): training examples, for the question-only prior.
         num_missing (`int`, *optional*, defaults to 0): questions that were left out because their image is missing.
+        metrics (`tuple[Metric, ...]`, *optional*): in place of the task's, where the files decide on them.
     """
 
     name: str
     test: Any
     train: Any = None
     num_missing: int = 0
+    metrics: tuple[Metric, ...] | None = None
 
 
 def make_question(
@@ -126,7 +126,7 @@ def find_questions(task: str, files: QuestionFiles, names: Sequence[str]) -> Pat
     if not path.is_dir():
         raise FileNotFoundError(f"There is no question file or folder {path}, given as --questions of task {task}.")
     for name in names:
-        if (path / name).is_file():
+        if (path / name).exists():
             return path / name
     close = difflib.get_close_matches(names[0], [file.name for file in path.glob("*.json*")], n=1)
     hint = f" It does hold {close[0]}: give that file itself if it is meant." if close else ""
@@ -180,7 +180,11 @@ def coco_names(image_id: int, file_name: str | None = None) -> list[str]:
 
 
 def collect(
-    task: str, files: QuestionFiles, records: Sequence[Any], convert: Callable[[int, Any], dict[str, Any]]
+    task: str,
+    files: QuestionFiles,
+    records: Sequence[Any],
+    convert: Callable[[int, Any], dict[str, Any]],
+    rows: Sequence[int] | None = None,
 ) -> tuple[list[dict[str, Any]], int]:
     """
     Examples of records.
@@ -189,6 +193,7 @@ def collect(
         task, files: see [`find_questions`].
         records (`list`): of a question file.
         convert (`Callable`): takes row and record.
+        rows (`list[int]`, *optional*): of the records in their file; by default from 0 on.
 
     Returns:
         `tuple[list[dict], int]`: the examples, and how many were left out because their image is missing.
@@ -197,7 +202,7 @@ def collect(
         BadSampleError: if an image is missing or a record malformed; names the row.
     """
     examples, num_missing = [], 0
-    for row, record in enumerate(records):
+    for row, record in zip(range(len(records)) if rows is None else rows, records):
         try:
             examples.append(convert(row, record))
         except FileNotFoundError as error:
@@ -222,192 +227,39 @@ def collect(
     return examples, num_missing
 
 
-# GVTBench
+def mark_distinct(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """
+    Says of each of the chosen questions whether an equal one was chosen before it.
 
+    Args:
+        examples (`list[dict]`): where `copy_of` is the row of the first equal record of their file.
 
-def load_gvtbench(task: str, files: QuestionFiles) -> list[Split]:
-    """Object counting or multi-class identification: an official file, or questions built from COCO instances."""
-    kind, is_coco = task.removeprefix("coco_").removeprefix("vcr_"), task.startswith("coco_")
-    built_from = ("instances.json", "instances_val2017.json", "instances_val2014.json") if is_coco else ()
-    path = find_questions(task, files, (f"{task}.json", *built_from))
-    records = _gvtbench_records(task, kind, path)
-    _check_kind(task, kind, path, records)
-    folder = images_folder(task, files)
-    variants = {"test": records}
-    if task == "vcr_mci" and files.fix_typos != "no":
-        fixed = {"typos-fixed": fix_question_typos(records)}
-        variants = fixed if files.fix_typos == "yes" else variants | fixed
-    splits = []
-    for name, asked in variants.items():
-        firsts = _first_rows(asked)
-        has_copies = len(firsts) < len(asked)
-
-        def convert(row: int, record: Mapping[str, Any], firsts=firsts, has_copies=has_copies) -> dict[str, Any]:
-            question = record["text_in"]
-            prompt = PAPER_PROMPT.format(question=question) if files.prompt_style == "paper" else question
-            columns = {"objects": _bin_of_objects(record["n_obj_exist"])} if kind == "mci" else {}
-            columns |= {"counted": _bin_of_count(record["text_out"])} if kind == "oc" else {}
-            return make_question(
-                task, row, find_image(record, folder), prompt, record["text_out"], question,
-                **columns, **({"distinct": row in firsts} if has_copies else {}),
-            )  # fmt: skip
-
-        splits.append(Split(name, *_test_and_missing(collect(task, files, asked, convert))))
-    return splits
-
-
-def _test_and_missing(collected) -> tuple[list[dict[str, Any]], None, int]:
-    return collected[0], None, collected[1]
-
-
-def _gvtbench_records(task: str, kind: str, path: Path) -> list[dict[str, Any]]:
-    if path.name.startswith("instances"):
-        return build_questions(path, kind)
-    official = official_name(path)
-    if official not in (None, task):
-        raise ValueError(f"{path} is the official question file of task {official}, not of {task}.")
-    return load_questions(path)
-
-
-def _check_kind(task: str, kind: str, path: Path, records) -> None:
-    begins = {"oc": "How many", "mci": "Does"}[kind]
-    row = next((row for row, record in enumerate(records) if not record["text_in"].startswith(begins)), None)
-    if row is not None:
-        raise ValueError(
-            f"{path}, row {row}: {records[row]['text_in']!r} is no question of task {task}, whose questions begin "
-            f"with {begins!r}: give the question file of this task."
-        )
-
-
-def _first_rows(records) -> set[int]:
-    """Rows of records that are not equal to an earlier one."""
-    first: dict[tuple, int] = {}
-    for row, record in enumerate(records):
-        first.setdefault(tuple(sorted(record.items())), row)
-    return set(first.values())
-
-
-def _bin_of_count(answer: str) -> str:
-    """The bins of the released code: the right count divided by three."""
-    start = 3 * (int(answer) // 3)
-    return f"{max(start, 1)}–{start + 2} objects"
-
-
-def _bin_of_objects(number: int) -> str:
-    return "<10 objects" if number < 10 else "10–19 objects" if number < 20 else "≥20 objects"
-
-
-# VQAv2, captions, POPE, SEED-Bench
-
-
-VQA_NAMES = ("v2_OpenEnded_mscoco_val2014_questions.json", "vqa_questions.json")
-
-
-def load_vqa(task: str, files: QuestionFiles) -> list[Split]:
-    """VQAv2: a file of questions, and the file of annotations beside it."""
-    path = find_questions(task, files, VQA_NAMES)
-    beside = path.with_name(path.name.replace("questions", "annotations").replace("OpenEnded_", ""))
-    if beside == path or not beside.is_file():
-        raise FileNotFoundError(f"{path} has no file of annotations beside it: expected {beside}.")
-    questions, annotations = read_json(path, task), read_json(beside, task)
-    for document, key, file in ((questions, "questions", path), (annotations, "annotations", beside)):
-        if not isinstance(document, dict) or not isinstance(document.get(key), list):
-            raise ValueError(f"{file} has no list of {key}: expected a file in the format of VQAv2.")
-    folder, of_question = images_folder(task, files), {a["question_id"]: a for a in annotations["annotations"]}
-
-    def convert(row: int, record: Mapping[str, Any]) -> dict[str, Any]:
-        annotated = of_question[record["question_id"]]
-        answers = [answer["answer"] for answer in annotated["answers"]]
-        image = first_image(folder, coco_names(record["image_id"], record.get("file_name")))
-        return make_question(
-            task, row, image, PAPER_PROMPT.format(question=record["question"]),
-            annotated.get("multiple_choice_answer") or answers[0], record["question"], record["question_id"],
-            answers=answers, answer_type=annotated.get("answer_type"),
-        )  # fmt: skip
-
-    return [Split("test", *_test_and_missing(collect(task, files, questions["questions"], convert)))]
-
-
-CAPTION_NAMES = ("captions_val2017.json", "captions.json", "captions_val2014.json")
-
-
-def load_captions(task: str, files: QuestionFiles) -> list[Split]:
-    """COCO captions: every image once, with all of its captions."""
-    require("nltk", "evaluation")  # CIDEr comes last, hours later
-    path = find_questions(task, files, CAPTION_NAMES)
-    document = read_json(path, task)
-    if not isinstance(document, dict) or not {"images", "annotations"} <= set(document):
-        raise ValueError(f"{path} has no images and annotations: expected captions in the format of COCO.")
-    captions: dict[Any, list[str]] = defaultdict(list)
-    for annotation in document["annotations"]:
-        if "caption" not in annotation:
-            raise ValueError(f"{path} holds annotations without a caption: give a captions file.")
-        captions[annotation["image_id"]].append(annotation["caption"])
-    prompt, folder = CAPTION_PROMPTS[files.prompt_style], images_folder(task, files)
-    shown = prompt if files.prompt_style == "reference" else PAPER_PROMPT.format(question=prompt)
-    described = [image for image in document["images"] if captions.get(image["id"])]
-
-    def convert(row: int, image: Mapping[str, Any]) -> dict[str, Any]:
-        file = first_image(folder, coco_names(image["id"], image.get("file_name")))
-        texts = captions[image["id"]]
-        return make_question(task, row, file, shown, texts[0].strip(), prompt, image["id"], answers=texts)
-
-    return [Split("test", *_test_and_missing(collect(task, files, described, convert)))]
-
-
-POPE_SPLITS = ("random", "popular", "adversarial")
-
-
-def load_pope_splits(task: str, files: QuestionFiles) -> list[Split]:
-    """POPE: a split for each file."""
-    from .pope import load_pope
-
-    found = {}
-    if files.questions is not None and Path(files.questions).is_dir():
-        names = {name: Path(files.questions) / f"coco_pope_{name}.json" for name in POPE_SPLITS}
-        found = {name: path for name, path in names.items() if path.is_file()}
-    if not found:
-        path = find_questions(task, files, [f"coco_pope_{name}.json" for name in POPE_SPLITS])
-        found = {next((name for name in POPE_SPLITS if name in path.name), path.stem): path}
-    folder = images_folder(task, files)
-
-    def convert(row: int, record: Mapping[str, Any]) -> dict[str, Any]:
-        name = record["image"]
-        number = name.rsplit("_", 1)[-1].removesuffix(".jpg")
-        names = [name, *(coco_names(int(number)) if number.isdigit() else [])]
-        prompt = record["text"] if files.prompt_style == "reference" else PAPER_PROMPT.format(question=record["text"])
-        return make_question(task, row, first_image(folder, names), prompt, record["label"], record["text"])
-
-    return [
-        Split(name, *_test_and_missing(collect(task, files, load_pope(path), convert))) for name, path in found.items()
-    ]
-
-
-def load_seed_bench_choices(task: str, files: QuestionFiles) -> list[Split]:
-    """SEED-Bench: questions with four choices, the right one by its letter."""
-    from .seed_bench import LETTERS, load_seed_bench
-
-    path = find_questions(task, files, ("SEED-Bench.json", "seed_bench.json"))
-    examples = []
-    for loaded in load_seed_bench(path, images_folder(task, files)):
-        question = loaded["messages"][0]["content"][-1]["text"]
-        (image,) = loaded["images"]
-        prompt = question if files.prompt_style == "reference" else PAPER_PROMPT.format(question=question)
-        example = make_question(
-            task, loaded["row"], Path(image["path"]), prompt, LETTERS[loaded["answer"]], question, loaded["id"],
-            choices=loaded["choices"], dimension=loaded["dimension"],
-        )  # fmt: skip
-        examples.append(example)
-    return [Split("test", examples)]
+    Returns:
+        `list[dict]`: with the column `distinct`, if there are copies among them.
+    """
+    rows = [example.get("copy_of") for example in examples]
+    if None in rows:
+        return list(examples)
+    if len(set(rows)) == len(rows):
+        return [{name: value for name, value in example.items() if name != "distinct"} for example in examples]
+    seen: set[Any] = set()
+    marked = []
+    for row, example in zip(rows, examples):
+        marked.append({**example, "distinct": row not in seen})
+        seen.add(row)
+    return marked
 
 
 __all__ = [
+    "SKIP",
     "QuestionFiles",
     "Split",
-    "load_captions",
-    "load_gvtbench",
-    "load_pope_splits",
-    "load_seed_bench_choices",
-    "load_vqa",
+    "coco_names",
+    "collect",
+    "find_questions",
+    "first_image",
+    "images_folder",
     "make_question",
+    "mark_distinct",
+    "read_json",
 ]

@@ -8,26 +8,21 @@ from typing import Any
 
 from .generation_settings import GenerationSettings
 from .protocol import MODES, PROMPT_STYLES, REFERENCE_IMAGE_SIZE, Protocol
+from .task_benchmarks import load_captions, load_pope_splits, load_seed_bench_choices, load_vqa
+from .task_gvtbench import load_gvtbench
 from .task_metrics import (
     CAPTION_METRICS,
     CHOICE_METRICS,
     POPE_METRICS,
-    VQA_METRICS,
     constant_caption,
+    constant_vqa_answer,
     counting_metrics,
     identification_metrics,
+    vqa_metrics,
     without_count,
     without_yes_no,
 )
-from .task_questions import (
-    QuestionFiles,
-    Split,
-    load_captions,
-    load_gvtbench,
-    load_pope_splits,
-    load_seed_bench_choices,
-    load_vqa,
-)
+from .task_questions import QuestionFiles, Split
 from .vqa import is_unanswered
 
 REFERENCE_NEW_TOKENS = 32
@@ -108,12 +103,17 @@ def _identification(style: str, mode: str) -> Protocol:
 
 
 def _vqa(style: str, mode: str) -> Protocol:
-    return _file_task(style, {"repetition_penalty": 1.5}, metrics=VQA_METRICS)
+    return _file_task(
+        style, {"repetition_penalty": 1.5}, metrics=vqa_metrics(), constant=constant_vqa_answer,
+        constant_label="best constant answer",
+    )  # fmt: skip
 
 
 def _caption(style: str, mode: str) -> Protocol:
     return _file_task(
-        style, {"num_beams": 5}, metrics=CAPTION_METRICS, constant=constant_caption, prior="none"
+        style, {"num_beams": 5}, metrics=CAPTION_METRICS, constant=constant_caption,
+        constant_label="best constant caption", prior="none",
+        no_prior="There is no question-only prior: every image is asked the same question.",
     )  # fmt: skip
 
 

@@ -4,11 +4,13 @@ import random
 import string
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from ..processing.images import image_key
+from .priors import most_frequent, two_fold_guesses
 
 Examples = Sequence[Mapping[str, Any]]
+Item = TypeVar("Item")
 
 BREAKDOWNS: Mapping[str, Mapping[Any, str]] = {
     "photograph": {True: "photographs only", False: "not only photographs"},
@@ -103,14 +105,12 @@ def image_clusters(examples: Examples) -> list[Hashable]:
     ]
 
 
-def choose_questions(
-    test: Iterable[Mapping[str, Any]], max_questions: int | None = None, seed: int = 0
-) -> list[Mapping[str, Any]]:
+def choose_questions(test: Iterable[Item], max_questions: int | None = None, seed: int = 0) -> list[Item]:
     """
     A choice of examples in which each is equally likely, in their own order.
 
     Args:
-        test (`list[dict]` or `Dataset`): examples.
+        test (`list[dict]` or `Dataset`): examples, or their positions.
         max_questions (`int`, *optional*): how many; by default all.
         seed (`int`, *optional*, defaults to 0): of the choice.
 
@@ -125,22 +125,17 @@ def choose_questions(
     return [examples[index] for index in sorted(random.Random(seed).sample(range(len(examples)), max_questions))]
 
 
-def majority_answers(test: Examples, type_column: str | None = None) -> list[str]:
+def majority_answers(test: Examples) -> list[str]:
     """
-    What the best constant guess would predict: the most frequent answer of the questions themselves.
+    What the most frequent answer of the questions themselves would predict: the best constant guess of exact matches.
 
     Args:
         test (`list[dict]`): examples.
-        type_column (`str`, *optional*): guess one answer for each type in this column, and not one for all.
 
     Returns:
         `list[str]`: a prediction for each example.
     """
-    counts: dict[Any, Counter[str]] = defaultdict(Counter)
-    types = [example.get(type_column) if type_column else None for example in test]
-    for kind, example in zip(types, test):
-        counts[kind][answer_of(example)] += 1
-    return [counts[kind].most_common(1)[0][0] for kind in types]
+    return [most_frequent(Counter(answer_of(example) for example in test))] * len(test)
 
 
 def question_only_prior(train: Examples, test: Examples) -> list[str]:
@@ -171,34 +166,27 @@ def question_only_prior(train: Examples, test: Examples) -> list[str]:
     return [of_question[text].most_common(1)[0][0] if text in of_question else fallback for text in questions]
 
 
-def two_fold_prior(test: Examples, seed: int = 0) -> list[str]:
+def two_fold_priors(test: Examples, seed: int = 0) -> list[list[str]]:
     """
-    What someone would predict who knew the questions and answers about other images: [`question_only_prior`], where
-    there is no training data. The images are divided into two halves at random, and each half learns from the other.
+    What someone would predict who knew the questions and answers about other images, where there is no training data:
+    see [`two_fold_guesses`].
 
     Args:
         test (`list[dict]`): examples about two images or more.
-        seed (`int`, *optional*, defaults to 0): of the division.
+        seed (`int`, *optional*, defaults to 0): of the divisions.
 
     Returns:
-        `list[str]`: a prediction for each example.
+        `list[list[str]]`: for each division a prediction for each example. The prior's score is the mean over them.
 
     Raises:
         ValueError: if the examples are about fewer than two images.
     """
-    clusters = image_clusters(test)
-    order = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
-    if len(order) < 2:
-        raise ValueError(f"The question-only prior needs questions about two images, these are about {len(order)}.")
-    places = list(range(len(order)))
-    random.Random(seed).shuffle(places)
-    halves = [places[order[cluster]] % 2 for cluster in clusters]
-    guesses: dict[int, str] = {}
-    for half in (0, 1):
-        asked = [index for index, of in enumerate(halves) if of == half]
-        known = [test[index] for index, of in enumerate(halves) if of != half]
-        guesses.update(zip(asked, question_only_prior(known, [test[index] for index in asked])))
-    return [guesses[index] for index in range(len(test))]
+    return two_fold_guesses(
+        [question_of(example) for example in test],
+        [answer_of(example) for example in test],
+        image_clusters(test),
+        seed=seed,
+    )
 
 
 __all__ = [
@@ -213,5 +201,5 @@ __all__ = [
     "question_of",
     "question_only_prior",
     "questions_and_answers",
-    "two_fold_prior",
+    "two_fold_priors",
 ]

@@ -2,7 +2,7 @@
 
 import re
 import string
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterable, Sequence
 from typing import Any
 
@@ -116,6 +116,39 @@ def vqa_scores(predictions: Sequence[str], answers: Sequence[Sequence[str]], mat
     _check(predictions, answers, match)
     score = _exact_score if match == "exact" else _contains_score
     return [score(prediction, of_question) for prediction, of_question in zip(predictions, answers)]
+
+
+def best_constant_answer(answers: Sequence[Sequence[str]]) -> str:
+    """
+    The answer that has the highest official accuracy if it is given to every question: not always the one that most
+    questions have as their most frequent answer, as agreement counts by degrees.
+
+    Args:
+        answers (`list[list[str]]`): the answers to each question.
+
+    Returns:
+        `str`: the first in the alphabet among equally good ones.
+
+    Raises:
+        ValueError: if there are no questions, or one without answers.
+    """
+    if not len(answers):
+        raise ValueError("The best constant answer was asked of no questions.")
+    check_text_lists(answers, "answers to question")
+    # Answers are compared as they are where all of a question agree, and normalised otherwise.
+    totals: tuple[dict[str, float], dict[str, float]] = (defaultdict(float), defaultdict(float))
+    normalized: dict[str, str] = {}
+    for of_question in answers:
+        given = [_on_one_line(answer) for answer in of_question]
+        if differ := len(set(given)) > 1:
+            given = [normalized.setdefault(text, normalize_vqa_answer(text)) for text in given]
+        for answer in set(given):
+            totals[differ][answer] += _leave_one_out([text == answer for text in given])
+    scores = {
+        text: totals[0].get(text, 0.0) + totals[1].get(normalize_vqa_answer(text), 0.0)
+        for text in {*totals[0], *totals[1]}
+    }
+    return min(scores, key=lambda text: (-round(scores[text], 9), text))
 
 
 def vqa_accuracy(
@@ -275,6 +308,7 @@ __all__ = [
     "CONTRACTIONS",
     "MATCHES",
     "answer_vocabulary",
+    "best_constant_answer",
     "in_vocabulary",
     "normalize_vqa_answer",
     "postprocess_vqa",

@@ -20,6 +20,7 @@ _RECORDED = (
     *("floors", "gain", "gains", "measured_by", "metrics", "num_missing", "settings", "num_generated", "seconds"),
     "command",
 )
+_BEST_GAIN = "gain over the best floor"
 _ACCURACY = {"name": "accuracy", "label": "accuracy", "scale": 1}
 
 
@@ -119,23 +120,28 @@ def _scaled(value: Any, scales: Mapping[str, float], name: str) -> Any:
     return scaled
 
 
-def gain_over_floors(report: Mapping[str, Any]) -> tuple[float, bool] | None:
+def gain_over_floors(report: Mapping[str, Any]) -> tuple[float, str] | None:
     """
-    How far a model is above the best floor.
+    How far a model is above the best floor that was measured on the same questions.
 
     Args:
         report (`Mapping`): a normalised report.
 
     Returns:
-        `tuple[float, bool]`: percentage points, and whether the whole interval lies above the floor; `None` without
-        floors.
+        `tuple[float, str]`: percentage points, and where the interval lies: `"clear"` (all of it above the floor),
+        `"not clear"` or `"below"` (all of it); `None` without such floors.
     """
-    floors = [_score(report, floor) for floor in report["floors"].values()]
+    floors = [_score(report, floor) for floor in report["floors"].values() if _of_same_questions(report, floor)]
     if not floors:
         return None
     score = _score(report, report)
-    low = (report.get("interval") or [score])[0]
-    return score - max(floors), low > max(floors)
+    low, high = report.get("interval") or (score, math.inf)
+    best = max(floors)
+    return score - best, "clear" if low > best else "below" if high < best else "not clear"
+
+
+def _of_same_questions(report: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
+    return floor.get("num_questions") in (None, report["num_questions"])
 
 
 def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
@@ -152,12 +158,27 @@ def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     for report in reports:
         row = {"task": str(report["task"]), "split": str(report.get("split") or ""), **_measured_cells(report, report)}
         row |= {_floor_name(name): _floor_cell(report, floor, report) for name, floor in report["floors"].items()}
+        row |= _gain_cells(report)
         if gain := gain_over_floors(report):
-            row["gain over the best floor"] = f"{gain[0]:+.2f}" + ("" if gain[1] else " (not clear)")
-        row["unanswered"] = number(report["unanswered"]) if report.get("unanswered") else ""
+            row[_BEST_GAIN] = f"{gain[0]:+.2f}" + ("" if gain[1] == "clear" else f" ({gain[1]})")
+        row["unanswered"] = "" if report.get("unanswered") is None else number(report["unanswered"])
         rows.append(row)
     labels = [_metric(report)["label"] for report in reports if _metric(report)["name"] != "accuracy"]
-    return _table(rows, ["task", "split"], ["gain over the best floor", "unanswered"], labels)
+    return _table(rows, ["task", "split"], [*map(_gain_name, FLOORS), _BEST_GAIN, "unanswered"], labels)
+
+
+def _gain_name(floor: str) -> str:
+    return f"gain over {_floor_name(floor)}"
+
+
+def _gain_cells(report: Mapping[str, Any]) -> dict[str, str]:
+    """Gains with their intervals, which are over the same questions and so narrower than the score's."""
+    cells = {}
+    for floor, gain in (report.get("gains") or {}).items():
+        if isinstance(value := gain.get(_metric(report)["name"]), int | float):
+            ends = " to ".join(f"{end:+.2f}" for end in gain.get("interval") or [])
+            cells[_gain_name(floor)] = f"{value:+.2f}" + (f" ({ends})" if ends else "")
+    return cells
 
 
 def type_table(report: Mapping[str, Any]) -> list[list[str]]:
@@ -242,10 +263,10 @@ def unclear_gains(reports: Sequence[Mapping[str, Any]]) -> list[str]:
         reports (`Sequence[Mapping]`): normalised reports.
     """
     return [
-        f"On {report_title(report)}, its {_name_in_words(report)} is not clearly above what is reached without seeing "
-        "the images."
+        f"On {report_title(report)}, its {_name_in_words(report)} is "
+        f"{'below' if gain[1] == 'below' else 'not clearly above'} what is reached without seeing the images."
         for report in reports
-        if (gain := gain_over_floors(report)) is not None and not gain[1]
+        if (gain := gain_over_floors(report)) is not None and gain[1] != "clear"
     ]
 
 
@@ -280,7 +301,11 @@ def model_index(reports: Sequence[Mapping[str, Any]], task_type: str) -> list[Ev
         }
         metric, name = _metric(report)["name"], _name_in_words(report)
         unit = " (%)" if metric == "accuracy" else ""
-        floors = {floor_name: _score(report, floor) for floor_name, floor in report["floors"].items()}
+        floors = {
+            floor_name: _score(report, floor)
+            for floor_name, floor in report["floors"].items()
+            if _of_same_questions(report, floor)
+        }
         args = {"floors": floors} if floors else {}
         results.append(_eval_result(about, metric, f"{name}{unit}", report[metric], report, args))
         for part, measured in _parts(report).items():

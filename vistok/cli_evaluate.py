@@ -29,7 +29,8 @@ Tasks, one or several with commas between them:
                                 train: {format: llava, path: train.json, images: photos}
 
 GVTBench and the four below it are read from --questions, a file, or a folder with the files under their official
-names (or COCO-format instances.json, from which counting and identification questions are built), and --images.
+names (or a COCO-format instances file, or VCR's val.jsonl or vcr1images, from which counting and identification
+questions are built), and --images.
 
 A run that was killed continues where it was. Several processes share the questions:
   accelerate launch --num_processes 2 -m vistok.cli evaluate …
@@ -55,6 +56,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         "that of the released code (default) or strict")  # fmt: skip
     parser.add_argument("--fix-typos", default="both", choices=("no", "yes", "both"), help="of vcr_mci, whose "
                         "spelling gives answers away (default both: a report each)")  # fmt: skip
+    parser.add_argument("--vocabulary", metavar="FILE", help="annotations of VQAv2's training questions, to whose "
+                        "frequent answers GVT's released code restricts its VQA accuracy")  # fmt: skip
     parser.add_argument("--skip-missing-images", action="store_true", help="leave out questions without their image")
     parser.add_argument("--max-questions", type=int, metavar="N", help="ask a random choice of so many")
     parser.add_argument("--max-floor-questions", type=int, metavar="N", help="the same, of blank and shuffled images")
@@ -128,7 +131,7 @@ def _results(options: argparse.Namespace, folder: str, output: str | None) -> di
             field: getattr(options, field)
             for field in (
                 "questions", "images", "prompt_style", "mode", "fix_typos", "max_questions", "max_floor_questions",
-                "batch_size", "max_new_tokens", "dtype", "device", "attn_implementation", "seed",
+                "batch_size", "max_new_tokens", "dtype", "device", "attn_implementation", "seed", "vocabulary",
             )
         },
     )  # fmt: skip
@@ -160,21 +163,26 @@ def _task_of_file(path: str) -> Any:
 
 def _show_gallery(options: argparse.Namespace) -> None:
     from .answering import model_folder
+    from .evaluation.command import predictions_path
     from .evaluation.gallery import gallery_command
+    from .evaluation.processes import join_processes
 
     options.floors = options.floors or []  # a gallery shows none
 
     def run_of(number: int, model: str) -> tuple[str, Any]:
         folder, output = model_folder(model), f"{options.output or f'{options.gallery}.evaluations'}/{number}"
 
-        def evaluate() -> str:
-            _results(options, folder, output)
-            return output
+        def evaluate() -> list[Path]:
+            found = _results(options, folder, output).values()
+            return [predictions_path(output, result["task"], result["split"]) for result in found]
 
         return model, evaluate
 
+    share = join_processes(options.device)
     models = [run_of(number, model) for number, model in enumerate(options.model or [], start=1)]
     written = gallery_command(
-        options.gallery, models, options.predictions or [], options.num_shown, options.disagreements, options.seed
-    )
-    print(f"Gallery: {' and '.join(map(str, written))}")
+        options.gallery, models, options.predictions or [], options.num_shown, options.disagreements, options.seed,
+        options.mode, share,
+    )  # fmt: skip
+    if written:
+        print(f"Gallery: {' and '.join(map(str, written))}")

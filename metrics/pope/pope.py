@@ -16,8 +16,8 @@ Args:
     splits: optional list of the split of each question ("random", "popular", "adversarial"); with it, the result has
         bins.
 Returns:
-    accuracy, precision, recall, f1, yes_ratio (of the predictions), all in percent, num_questions, num_unanswered,
-    and, with splits, bins: the same for each.
+    accuracy, precision, recall, f1, yes_ratio (of the predictions), all in percent, num_questions, num_unanswered
+    (neither yes nor no), num_empty (without a letter or digit), and, with splits, bins: the same for each.
 Examples:
     >>> metric = evaluate.load("metrics/pope")
     >>> metric.compute(predictions=["Yes, there is.", "There is not."], references=["yes", "no"])["f1"]

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
+from tests.tiny import calls
 from vistok.evaluation import cider as cider_module
-from vistok.evaluation.cider import cider, cider_scores, score_captions, tokenize_captions
+from vistok.evaluation.cider import cider, cider_scores, constant_scores, score_captions, tokenize_captions
 
 WORDS = ["a", "the", "red", "blue", "dog", "cat", "bird", "on", "under", "near", "sofa", "table", "street", "runs"]
 
@@ -103,6 +104,19 @@ def test_a_single_image_scores_zero_with_a_warning(caplog):
 )
 def test_captions_are_tokenised_as_the_coco_evaluation_does(caption, words):
     assert tokenize_captions([caption]) == [words.split()]
+
+
+def test_constant_captions_are_scored_as_one_by_one():
+    references = [["a dog runs", "a brown dog"], ["two cats sleep"], ["a dog and a cat", "cats", "a bird on a dog"]]
+    captions = ["a dog", "two cats sleep", "a bird on a dog", ""]
+    expected = [cider([caption] * len(references), references) for caption in captions]
+    assert constant_scores(captions, references) == pytest.approx(expected)
+
+
+def test_the_references_of_constant_captions_are_tokenised_once(monkeypatch):
+    tokenised = calls(monkeypatch, cider_module, "tokenize_captions")
+    constant_scores(["a dog"] * 16, [["a dog runs"], ["two cats"]])
+    assert len(tokenised) == 2
 
 
 def test_the_report_counts_images_and_empty_captions():

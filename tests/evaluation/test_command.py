@@ -6,6 +6,7 @@ import sys
 import pytest
 from datasets import Dataset
 
+from tests.tiny import tiny_image
 from vistok.evaluation.command import evaluate_command
 from vistok.evaluation.tasks import data_source_task
 
@@ -52,3 +53,30 @@ def test_the_dtype_can_be_chosen(folder, questions):
     assert results["settings"]["dtype"] == "bfloat16"
     with pytest.raises(ValueError, match="dtype is 'int4', expected auto"):
         evaluate_command(folder, [task], dtype="int4", **arguments)
+
+
+@pytest.mark.parametrize("name", ["max_questions", "max_floor_questions", "batch_size", "max_new_tokens"])
+def test_numbers_out_of_range_are_told_before_anything_is_loaded(name):
+    with pytest.raises(ValueError, match=f"{name} is -3, expected at least 1"):
+        evaluate_command("no such model", "easy-vqa", **{name: -3})
+    with pytest.raises(ValueError, match="'ceiling' is no floor"):
+        evaluate_command("no such model", "easy-vqa", floors=["ceiling"])
+
+
+def test_a_question_that_two_splits_share_is_asked_once(folder, tmp_path, monkeypatch):
+    """Of vcr_mci, the right questions are spelt alike in both of its reports."""
+    (tmp_path / "vcr1images").mkdir()
+    records = []
+    for number in range(4):
+        tiny_image(number).save(tmp_path / "vcr1images" / f"{number}.jpg")
+        for verb, answer in (("exist", "Yes."), ("exis", "No.")):
+            text = f"Does {answer.lower()} {verb} in the image?"
+            records.append({"image_id": f"{number}.jpg", "text_in": text, "text_out": answer, "n_obj_exist": 3})
+    (tmp_path / "vcr_mci.json").write_text(json.dumps(records))
+    asked = {"questions": tmp_path, "images": tmp_path, "floors": [], "progress_bar": False, "max_new_tokens": 3}
+    found = evaluate_command(folder, "vcr_mci", output=tmp_path / "out", **asked)
+    assert [results["num_generated"] for results in found.values()] == [8, 4]
+    lines = (tmp_path / "out" / "vcr_mci-typos-fixed.predictions.jsonl").read_text("utf-8").splitlines()
+    assert len(lines) == 1 + 8
+    alone = evaluate_command(folder, "vcr_mci", fix_typos="yes", **asked)["vcr_mci-typos-fixed"]
+    assert (alone["accuracy"], alone["num_generated"]) == (found["vcr_mci-typos-fixed"]["accuracy"], 8)

@@ -9,8 +9,17 @@ import pytest
 from PIL import Image
 
 from tests.tiny import calls, tiny_image
-from vistok.evaluation.gallery import choose_items, draw_gallery, gallery_command, write_gallery_page
+from vistok.evaluation.gallery import (
+    choose_items,
+    draw_gallery,
+    gallery_command,
+    printable,
+    read_answers,
+    wrap_text,
+    write_gallery_page,
+)
 from vistok.evaluation.predictions import PredictionsFile
+from vistok.evaluation.processes import Share
 
 
 @pytest.fixture
@@ -96,8 +105,53 @@ def test_two_predictions_become_a_picture_and_a_page(sides, tmp_path):
 
 
 def test_a_model_and_a_predictions_file_go_together(sides, tmp_path):
-    files = gallery_command(tmp_path / "gallery", [("runs/b", lambda: sides[1].parent)], sides[:1])
+    files = gallery_command(tmp_path / "gallery", [("runs/b", lambda: sides[1:])], sides[:1])
     assert "<h1>b and planted-test</h1>" in files[1].read_text("utf-8")
+
+
+def test_only_the_files_of_this_run_are_shown(sides, tmp_path):
+    other = sides[1].with_name("another-test.predictions.jsonl")
+    other.write_text(sides[1].read_text("utf-8").replace("second & wrong", "of another run"))
+    gallery_command(tmp_path / "gallery", [("a", lambda: sides[:1]), ("b", lambda: sides[1:])], num_shown=10)
+    assert "of another run" not in (tmp_path / "gallery.html").read_text("utf-8")
+
+
+def test_of_several_processes_the_first_one_writes(sides, tmp_path):
+    evaluated = []
+
+    def evaluate():
+        evaluated.append(True)
+        return sides[:1]
+
+    models = [("a", evaluate), ("b", evaluate)]
+    assert gallery_command(tmp_path / "gallery", models, share=Share(1, 2)) == []
+    assert len(evaluated) == 2 and list(tmp_path.glob("gallery*")) == []
+
+
+def test_what_is_right_is_decided_by_the_mode_in_which_answers_are_read(tmp_path, make_question):
+    image = {"path": str(tmp_path / "0.png"), "bytes": None}
+    asked = [{**make_question(0, "Does cup exist?", "No.", image), "source": "coco_mci"}]
+    file = tmp_path / "coco_mci-test.predictions.jsonl"
+    PredictionsFile(file, {}).append("given", asked, ["I do not know"], lambda prediction, example: None)
+    assert [read_answers(file, mode)[0]["right"] for mode in ("reference", "strict")] == [True, False]
+
+
+@pytest.mark.parametrize("text", ["W" * 300, "word " * 80, "a " + "W" * 90 + " b", "国" * 120])
+def test_lines_of_any_text_fit_below_their_image(text):
+    from matplotlib.font_manager import FontProperties
+    from matplotlib.textpath import TextToPath
+
+    lines = wrap_text(text, 4)
+    assert 2 <= len(lines) <= 4
+    widths = [TextToPath().get_text_width_height_descent(line, FontProperties(size=9), False)[0] for line in lines]
+    assert max(widths) < 4.2 * 72
+    whole = "".join(lines).replace(" ", "")
+    assert text.replace(" ", "").startswith(whole.removesuffix("…"))
+    assert whole.endswith("…") or whole == text.replace(" ", "")
+
+
+def test_control_characters_are_shown_and_do_nothing():
+    assert printable("a\n\tb\x00c\u202ed\ud800e 👩\u200d🔬") == "a b�c�d�e 👩\u200d🔬"
 
 
 def test_what_makes_no_gallery_is_told(sides, lines, tmp_path):

@@ -1,9 +1,12 @@
 """GVTBench's question files: what is refused and warned of, the floors, and the official files themselves."""
 
 import json
+import random
+from statistics import fmean, pstdev
 
 import pytest
 
+from tests.tiny import tiny_image
 from vistok.evaluation import gvtbench_questions
 from vistok.evaluation.gvtbench_questions import (
     OFFICIAL_FILES,
@@ -16,9 +19,11 @@ from vistok.evaluation.gvtbench_questions import (
     majority,
     official_name,
     question_clusters,
-    two_fold_prior,
+    two_fold_priors,
 )
 from vistok.evaluation.gvtbench_scoring import score_multi_class_identification, score_object_counting
+from vistok.evaluation.measures import measure
+from vistok.evaluation.vqa import two_fold_priors as priors_of_examples
 
 # The first records of the official files (TencentARC/GVT, GVTBench, Apache-2.0).
 EXCERPT = [
@@ -138,21 +143,47 @@ class TestFloors:
             asked("b", "both?", "2"),
             asked("b", "his?", "2"),
         ]
-        assert two_fold_prior(questions) == ["2", "2", "1", "1"]
+        assert two_fold_priors(questions) == [["2", "2", "1", "1"]] * 16
 
     def test_the_prior_takes_the_most_frequent_answer_of_the_same_text(self):
         questions = [asked(index, f"{index % 2}?", str(index % 2)) for index in range(40)]
-        assert two_fold_prior(questions) == [question["text_out"] for question in questions]
+        right = [question["text_out"] for question in questions]
+        assert all(guessed == right for guessed in two_fold_priors(questions))
 
     def test_the_prior_divides_images_and_does_so_by_the_seed(self):
         questions = [asked(index // 2, f"{index % 3}?", str(index % 4)) for index in range(60)]
-        assert two_fold_prior(questions) == two_fold_prior(questions)
-        assert two_fold_prior(list(reversed(questions))) == list(reversed(two_fold_prior(questions)))
-        assert any(two_fold_prior(questions, seed) != two_fold_prior(questions) for seed in range(1, 5))
+        assert two_fold_priors(questions) == two_fold_priors(questions)
+        assert two_fold_priors(questions, 1) != two_fold_priors(questions)
+
+    def test_the_prior_is_that_of_the_report_of_the_same_questions(self, make_question):
+        generator = random.Random(0)
+        records = [asked(index // 3, f"{index % 5}?", str(generator.randrange(4))) for index in range(90)]
+        examples = [
+            make_question(index, record["text_in"], record["text_out"], tiny_image(index // 3, (3, 3)))
+            for index, record in enumerate(records)
+        ]
+        of_examples = priors_of_examples(examples)
+        assert two_fold_priors(records) == of_examples
+        predictions, *others = of_examples
+        measured = measure(predictions, examples, others=others)
+        shares = [measure(guessed, examples)["accuracy"] for guessed in of_examples]
+        assert len(set(shares)) > 1
+        assert measured["accuracy"] == pytest.approx(fmean(shares))
+
+    def test_the_prior_of_few_images_hardly_depends_on_the_seed(self):
+        generator = random.Random(1)
+        records = [asked(index // 2, f"{index % 3}?", str(generator.choice("1123"))) for index in range(80)]
+        score = score_object_counting
+        single, mean = [], []
+        for seed in range(12):
+            scores = [score(guessed, records)["accuracy"] for guessed in two_fold_priors(records, seed)]
+            single.append(scores[0])
+            mean.append(fmean(scores))
+        assert pstdev(mean) < 0.5 * pstdev(single)
 
     def test_one_image_has_no_other_half(self):
         with pytest.raises(ValueError, match="these are about 1"):
-            two_fold_prior([asked(1, "?", "1")] * 3)
+            two_fold_priors([asked(1, "?", "1")] * 3)
 
     def test_questions_about_one_image_are_one_cluster(self):
         assert question_clusters([asked(1, "?", "1"), asked("x", "?", "1"), asked(1, "!", "2")]) == [1, "x", 1]
@@ -196,7 +227,7 @@ class TestOfficialFiles:
         for metric in ("accuracy", "mae", "rmse"):
             if metric in expected:
                 assert constant[metric] == pytest.approx(expected[metric], abs=0.0006)
-        prior = score(two_fold_prior(questions), questions)["accuracy"]
+        prior = fmean(score(guessed, questions)["accuracy"] for guessed in two_fold_priors(questions))
         assert prior == pytest.approx(expected["prior"], abs=0.5)
 
     def test_the_spelling_no_longer_gives_the_answer_away_once_it_is_fixed(self, path, name):
@@ -204,5 +235,7 @@ class TestOfficialFiles:
         if name != "vcr_mci":
             assert questions == load_questions(path)
             return
-        prior = score_multi_class_identification(two_fold_prior(questions), questions)["accuracy"]
+        prior = fmean(
+            score_multi_class_identification(guessed, questions)["accuracy"] for guessed in two_fold_priors(questions)
+        )
         assert prior == pytest.approx(85.6, abs=0.5)

@@ -56,7 +56,8 @@ def test_figures_are_those_of_the_table_of_counts():
 def test_nothing_divides_by_zero_and_empty_answers_are_counted():
     result = score_pope(["No", "no"], [question("yes"), question("yes")])
     assert (result["precision"], result["recall"], result["f1"], result["yes_ratio"]) == (0, 0, 0, 0)
-    assert score_pope(["", " .", "yes"], [question("yes")] * 3)["num_unanswered"] == 2
+    result = score_pope(["", " .", "yes", "It is not there."], [question("yes")] * 4)
+    assert (result["num_unanswered"], result["num_empty"]) == (3, 2)
 
 
 @pytest.fixture

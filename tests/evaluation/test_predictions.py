@@ -1,12 +1,13 @@
 """Predictions survive a kill, and are never taken for those of another evaluation."""
 
+import copy
 import json
 
 import pytest
 import torch
 
 from tests.tiny import image_bytes
-from vistok.evaluation.predictions import PredictionsFile, check_distinct, fingerprint
+from vistok.evaluation.predictions import PredictionsFile, check_distinct, fingerprint, read_predictions
 
 SETTINGS = {"seed": 0, "weights": "abc"}
 
@@ -93,3 +94,59 @@ def test_a_fingerprint_changes_with_weights_processor_and_questions(model, proce
         with torch.no_grad():
             parameter.mul_(1.01).add_(0.01)
         assert fingerprint(model, processor, questions)["weights"] != before["weights"]
+
+
+def settings_of_model(model, processor):
+    """Ways to change what a model answers without touching a weight, the image processor or the chat template."""
+    tokenizer = copy.deepcopy(processor.tokenizer)
+    tokenizer.add_tokens(["<new>"])
+    other = copy.deepcopy(processor)
+    other.tokenizer = tokenizer
+    longer = copy.deepcopy(processor)
+    longer.num_image_tokens += 1
+    return [
+        ("configuration", lambda: setattr(model.config, "vision_feature_layer", -1), processor),
+        ("configuration", lambda: setattr(model.generation_config, "no_repeat_ngram_size", 3), processor),
+        ("processor", lambda: None, other),
+        ("processor", lambda: None, longer),
+    ]
+
+
+@pytest.mark.parametrize("number", range(4))
+def test_a_fingerprint_changes_with_what_is_configured(model, processor, questions, number):
+    model.config.vision_feature_layer = -2
+    before = fingerprint(model, processor, questions)
+    model.config._name_or_path = "elsewhere"
+    processor.tokenizer(["a", "b c"], padding=True)
+    assert fingerprint(model, processor, questions) == before
+    changes, change, other = settings_of_model(model, processor)[number]
+    change()
+    after = fingerprint(model, other, questions)
+    assert [name for name in before if after[name] != before[name]] == [changes]
+
+
+FOREIGN = {
+    "no line end": b'{"a": 1, ',
+    "numbers": b"[1,2]\n[3]",
+    "no JSON": b"{torn\n",
+    "settings of something else": b'{"settings": 3}\n{}\n',
+    "no prediction": json.dumps({"settings": SETTINGS}).encode() + b'\n{"id": "q0"}\n[1',
+}
+
+
+@pytest.mark.parametrize("content", FOREIGN.values(), ids=FOREIGN)
+def test_a_file_that_is_not_ours_is_told_by_name_and_stays_as_it_is(path, content):
+    path.parent.mkdir()
+    path.write_bytes(content)
+    for read in (read_predictions, lambda file: PredictionsFile(file, SETTINGS)):
+        with pytest.raises(ValueError, match=r"predictions\.jsonl (is no|holds no) predictions"):
+            read(path)
+        assert path.read_bytes() == content
+
+
+def test_reading_leaves_a_file_that_is_being_written_as_it_is(path, questions):
+    PredictionsFile(path, SETTINGS).append("given", questions[:2], ["zero", "one"])
+    path.write_bytes(path.read_bytes()[:-5])
+    before = path.read_bytes()
+    assert [line["prediction"] for line in read_predictions(path)] == ["zero"]
+    assert path.read_bytes() == before

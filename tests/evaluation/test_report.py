@@ -9,10 +9,13 @@ from PIL import Image
 
 from tests.tiny import assistant, calls
 from vistok.evaluation import report_table
+from vistok.evaluation.generation_settings import GenerationSettings
 from vistok.evaluation.image_text_models import ImageTextModel
+from vistok.evaluation.measures import measure
+from vistok.evaluation.protocol import Protocol
 from vistok.evaluation.report import FLOORS, evaluate_questions
 from vistok.evaluation.report_table import report_markdown, save_report
-from vistok.evaluation.vqa import answer_of
+from vistok.evaluation.vqa import answer_of, two_fold_priors
 
 
 @pytest.fixture
@@ -127,6 +130,78 @@ def test_without_training_examples_there_is_no_prior(evaluate):
     assert list(evaluate(train=None)["floors"]) == ["majority", "blank_images", "shuffled_images"]
 
 
+def test_answers_are_read_again_in_another_mode_and_with_another_number_of_floor_questions(
+    taught, processor, questions, tmp_path, monkeypatch
+):
+    generated = calls(monkeypatch, type(taught), "generate")
+
+    def run(mode, **arguments):
+        protocol = Protocol(GenerationSettings(4), recorded={"prompt_style": "paper", "mode": mode})
+        return evaluate_questions(
+            taught, processor, questions, questions, protocol=protocol, predictions_file=tmp_path / "file.jsonl",
+            progress_bar=False, **arguments,
+        )  # fmt: skip
+
+    first = run("reference")
+    before = len(generated)
+    again = run("strict", max_floor_questions=5)
+    assert len(generated) == before > 0
+    assert again["settings"]["mode"] == "strict" and again["accuracy"] == first["accuracy"]
+    assert again["floors"]["shuffled_images"]["num_questions"] == 5
+    lines = (tmp_path / "file.jsonl").read_text("utf-8").splitlines()
+    assert not any("right" in json.loads(line) for line in lines)
+
+
+def test_images_are_dealt_alike_however_few_questions_are_asked(evaluate, tmp_path):
+    for name, number in (("all", None), ("few", 7)):
+        evaluate(floors=["shuffled_images"], max_floor_questions=number, predictions_file=tmp_path / name)
+    lines = [[json.loads(line) for line in (tmp_path / name).read_text().splitlines()[1:]] for name in ("all", "few")]
+    every, few = ({line["id"]: line["prediction"] for line in of if line["images"] == "shuffled"} for of in lines)
+    assert len(few) == 7 and few.items() <= every.items()
+
+
+def test_what_was_asked_before_is_not_asked_again(evaluate, questions, taught, tmp_path, monkeypatch):
+    answered = {}
+    first = evaluate(questions[:12], floors=["blank_images"], answered=answered)
+    generated = calls(monkeypatch, type(taught), "generate")
+    again = evaluate(questions[:12], floors=["blank_images"], answered=answered, predictions_file=tmp_path / "file")
+    assert generated == [] and again["num_generated"] == 0
+    assert again["floors"] == first["floors"] and again["accuracy"] == first["accuracy"]
+    assert len((tmp_path / "file").read_text().splitlines()) == 1 + 24
+    assert evaluate(answered=answered, floors=[])["num_generated"] == 6
+
+
+def test_too_few_images_to_be_dealt_are_told_in_the_report(evaluate, questions):
+    results = evaluate([questions[0], questions[6]])
+    assert "shuffled_images" not in results["floors"] and "blank_images" in results["floors"]
+    (note,) = results["notes"]
+    assert "The shuffled images are left out: the examples have 1 distinct images, too few" in note
+    assert note in report_markdown(results)
+
+
+@pytest.mark.parametrize("name", ["max_floor_questions", "max_new_tokens"])
+def test_numbers_out_of_range_are_told_before_anything_is_asked(evaluate, taught, monkeypatch, name):
+    generated = calls(monkeypatch, type(taught), "generate")
+    with pytest.raises(ValueError, match=f"{name} is -3, expected at least 1"):
+        evaluate(**{name: -3})
+    assert generated == []
+
+
+def test_the_prior_of_two_halves_is_the_mean_over_its_divisions(evaluate, questions):
+    results = evaluate(protocol=Protocol(GenerationSettings(4), prior="two_fold"), floors=["question_only_prior"])
+    shares = [measure(guessed, questions)["accuracy"] for guessed in two_fold_priors(questions)]
+    assert len(set(shares)) > 1
+    assert results["floors"]["question_only_prior"]["accuracy"] == pytest.approx(sum(shares) / len(shares))
+    assert results["gains"]["question_only_prior"]["accuracy"] == pytest.approx(1 - sum(shares) / len(shares))
+
+
+def test_a_floor_is_called_what_it_is_and_a_missing_one_is_explained(evaluate):
+    protocol = Protocol(GenerationSettings(4), constant_label="best constant caption", prior="none", no_prior="Why.")
+    text = report_markdown(evaluate(protocol=protocol, floors=["majority", "question_only_prior"]))
+    assert "| best constant caption |" in text and "The best constant caption is “blue”. Why. " in text
+    assert "over the best constant caption" in text and "majority" not in text
+
+
 def test_an_unknown_floor_and_an_empty_split_are_refused(evaluate, taught, processor):
     with pytest.raises(ValueError, match="'ceiling' is no floor: choose majority"):
         evaluate(floors=["ceiling"])
@@ -134,7 +209,7 @@ def test_an_unknown_floor_and_an_empty_split_are_refused(evaluate, taught, proce
         evaluate_questions(taught, processor, [], task="nothing", split="dev")
 
 
-@pytest.mark.parametrize("batches", [1, 4, 6])
+@pytest.mark.parametrize("batches", [1, 4, 5])
 def test_a_killed_evaluation_continues_with_the_same_result(evaluate, taught, tmp_path, monkeypatch, batches):
     expected = evaluate(predictions_file=tmp_path / "whole.jsonl")
     generate, count = type(taught).generate, iter(range(batches))
@@ -215,6 +290,39 @@ def test_the_chart_has_a_bar_for_each_accuracy(results, tmp_path, monkeypatch):
         for measured in (results, *results["floors"].values())
     ]
     assert heights == [pytest.approx(row) for row in expected]
+
+
+def test_types_of_few_images_are_in_the_table_only(evaluate, questions, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    examples = [
+        {**question, "answer_type": "rare" if index < 3 else "often"} for index, question in enumerate(questions)
+    ]
+    drawn = calls(monkeypatch, Figure, "savefig")
+    files = save_report(evaluate(examples, floors=[]), tmp_path)
+    labels = [label.get_text().split("\n")[0] for label in drawn[0][0][0].axes[0].get_xticklabels()]
+    assert labels == ["all questions", "often"]
+    assert "| rare | 3 |" in files["md"].read_text("utf-8")
+
+
+def test_the_number_of_a_bar_stands_at_its_height_where_its_interval_reaches_far(evaluate, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    results = evaluate(floors=["majority"])
+    results |= {"accuracy": 0.0, "interval": [0.0, 0.5], "per_type": {}}
+    results["floors"]["majority"] |= {"accuracy": 0.4, "interval": [0.38, 0.42]}
+    drawn = calls(monkeypatch, Figure, "savefig")
+    save_report(results, tmp_path)
+    texts = {text.get_text(): text.xy[1] for text in drawn[0][0][0].axes[0].texts if hasattr(text, "xy")}
+    assert texts == {"0.0": 0.0, "40": pytest.approx(42)}
+
+
+def test_a_missing_interval_is_a_dash_and_a_huge_number_has_an_exponent(results):
+    metrics = [{"name": "accuracy", "label": "right", "scale": 100.0}, {"name": "mae", "label": "MAE", "scale": 1}]
+    entry = {"value": 2.5e149, "interval": None}
+    floors = {"majority": {**results["floors"]["majority"], "metrics": {"mae": {"value": 1.0}}}}
+    text = report_markdown({**results, "measured_by": metrics, "metrics": {"mae": entry}, "floors": floors})
+    assert "| MAE | 2.5e+149 (–) | 1.000 |" in text
 
 
 def test_a_name_that_is_no_file_name_stays_within_the_folder(results, tmp_path):

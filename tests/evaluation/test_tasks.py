@@ -1,5 +1,7 @@
 """Tasks read their questions, write their prompts and score as their benchmarks do."""
 
+# ruff: noqa: F811 (fixtures that are imported)
+
 import copy
 import hashlib
 import json
@@ -8,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from tests.evaluation.task_files import CAPTIONS, IDS, MCI, OC, folder, load  # noqa: F401
 from tests.tiny import tiny_image
 from vistok.evaluation import task_questions
 from vistok.evaluation.bootstrap import bootstrap_interval
@@ -15,85 +18,11 @@ from vistok.evaluation.gvtbench_scoring import score_multi_class_identification,
 from vistok.evaluation.measures import measure
 from vistok.evaluation.pope import score_pope
 from vistok.evaluation.seed_bench import score_seed_bench
+from vistok.evaluation.task_questions import mark_distinct
 from vistok.evaluation.tasks import TASKS, QuestionFiles, find_tasks
-from vistok.evaluation.vqa import answer_of, two_fold_prior
+from vistok.evaluation.vqa import answer_of, two_fold_priors
 from vistok.evaluation.vqa_accuracy import vqa_accuracy
 from vistok.processing.images import BadSampleError
-
-IDS = (139, 285, 632)
-# Records in the form of the official files of GVTBench (TencentARC/GVT, Apache-2.0).
-OC = [
-    {"image_id": 139, "text_in": "How many chairs are there in the image?", "text_out": "6", "n_obj_exist": 20},
-    {"image_id": 139, "text_in": "How many people are there in the image?", "text_out": "2", "n_obj_exist": 20},
-    {"image_id": 285, "text_in": "How many bears are there in the image?", "text_out": "1", "n_obj_exist": 1},
-    {"image_id": 632, "text_in": "How many books are there in the image?", "text_out": "1", "n_obj_exist": 11},
-]
-MCI = [
-    {"image_id": 285, "text_in": "Does bear exist in the image?", "text_out": "Yes.", "n_obj_exist": 1},
-    {"image_id": 285, "text_in": "Does cup exist in the image?", "text_out": "No.", "n_obj_exist": 1},
-    {"image_id": 632, "text_in": "Does bed exist in the image?", "text_out": "Yes.", "n_obj_exist": 11},
-    {"image_id": 139, "text_in": "Does zebra exist in the image?", "text_out": "No.", "n_obj_exist": 20},
-]
-VCR = [
-    {"image_id": "a/1.jpg", "text_in": "Does ties exist in the image?", "text_out": "Yes.", "n_obj_exist": 10},
-    {"image_id": "a/1.jpg", "text_in": "Does cups exis in the image?", "text_out": "No.", "n_obj_exist": 10},
-    {"image_id": "a/1.jpg", "text_in": "Does cups exis in the image?", "text_out": "No.", "n_obj_exist": 10},
-    {"image_id": "b/2.jpg", "text_in": "Does dogs exis in the image?", "text_out": "No.", "n_obj_exist": 3},
-]
-CAPTIONS = {139: ["a living room", "a room with a table"], 285: ["a bear in the grass", "a large brown bear"],
-            632: ["a bedroom with many books", "a bed beside a shelf"]}  # fmt: skip
-
-
-@pytest.fixture
-def folder(tmp_path):
-    """Question files of all tasks under the names they are known by, and the images they are about."""
-    (tmp_path / "images" / "a").mkdir(parents=True)
-    (tmp_path / "images" / "b").mkdir()
-    for seed, number in enumerate(IDS):
-        tiny_image(seed).save(tmp_path / "images" / f"{number:012d}.jpg")
-    for seed, name in enumerate(("a/1.jpg", "b/2.jpg")):
-        tiny_image(seed).save(tmp_path / "images" / name)
-    answers = [{"answer": word} for word in ["red"] * 6 + ["dark red"] * 4]
-    questions = [{"image_id": number, "question": "What colour is it?", "question_id": number} for number in IDS]
-    annotations = [
-        {"question_id": number, "multiple_choice_answer": "red", "answers": answers, "answer_type": "other"}
-        for number in IDS
-    ]
-    pope = [
-        {"question_id": row, "image": f"COCO_val2014_{number:012d}.jpg", "text": "Is there a bear?", "label": label}
-        for row, (number, label) in enumerate(zip(IDS, ("no", "yes", "no")))
-    ]
-    seed_bench = [
-        {"question_id": f"s{row}", "question_type_id": kind, "data_id": f"{number:012d}", "question": "What is it?",
-         "choice_a": "a bear", "choice_b": "a bed", "choice_c": "a chair", "choice_d": "a cup", "answer": letter}
-        for row, (number, kind, letter) in enumerate(zip(IDS, (1, 1, 5), "CAB"))
-    ]  # fmt: skip
-    files = {
-        "coco_oc.json": OC,
-        "coco_mci.json": MCI,
-        "vcr_mci.json": VCR,
-        "vqa_questions.json": {"questions": questions},
-        "vqa_annotations.json": {"annotations": annotations},
-        "captions.json": {
-            "images": [{"id": number, "file_name": f"{number:012d}.jpg"} for number in IDS],
-            "annotations": [{"image_id": number, "caption": text} for number in IDS for text in CAPTIONS[number]],
-        },
-        "SEED-Bench.json": {"questions": seed_bench},
-    }
-    for name, content in files.items():
-        (tmp_path / name).write_text(json.dumps(content))
-    for split in ("random", "adversarial"):
-        (tmp_path / f"coco_pope_{split}.json").write_text("\n".join(map(json.dumps, pope)))
-    return tmp_path
-
-
-@pytest.fixture
-def load(folder):
-    def load(task, **options):
-        files = QuestionFiles(**{"questions": folder, "images": folder / "images", **options})
-        return TASKS[task].splits(files)
-
-    return load
 
 
 def prompts(examples):
@@ -140,6 +69,42 @@ def test_questions_are_built_from_instances_where_there_are_none(folder, load):
     assert asked == {
         ("How many people are there in the image?", "2"),
         ("How many bears are there in the image?", "1"),
+    }
+
+
+def test_questions_are_built_from_instances_of_any_name_by_the_seed(folder, load, caplog):
+    classes = ["person", "bear", "cup", "dog", "cat", "book", "bed", "tie"]
+    instances = {
+        "images": [{"id": number, "file_name": f"{number:012d}.jpg"} for number in IDS],
+        "categories": [{"id": number, "name": name} for number, name in enumerate(classes)],
+        "annotations": [{"id": row, "image_id": number, "category_id": row} for row, number in enumerate(IDS)],
+    }
+    (folder / "my annotations.json").write_text(json.dumps(instances))
+
+    def built(seed):
+        (split,) = load("coco_mci", questions=folder / "my annotations.json", seed=seed)
+        return [(example["question"], answer_of(example)) for example in split.test]
+
+    with caplog.at_level("WARNING", logger="vistok"):
+        assert len(built(0)) == 2 * len(IDS)
+    assert "built 6 questions from" in caplog.text and "not the official ones" in caplog.text
+    assert built(0) == built(0)
+    assert any(built(seed) != built(0) for seed in range(1, 5))
+
+
+@pytest.mark.parametrize("given", ["val.jsonl", ".", "vcr1images"])
+def test_questions_are_built_from_the_metadata_of_vcr(tmp_path, given):
+    (tmp_path / "vcr1images" / "a").mkdir(parents=True)
+    tiny_image(0).save(tmp_path / "vcr1images" / "a" / "1.jpg")
+    if given == "val.jsonl":
+        line = {"img_fn": "a/1.jpg", "objects": ["person", "person", "diningtable"]}
+        (tmp_path / "val.jsonl").write_text(json.dumps(line) + "\n")
+    else:
+        (tmp_path / "vcr1images" / "a" / "1.json").write_text('{"names": ["person", "person", "diningtable"]}')
+    (split,) = TASKS["vcr_oc"].splits(QuestionFiles(questions=tmp_path / given, images=tmp_path))
+    assert {(example["question"], answer_of(example)) for example in split.test} == {
+        ("How many people are there in the image?", "2"),
+        ("How many diningtables are there in the image?", "1"),
     }
 
 
@@ -190,9 +155,7 @@ def test_counts_are_scored_as_by_the_benchmark(load, mode, other):
     (split,) = load("coco_oc")
     predictions = ["Three chairs.", "There are 2.", "one bear", "phone"]
     protocol = TASKS["coco_oc"].asked(mode=mode)
-    measured = measure(
-        predictions, split.test, "counted", metrics=protocol.metrics, unanswered=protocol.unanswered
-    )  # fmt: skip
+    measured = measure(predictions, split.test, "counted", metrics=protocol.metrics, unanswered=protocol.unanswered)
     expected, beside = (score_object_counting(predictions, OC, which) for which in (mode, other))
     assert of(protocol, measured) == {
         "accuracy": pytest.approx(expected["accuracy"] / 100),
@@ -248,6 +211,72 @@ def test_vqa_and_its_other_way_of_matching_stand_beside_each_other(load):
     }
 
 
+def test_a_count_beyond_all_measure_is_an_error_that_can_be_averaged(load):
+    (split,) = load("coco_oc")
+    predictions = ["9" * 400, "2", "1", "1"]
+    metrics = TASKS["coco_oc"].asked().metrics
+    measured = measure(predictions, split.test, "counted", metrics=metrics)
+    assert measured["accuracy"] == 3 / 4
+    assert measured["metrics"]["mae"]["value"] == pytest.approx(1e150 / 4)
+    assert np.isfinite(measured["metrics"]["rmse"]["value"])
+
+
+def test_the_constant_answer_of_vqa_is_the_best_by_its_own_accuracy(load):
+    """The answer "maybe" is no question's most frequent answer, and right by degrees about all of them."""
+    (split,) = load("vqa")
+    answers = [[word] * 6 + ["Maybe."] * 4 for word in ("yes", "no", "red")]
+    test = [{**example, "answers": given} for example, given in zip(split.test, answers)]
+    (constant,) = set(TASKS["vqa"].asked().constant(test))
+    scores = {word: vqa_accuracy([word] * 3, answers) for word in ("yes", "no", "red", "maybe")}
+    assert constant == "maybe" and scores["maybe"] == max(scores.values()) > scores["yes"]
+
+
+def test_answers_outside_of_the_vocabulary_are_left_out_of_the_contained_ones_only(folder, load):
+    annotations = [{"multiple_choice_answer": "red"}] * 9 + [{"multiple_choice_answer": "blue"}] * 8
+    (folder / "train.json").write_text(json.dumps({"annotations": annotations}))
+    questions = json.loads((folder / "vqa_annotations.json").read_text())
+    questions["annotations"][2]["answers"] = [{"answer": "blue"}] * 10
+    (folder / "vqa_annotations.json").write_text(json.dumps(questions))
+    predictions = ["a red one", "green", "blue"]
+    (split,) = load("vqa", vocabulary=folder / "train.json")
+    measured = measure(predictions, split.test, metrics=split.metrics)
+    answers = [example["answers"] for example in split.test]
+    assert 100 * measured["metrics"]["accuracy_contains"]["value"] == pytest.approx(
+        vqa_accuracy(predictions, answers, "contains", {"red"})
+    )
+    assert 100 * measured["accuracy"] == pytest.approx(vqa_accuracy(predictions, answers))
+    assert "in the vocabulary" in split.metrics[1].label
+    (whole,) = load("vqa")
+    assert whole.metrics is None and "no question dropped" in TASKS["vqa"].asked().metrics[1].label
+    with pytest.raises(FileNotFoundError, match="given as --vocabulary"):
+        load("vqa", vocabulary=folder / "nothing.json")
+    with pytest.raises(ValueError, match="expected VQAv2's format"):
+        load("vqa", vocabulary=folder / "coco_oc.json")
+
+
+def test_the_unanswered_of_pope_are_those_that_say_neither_yes_nor_no(load):
+    split, predictions = load("pope")[0], ["It is not there.", "", "No."]
+    protocol = TASKS["pope"].asked()
+    measured = measure(predictions, split.test, metrics=protocol.metrics, unanswered=protocol.unanswered)
+    labels = [{"label": answer_of(example)} for example in split.test]
+    assert measured["unanswered"] == score_pope(predictions, labels)["num_unanswered"] == 2
+
+
+def test_perfect_ratios_have_no_interval_of_no_width(load):
+    split = load("seed_bench")[0]
+    right = [answer_of(example) for example in split.test]
+    measured = measure(right, split.test, metrics=TASKS["seed_bench"].asked().metrics)
+    assert (measured["accuracy"], measured["interval"]) == (1.0, None)
+    low, high = measured["metrics"]["pooled_accuracy"]["interval"]
+    assert low < high == 1.0
+
+
+def test_of_chosen_questions_the_copies_among_these_are_marked(load):
+    raw = load("vcr_mci")[0].test
+    assert [example["distinct"] for example in mark_distinct(raw[1:])] == [True, False, True]
+    assert [example.get("distinct") for example in mark_distinct(raw[2:])] == [None, None]
+
+
 def test_seed_bench_is_the_mean_of_its_dimensions(load):
     (split,) = load("seed_bench")
     assert [answer_of(example) for example in split.test] == ["C", "A", "B"]
@@ -286,6 +315,7 @@ def test_typos_of_vcr_are_asked_both_ways_and_duplicates_counted_apart(load):
     assert (raw.name, fixed.name) == ("test", "typos-fixed")
     assert [example["question"].count("exist") for example in raw.test] == [1, 0, 0, 0]
     assert [example["question"].count("exist") for example in fixed.test] == [1, 1, 1, 1]
+    assert [example["distinct"] for example in raw.test] == [True, True, False, True]
     assert [split.name for split in load("vcr_mci", fix_typos="no")] == ["test"]
     assert [split.name for split in load("vcr_mci", fix_typos="yes")] == ["typos-fixed"]
     protocol = TASKS["vcr_mci"].asked()
@@ -303,13 +333,13 @@ def test_the_prior_knows_questions_about_other_images_only(make_question):
     ]
     for index, example in enumerate(asked):
         example["images"] = [tiny_image(index // 2, (3, 3))]
-    guessed = two_fold_prior(asked, seed=0)
-    assert [guess == answers[text] for guess, text in zip(guessed, ["is it?", "how many?"] * 20)] == [True] * 40
+    for guessed in two_fold_priors(asked, seed=0):
+        assert [guess == answers[text] for guess, text in zip(guessed, ["is it?", "how many?"] * 20)] == [True] * 40
     unseen = copy.deepcopy(asked)
     unseen[0]["messages"][0]["content"][-1]["text"] = "what is said of one image only?"
-    assert two_fold_prior(unseen)[0] in {"yes", "2"}
+    assert {guessed[0] for guessed in two_fold_priors(unseen)} <= {"yes", "2"}
     with pytest.raises(ValueError, match="questions about two images, these are about 1"):
-        two_fold_prior(asked[:2])
+        two_fold_priors(asked[:2])
 
 
 def test_an_interval_of_a_root_mean_square_is_the_one_of_its_resamples():
@@ -334,7 +364,11 @@ def test_an_interval_of_a_root_mean_square_is_the_one_of_its_resamples():
         ("coco_oc", {"images": None}, "Task coco_oc shows images: give --images"),
         ("coco_oc", {"questions": "nowhere"}, "no question file or folder nowhere"),
         ("coco_oc", {"images": "nowhere"}, "no folder of images nowhere"),
-        ("vcr_oc", {}, "holds no questions of task vcr_oc: expected vcr_oc.json there. It does hold"),
+        (
+            "vcr_oc",
+            {},
+            "holds no questions of task vcr_oc: expected vcr_oc.json or val.jsonl or vcr1images there. It does hold",
+        ),
         ("coco_oc", {"prompt_style": "loud"}, "prompt_style is 'loud', expected paper or reference"),
     ],
 )
@@ -358,11 +392,11 @@ def test_the_question_file_of_another_task_is_refused(folder, load, monkeypatch)
             load(task, questions=folder / "coco_mci.json")
 
 
-@pytest.mark.parametrize("task", ["coco_oc", "vqa", "caption", "pope"])
+@pytest.mark.parametrize("task", ["coco_oc", "vqa", "caption", "pope", "seed_bench"])
 def test_a_missing_image_is_told_with_its_row_or_left_out(folder, load, task):
     (folder / "images" / f"{285:012d}.jpg").unlink()
     row = 2 if task == "coco_oc" else 1
-    with pytest.raises(BadSampleError, match=rf"{task}', row {row}: .*0285.jpg.*--skip-missing-images"):
+    with pytest.raises(BadSampleError, match=rf"{task}', row {row}: .*0285.*--skip-missing-images"):
         load(task)
     split = load(task, missing_images=task_questions.SKIP)[0]
     assert split.num_missing == 1

@@ -154,17 +154,42 @@ class TestTables:
 
 class TestGain:
     def test_it_is_over_the_highest_floor(self):
-        assert gain_over_floors(normalised_report(PERCENT)) == (25.25, True)
+        assert gain_over_floors(normalised_report(PERCENT)) == (25.25, "clear")
 
     def test_without_floors_there_is_none(self):
         assert gain_over_floors(normalised_report({**PERCENT, "floors": {}})) is None
 
     def test_an_interval_that_reaches_the_floor_is_not_clear(self):
         report = normalised_report({**PERCENT, "floors": {"majority": 90.5}})
-        assert gain_over_floors(report) == (2.0, False)
+        assert gain_over_floors(report) == (2.0, "not clear")
         assert columns(evaluation_table([report]))["gain over the best floor"] == "+2.00 (not clear)"
         assert unclear_gains([report, normalised_report(PERCENT)]) == unclear_gains([report])
         assert "On shapes, test," in unclear_gains([report])[0]
+
+    def test_an_interval_under_the_floor_is_below_it(self):
+        report = normalised_report({**PERCENT, "floors": {"majority": 94.5}})
+        assert gain_over_floors(report) == (-2.0, "below")
+        assert columns(evaluation_table([report]))["gain over the best floor"] == "-2.00 (below)"
+        assert "its accuracy is below what is reached" in unclear_gains([report])[0]
+
+    def test_a_floor_of_other_questions_is_not_compared(self):
+        floors = {"majority": {"accuracy": 37.5, "num_questions": 1000}}
+        fewer = {"accuracy": 99.0, "num_questions": 200}
+        report = normalised_report({**PERCENT, "floors": {**floors, "shuffled_images": fewer}})
+        assert gain_over_floors(report) == (55.0, "clear")
+        assert columns(evaluation_table([report]))["shuffled images"] == "99.00 (of 200)"
+        assert list(model_index([report], "image-text-to-text")[0].metric_args["floors"]) == ["majority"]
+        assert gain_over_floors(normalised_report({**PERCENT, "floors": {"shuffled_images": fewer}})) is None
+
+    def test_each_gain_stands_there_with_its_interval(self):
+        gains = {
+            "majority": {"accuracy": 0.55, "interval": [0.5, 0.6]},
+            "question_only_prior": {"accuracy": -0.01, "interval": None},
+        }
+        row = columns(evaluation_table([normalised_report({**SHARES, "gains": gains, "unanswered": 0})]))
+        assert row["gain over majority answer"] == "+55.00 (+50.00 to +60.00)"
+        assert row["gain over question only"] == "-1.00"
+        assert row["unanswered"] == "0"
 
 
 class TestModelIndex:
