@@ -177,7 +177,8 @@ def wrap_text(text: str, most: int, bold: bool = False) -> list[str]:
     def fits(line: str) -> bool:
         return measure(line, font, ismath=False)[0] <= TEXT_WIDTH
 
-    lines, rest = [], text[: 200 * most].strip()  # longer ones are cut in any case
+    lines: list[str] = []
+    rest = text[: 200 * most].strip()  # longer ones are cut in any case
     while rest and len(lines) < most:
         low, high = 1, len(rest)
         while low < high:  # the most characters that fit

@@ -243,7 +243,7 @@ def mark_distinct(examples: Sequence[Mapping[str, Any]]) -> list[Mapping[str, An
     if len(set(rows)) == len(rows):
         return [{name: value for name, value in example.items() if name != "distinct"} for example in examples]
     seen: set[Any] = set()
-    marked = []
+    marked: list[Mapping[str, Any]] = []
     for row, example in zip(rows, examples):
         marked.append({**example, "distinct": row not in seen})
         seen.add(row)
