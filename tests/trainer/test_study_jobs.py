@@ -4,6 +4,8 @@ import json
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -22,6 +24,8 @@ from vistok.trainer.study_jobs import (
     run_jobs,
 )
 from vistok.trainer.study_process import do_job, job_environment
+
+REPOSITORY = Path(__file__).parents[2]
 
 
 def journal(output: Path) -> list[str]:
