@@ -20,7 +20,7 @@ from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.distillation_students import random_student
 from ..processing.images import load_image
 from .distillation_collator import at_size
-from .feature_distillation_recipe import labelled_images
+from .distillation_probe import labelled_images
 from .study_encoders import MODEL, encoder_model, scene_folders
 from .study_jobs import read_json, write_json
 from .study_plan import KEPT_SCENES
@@ -142,7 +142,8 @@ def measure_attention(config: Mapping[str, Any], folder: Path, output: Path) -> 
             kept["pixels"].append(pixels)
             kept["objects"].append(_numbered(processor, masks, pixels.shape[:2]))
     with open(folder / ATTENTION, "wb") as file:
-        np.savez_compressed(file, **{name: np.stack(values) for name, values in kept.items()})
+        arrays: dict[str, Any] = {name: np.stack(values) for name, values in kept.items()}
+        np.savez_compressed(file, **arrays)
     return {**attention_numbers(maps, grids), "images": ids}
 
 

@@ -63,19 +63,19 @@ def ask_questions(recipe: StudyRecipe, scores: Scores) -> list[dict[str, Any]]:
         asked.append((f"{HELPS}{state}?", FINE_GRAINED_TASKS, helps))
         asked.append((f"{MASKS}{state or ', frozen'}?", scores.task_names, hurts))
     if set(recipe.tuning) == {"frozen", "tuned"}:
-        both = [
+        both: list[tuple[str, Terms]] = [
             (f"({labels[name]} − {labels[other]}), frozen − tuned", _interaction(name, other))
             for name, other in masked
         ]
         asked.append((MASKS_MORE, scores.task_names, both))
-        tuned = [
+        tuned: list[tuple[str, Terms]] = [
             (f"{labels[name]}: tuned − frozen", [((name, "tuned"), 1.0), ((name, "frozen"), -1.0)])
             for name in recipe.encoders
         ]
         asked.append((TUNES, semantic, tuned))
     large, found = large_scale(recipe.encoders), []
-    for question, about, pairs in asked:
-        pairs = [(name, terms) for name, terms in pairs if {kind for kind, _ in terms} <= set(scores.kinds)]
+    for question, about, wanted in asked:
+        pairs = [(name, terms) for name, terms in wanted if {kind for kind, _ in terms} <= set(scores.kinds)]
         if pairs:
             known = [*scores.tasks.measures, *scores.parts.measures]
             entry = {"question": question, "about": [name for name in about if name in known]}
@@ -107,7 +107,7 @@ def _confound(recipe: StudyRecipe, question: str) -> str | None:
 
 def _answer(scores: Scores, pairs: Sequence[tuple[str, Terms]], large: set[str]) -> dict[str, Any]:
     measures = [*scores.tasks.measures, *scores.parts.measures]
-    of_pairs = []
+    of_pairs: list[dict[str, Any]] = []
     for name, terms in pairs:
         differences = {measure: _difference(scores, terms, measure) for measure in measures}
         listed = [[*kind, factor] for kind, factor in terms]
@@ -117,11 +117,10 @@ def _answer(scores: Scores, pairs: Sequence[tuple[str, Terms]], large: set[str])
         members = [(name, terms) for name, terms in pairs if (terms[0][0][0] in large) == inside]
         if members:
             every = [(kind, factor / len(members)) for _, terms in members for kind, factor in terms]
-            mean = {measure: _difference(scores, every, measure) for measure in measures}
+            mean: dict[str, Any] = {measure: _difference(scores, every, measure) for measure in measures}
+            inside_names = {name for name, _ in members}
             for measure in measures:
-                at_floor = [
-                    one["differences"][measure]["at_floor"] for one in of_pairs if one["name"] in dict(members)
-                ]
+                at_floor = [one["differences"][measure]["at_floor"] for one in of_pairs if one["name"] in inside_names]
                 mean[measure] |= {"num_at_floor": sum(at_floor), "at_floor": all(at_floor)}
             groups.append({"towers": towers, "members": [name for name, _ in members], "mean": mean})
     return {"pairs": of_pairs, "groups": groups}

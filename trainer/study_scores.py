@@ -141,11 +141,12 @@ class Scores:
         return None if table is None else asdict(table.score(kind, measure))
 
     def _table(self, names: Sequence[str], measures: Sequence[str], read, least: float = 0.0) -> ScoreTable:
+        def of_images(one, name: str) -> ImageScores:
+            values, images = read(one, name)
+            return ImageScores.from_questions(values, images, self._images)
+
         kinds: dict[Kind, Replicates] = {
-            kind: {
-                name: [ImageScores.from_questions(*read(one, name), self._images) for one in replicates]
-                for name in names
-            }
+            kind: {name: [of_images(one, name) for one in replicates] for name in names}
             for kind, replicates in self._found.items()
         }
         return ScoreTable(kinds, measures, self._weights, least=least)
