@@ -118,7 +118,7 @@ def test_a_failure_is_named_at_the_end_and_the_rest_is_done_and_reported(tmp_pat
     failing.clear()
     done.clear()
     run_study(planted_recipe(tmp_path))
-    assert done[0][0] == "encoders/fd" and len(done) == 20
+    assert done[0][0] == "encoders/fd" and len(done) == 16
 
 
 def test_the_first_process_alone_writes_the_report(tmp_path, planted_jobs, monkeypatch):
