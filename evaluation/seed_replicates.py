@@ -9,7 +9,7 @@ wrong about other images. That part of their variance is seen when images are re
 """
 
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -243,12 +243,10 @@ def estimate_difference(
         measure, weights, seeds, level: see [`estimate_score`].
         bounds (`tuple[float, float]`, *optional*): the least and the greatest difference that there can be.
     """
-    scores = [scores_of_seeds(replicates, measure) for replicates in (first, second)]
-    resampled = [scores_of_seeds(replicates, measure, weights).mean(0) for replicates in (first, second)]
-    share = 1 / len(scores[0]) + 1 / len(scores[1])
-    low, high = _interval(resampled[0] - resampled[1], seeds, share, level, _num_images(first, measure), bounds)
-    by_seed = scores[0] - scores[1] if len(scores[0]) == len(scores[1]) else ()
-    return Estimate(float(scores[0].mean() - scores[1].mean()), low, high, tuple(map(float, by_seed)))
+    found = estimate_contrast([(first, 1.0), (second, -1.0)], measure, weights, seeds, level, bounds)
+    of_seeds = [scores_of_seeds(replicates, measure) for replicates in (first, second)]
+    by_seed = of_seeds[0] - of_seeds[1] if len(of_seeds[0]) == len(of_seeds[1]) else ()
+    return replace(found, seeds=tuple(map(float, by_seed)))
 
 
 def mean_difference(
