@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from transformers import TrainingArguments
 
 from ..configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
+from ..modeling.vision_features import FINAL
 from .data_formats import known
 from .scene_set import write_scenes
 
@@ -56,7 +57,7 @@ _EVALUATION = {
     "max_new_tokens": _COUNT,
 }
 _PROBE = {"num_train": _COUNT, "num_test": _COUNT, "size": Range(64, 4096), "seed": _SEED, "k": _COUNT}
-_ENCODER = {"seed": _SEED, "image_size": _OPTIONAL_COUNT, "feature_layer": Range(-math.inf)}
+_ENCODER = {"seed": _SEED, "image_size": _OPTIONAL_COUNT}
 _TRAINING = {
     **dict.fromkeys(("per_device_train_batch_size", "per_device_eval_batch_size"), _COUNT),
     **dict.fromkeys(("gradient_accumulation_steps", "conversations_per_row"), _OPTIONAL_COUNT),
@@ -215,6 +216,9 @@ def check_not_set(place: str, values: Mapping[str, Any], names: Sequence[str]) -
 def check_encoder(place: str, encoder: Mapping[str, Any]) -> None:
     """Values of the fields of an encoder, whose names are known to be right."""
     check_numbers(place, encoder, _ENCODER)
+    layer = encoder.get("feature_layer", FINAL)
+    if layer != FINAL and (isinstance(layer, bool) or not isinstance(layer, int)):
+        raise ValueError(f"{place}.feature_layer is {layer!r}, expected a whole number or {FINAL}.")
     for name in ("model", "architecture", "label", "supervision", "num_images"):
         if name in encoder and not isinstance(encoder[name], str):
             raise ValueError(f"{place}.{name} is {encoder[name]!r}, expected text.")

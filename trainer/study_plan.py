@@ -61,7 +61,7 @@ def plan_study(recipe: StudyRecipe) -> Plan:
 
 
 def _cell_jobs(recipe: StudyRecipe, name: str, tuning: str, seed: int) -> list[Job]:
-    layer = recipe.encoders[name].get("feature_layer", -1)
+    layer = recipe.feature_layer_of(name)
     config = {"encoder": name, "feature_layer": layer, "tuning": tuning, "seed": seed}
     training = cell_job(name, tuning, seed)
     needs = (*SCENES, training)
@@ -88,7 +88,7 @@ def _probe_of_encoder(recipe: StudyRecipe, name: str) -> Job:
     encoder = recipe.encoders[name]
     config = {
         "encoder": name,
-        "feature_layer": encoder.get("feature_layer", -1),
+        "feature_layer": recipe.feature_layer_of(name),
         "image_size": (recipe.protocol.get("model") or {}).get("image_size"),
         "probe": recipe.probe,
     }
@@ -103,8 +103,7 @@ def _encoder_config(recipe: StudyRecipe, encoder: Mapping[str, Any]) -> dict[str
     if how == "supervised":
         config["supervision"] = merge(recipe.supervision, {"training": config.pop("training", None) or {}})
     elif how == "distilled":
-        teacher = recipe.encoders[encoder["teacher"]]
-        config["teacher_layer"] = teacher.get("feature_layer", -1)
+        config["teacher_layer"] = recipe.feature_layer_of(encoder["teacher"])
         config["distillation"] = merge(recipe.distillation, {"training": config.pop("training", None) or {}})
     return config
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..evaluation.protocol import MODES
 from ..evaluation.study_tasks import TASKS
+from ..modeling.vision_features import FINAL, FeatureLayer
 from .data_formats import known
 from .recipe import parse_overrides, read_yaml, recipe_from_dict
 from .study_checks import (
@@ -49,8 +50,9 @@ class StudyRecipe:
             What is compared, by name. `how` says how it is made: `pretrained` (`model`: base model, folder or Hub id),
             `random` (`architecture`: of such a model, `image_size`, `seed`), `supervised` (`architecture`, `seed`,
             `training`: by the classes in the training scenes), `distilled` (`teacher`: an encoder before it,
-            `mask_ratio`, `seed`, `training`). `feature_layer` (by default -1) is what the resampler, or a student,
-            reads of it; `label`, `supervision` and `num_images` (of its pretraining) are what tables say of it.
+            `mask_ratio`, `seed`, `training`). `feature_layer` (by default -1; of a distilled one, the layer that learned,
+            which is `final` unless `distillation.student` says otherwise) is what the resampler, or a student, reads of
+            it; `label`, `supervision` and `num_images` (of its pretraining) are what tables say of it.
         protocol (`dict`): a recipe of the visual-language trainer, without tower and output folder.
         tuned (`dict`): what is otherwise in the protocol where the tower is tuned.
         tuning (`list[str]`): `"frozen"`, `"tuned"` or both.
@@ -171,6 +173,18 @@ class StudyRecipe:
             return frozen
         tuned = merge(self.protocol, {"trainable": {"vision": "full"}, "training": {"cache_features": False}})
         return merge(tuned, self.tuned)
+
+    def feature_layer_of(self, name: str) -> FeatureLayer:
+        """
+        What the resampler, or a student, reads of an encoder.
+
+        Args:
+            name (`str`): of the encoder.
+        """
+        encoder, layer = self.encoders[name], -1
+        if encoder["how"] == "distilled":
+            layer = (self.distillation.get("student") or {}).get("feature_layer", FINAL)
+        return encoder.get("feature_layer", layer)
 
     def scenes_of(self, split: str) -> dict[str, Any]:
         """The arguments of [`write_scenes`] for a split, but for its folder."""

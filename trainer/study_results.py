@@ -133,7 +133,7 @@ def _describe_encoder(recipe: StudyRecipe, name: str, finished: Mapping[str, Any
         "supervision": encoder.get("supervision") or encoder["how"],
         "num_images": encoder.get("num_images") or _num_images(encoder["how"], finished),
         "how": encoder["how"],
-        "feature_layer": encoder.get("feature_layer", -1),
+        "feature_layer": recipe.feature_layer_of(name),
         "teacher": encoder.get("teacher"),
         "mask_ratio": encoder.get("mask_ratio", 0.0) if encoder["how"] == "distilled" else None,
     }

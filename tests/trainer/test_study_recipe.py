@@ -46,6 +46,16 @@ def test_there_is_a_cell_for_each_encoder_tuning_and_seed_and_seeds_come_one_aft
     ]
 
 
+def test_a_student_is_read_where_it_learned():
+    """By default after its final norm, else where `distillation.student` has it, unless the encoder says otherwise."""
+    assert [study().feature_layer_of(name) for name in ("dino", "random", "fd")] == [-3, -1, "final"]
+    inner = study(distillation={"student": {"feature_layer": -2}}, encoders={"fd-masked": {"feature_layer": "final"}})
+    assert [inner.feature_layer_of(name) for name in ("fd", "fd-masked")] == [-2, "final"]
+    jobs = {job.name: job.config for job in plan_study(study(encoders={"fd-masked": {"teacher": "fd"}})).jobs}
+    assert jobs["cells/fd-frozen-seed0/training"]["feature_layer"] == "final"
+    assert [jobs[f"encoders/{name}"]["teacher_layer"] for name in ("fd", "fd-masked")] == [-3, "final"]
+
+
 def test_jobs_need_what_they_are_made_of():
     jobs = {job.name: set(job.needs) for job in plan_study(study()).jobs}
     scenes = {"scenes/train", "scenes/test"}
