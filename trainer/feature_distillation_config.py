@@ -52,7 +52,8 @@ class FeatureDistillationConfig(TrainingArguments):
         warmup_epochs (`float`, *optional*, defaults to 10.0):
             Epochs of linear warm-up, unless `warmup_steps` gives a number of steps or a share of all.
         cache_teacher_features (`bool`, *optional*, defaults to `False`):
-            Runs the teacher once per image and keeps its features on disk; needs `augment` off.
+            Runs the teacher once per image, in all processes together, and keeps its features on disk; needs
+            `augment` off.
         feature_cache_dir (`str`, *optional*): where; by default vistok's cache folder.
         feature_cache_dtype (`str`, *optional*, defaults to `"bfloat16"`): in which they are kept, one of the same.
         save_dtype (`str`, *optional*): dtype of the weights in the final folder: float32, float16 or bfloat16.

@@ -27,7 +27,7 @@ from ..modeling.stochastic_depth import drop_path, transformer_layers
 from ..modeling.trained_weights import CheckpointError
 from ..modeling.vision_features import patch_grid
 from ..processing.augmentation import RandomResizedCropAndFlip
-from ..processing.feature_cache import FeatureCache
+from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder
 from ..processing.pixel_statistics import PixelStatistics, renormalise
 from .distillation_collator import DistillationCollator, at_size, image_sizes, processor_size
 from .distillation_metrics import distillation_metrics, image_measures
@@ -37,6 +37,7 @@ from .feature_distillation_config import FeatureDistillationConfig
 from .final_folder import replacing_files
 from .reproducible_trainer import ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import number_examples
+from .shared_feature_cache import build_together
 
 logger = logging.get_logger(__name__)
 
@@ -225,8 +226,8 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
 
         settings = [args.teacher_feature_layer, "final features", teacher_processor.to_json_string()]
         # As they would be computed in a training step.
-        with args.main_process_first(desc="computing features of the teacher"), _autocast(args):
-            return FeatureCache.of_tower(
+        with _autocast(args):
+            builder = FeatureCacheBuilder(
                 self.teacher,
                 compute,
                 settings,
@@ -235,6 +236,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
                 args.feature_cache_dir,
                 progress_bar=not args.disable_tqdm,
             )
+            return build_together(builder, args)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The mean over all elements of the batch (Eq. 1)."""

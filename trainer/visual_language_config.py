@@ -23,7 +23,8 @@ class VisualLanguageConfig(TrainingArguments):
             Of parts that learn at another rate than `learning_rate`, such as `{"vision": 1e-5}`; the schedule is the
             same.
         cache_features (`bool`, *optional*, defaults to `False`):
-            Computes the features of a frozen tower once per image and keeps them on disk.
+            Computes the features of a frozen tower once per image, shared out among all processes, and keeps them on
+            disk.
         feature_cache_dir (`str`, *optional*): where; by default vistok's cache folder.
         augment (`bool`, *optional*, defaults to `False`):
             Random resized crop and horizontal flip of training images (Section 4.1).

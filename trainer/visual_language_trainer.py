@@ -22,7 +22,7 @@ from ..modeling.trained_weights import (
 )
 from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.collator import IGNORED, VisualLanguageCollator
-from ..processing.feature_cache import FeatureCache
+from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder
 from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
 from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
@@ -32,6 +32,7 @@ from .part_learning_rates import set_part_learning_rates
 from .refused_samples import leave_out_refused
 from .reproducible_trainer import DivergedError, ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
+from .shared_feature_cache import build_together
 from .visual_language_config import VisualLanguageConfig
 
 
@@ -114,13 +115,11 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         model.to(args.device)
         # As they would be computed in the forward pass of a training step.
         dtype = torch.bfloat16 if args.bf16 else torch.float16
-        with (
-            args.main_process_first(desc="computing features of the frozen tower"),
-            torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16),
-        ):
-            return FeatureCache.build(
+        with torch.autocast(args.device.type, dtype, enabled=args.bf16 or args.fp16):
+            builder = FeatureCacheBuilder.of_model(
                 model, processing_class, examples, args.feature_cache_dir, progress_bar=not args.disable_tqdm
             )
+            return build_together(builder, args)
 
     def create_optimizer(self, *args, **kwargs):
         is_new = self.optimizer is None

@@ -20,7 +20,7 @@ from tests.tiny import (
 )
 from vistok import VisualLanguageCollator
 from vistok.modeling.perceiver_resampler import PerceiverResampler
-from vistok.processing.feature_cache import FeatureCache
+from vistok.processing.feature_cache import FeatureCache, FeatureCacheBuilder
 from vistok.processing.images import BadSampleError, image_key
 
 ANSWERS = ["yes", "no", "three cats", "a dog"]
@@ -168,6 +168,65 @@ def test_order_of_examples_does_not_matter(tmp_path):
     model = tiny_gvt()
     first = build(model, tmp_path)
     assert build(model, tmp_path, examples()[::-1]).folder == first.folder
+
+
+def builder(model, folder, batch_size=1):
+    return FeatureCacheBuilder.of_model(model, tiny_processor(), examples(), folder, batch_size, progress_bar=False)
+
+
+def same_features(first, second):
+    assert set(first) == set(second) and len(first) == len(second)
+    return all(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_parts", "batch_size", "run"), [(2, 1, [1, 1]), (3, 1, [1]), (9, 1, [1]), (2, 3, [1])])
+def test_a_cache_that_is_built_in_parts_is_the_same(tmp_path, dtype, num_parts, batch_size, run):
+    model = tiny_gvt().to(dtype)
+    whole = builder(model, tmp_path / "whole", batch_size).build()
+    sizes = runs_of(model)
+    builder(model, tmp_path / "parts", batch_size).build_part(1, num_parts)
+    assert sizes == run
+    cache = builder(model, tmp_path / "parts", batch_size).build(num_parts)
+    assert same_features(cache, whole) and sum(sizes) == 4, "what lacked was computed, and nothing twice"
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == [whole.folder.name], "the parts are gone"
+    builder(model, tmp_path / "parts", batch_size).build_part(0, num_parts)
+    assert same_features(build(model, tmp_path / "parts"), whole) and sum(sizes) == 4
+    assert same_features(pickle.loads(pickle.dumps(cache)), whole)
+
+
+def test_parts_of_a_single_batch_are_the_whole(tmp_path):
+    for number in range(2):
+        builder(tiny_gvt(), tmp_path, batch_size=4).build_part(number, 2)
+    cache = builder(tiny_gvt(), tmp_path, batch_size=4).build(2)
+    assert len(cache) == 4 and sorted(path.name for path in cache.folder.iterdir()) == ["features.npy", "index.json"]
+
+
+def test_a_disk_without_links_gets_a_copy(tmp_path, monkeypatch):
+    whole = builder(tiny_gvt(), tmp_path / "whole").build()
+
+    def refuse(*args):
+        raise PermissionError("no links here")
+
+    monkeypatch.setattr("os.link", refuse)
+    torch.manual_seed(0)
+    assert same_features(builder(tiny_gvt(), tmp_path / "parts").build(2), whole)
+
+
+def test_a_cache_of_another_process_that_was_faster_is_taken(tmp_path, monkeypatch):
+    model = tiny_gvt()
+    slow = builder(model, tmp_path)
+    slow.build_part(0, 2)
+    finish = FeatureCacheBuilder._replacing_target
+
+    def overtaken(self):
+        if self is slow:
+            builder(model, tmp_path).build(2)
+        return finish(self)
+
+    monkeypatch.setattr(FeatureCacheBuilder, "_replacing_target", overtaken)
+    assert len(slow.build(2)) == 4
+    assert len(list(tmp_path.iterdir())) == 1
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
