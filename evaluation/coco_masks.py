@@ -1,6 +1,6 @@
 """Masks of COCO's instances: run lengths, compressed or not, and polygons, as boolean arrays."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,20 +30,6 @@ def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
     if isinstance(segmentation, (list, tuple)) and all(isinstance(polygon, (list, tuple)) for polygon in segmentation):
         return _from_polygons(segmentation, size)
     raise ValueError(f"segmentation is a {type(segmentation).__name__}, expected run lengths or a list of polygons.")
-
-
-def union_mask(segmentations: Iterable[Any], size: tuple[int, int]) -> np.ndarray:
-    """
-    Where any of some objects is.
-
-    Args:
-        segmentations (`list`): see [`decode_mask`].
-        size (`tuple[int, int]`): height and width of the image in pixels.
-    """
-    mask = np.zeros(size, dtype=bool)
-    for segmentation in segmentations:
-        mask |= decode_mask(segmentation, size)
-    return mask
 
 
 def _from_runs(counts: Sequence[int], size: tuple[int, int]) -> np.ndarray:
@@ -87,4 +73,4 @@ def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -
     return np.asarray(drawn, dtype=bool)
 
 
-__all__ = ["decode_mask", "union_mask"]
+__all__ = ["decode_mask"]

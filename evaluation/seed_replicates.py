@@ -249,30 +249,6 @@ def estimate_difference(
     return replace(found, seeds=tuple(map(float, by_seed)))
 
 
-def mean_difference(
-    pairs: Sequence[tuple[Replicates, Replicates]],
-    measure: str,
-    weights: np.ndarray,
-    seeds: SeedVariance,
-    level: float = 0.95,
-    bounds: tuple[float, float] | None = None,
-) -> Estimate:
-    """
-    The mean of several differences: what holds over all encoders that a question is asked of.
-
-    Args:
-        pairs (`list[tuple]`): [`Replicates`] that are compared. A kind of model may be in several pairs.
-        measure, weights, seeds, level, bounds: see [`estimate_difference`].
-
-    Raises:
-        ValueError: if there are no pairs.
-    """
-    if not pairs:
-        raise ValueError("There are no pairs of models to compare.")
-    terms = [(replicates, sign / len(pairs)) for pair in pairs for replicates, sign in zip(pair, (1, -1), strict=True)]
-    return estimate_contrast(terms, measure, weights, seeds, level, bounds)
-
-
 def estimate_contrast(
     terms: Sequence[tuple[Replicates, float]],
     measure: str,
@@ -338,7 +314,6 @@ __all__ = [
     "estimate_contrast",
     "estimate_difference",
     "estimate_score",
-    "mean_difference",
     "pooled_seed_variance",
     "score",
     "scores_of_seeds",

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vistok.evaluation.coco_masks import decode_mask, union_mask
+from vistok.evaluation.coco_masks import decode_mask
 
 
 def planted() -> np.ndarray:
@@ -52,13 +52,6 @@ def test_compressed_run_lengths_are_those_of_pycocotools(counts, mask):
 def test_a_polygon_covers_what_lies_in_it():
     mask = decode_mask([[2, 1, 6, 1, 6, 4, 2, 4], [8, 8, 9, 8, 9, 9, 8, 9]], (10, 10))
     assert mask[1:5, 2:7].all() and mask[8:10, 8:10].all() and mask.sum() == 20 + 4
-
-
-def test_the_union_holds_every_object_once():
-    one = {"size": [2, 2], "counts": [0, 1, 3]}
-    other = {"size": [2, 2], "counts": [0, 2, 2]}
-    assert union_mask([one, other], (2, 2)).tolist() == [[True, False], [True, False]]
-    assert not union_mask([], (2, 2)).any()
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,6 @@ from vistok.evaluation.seed_replicates import (
     estimate_contrast,
     estimate_difference,
     estimate_score,
-    mean_difference,
     pooled_seed_variance,
     scores_of_seeds,
 )
@@ -70,10 +69,10 @@ def test_seeds_widen_a_difference_that_images_alone_would_make_certain():
     assert not found.excludes_zero
 
 
-def test_a_model_in_two_pairs_counts_twice_and_one_that_cancels_does_not_count():
+def test_a_model_in_two_terms_counts_twice_and_one_that_cancels_does_not_count():
     a, b, c = ({"oc": [scores(np.arange(4) * step + value)]} for value, step in ((10.0, 0), (7.0, 3), (1.0, 0)))
     none = SeedVariance(4.0, 5)
-    found = mean_difference([(a, b), (b, c)], "oc", draw_images(4, 4000), none)
+    found = estimate_contrast([(a, 0.5), (b, -0.5), (b, 0.5), (c, -0.5)], "oc", draw_images(4, 4000), none)
     alone = estimate_difference(a, c, "oc", draw_images(4, 4000), none)
     assert found.value == pytest.approx(4.5)  # b, whose images differ, is in it with +1 and with −1
     assert found.high - found.low == pytest.approx((alone.high - alone.low) / 2)
@@ -110,7 +109,7 @@ def test_answers_that_are_all_alike_are_no_proof_that_there_are_no_others():
     assert [found.value, found.low, found.high] == pytest.approx([0, 0, 100 * (1 - 0.025 ** (1 / 30))])
     found = estimate_difference(always, always, "oc", weights, none, bounds=(-100, 100))
     assert found.low == pytest.approx(-found.high) and found.high > 10
-    found = mean_difference([(always, always)], "oc", weights, none, bounds=(-100, 100))
+    found = estimate_contrast([(always, 1.0), (always, -1.0)], "oc", weights, none, bounds=(-100, 100))
     assert found.low < 0 < found.high
 
 
@@ -150,5 +149,3 @@ def test_what_does_not_fit_together_is_refused():
         ImageScores.from_questions([1, float("nan")], ["a", "a"], ["a"])
     with pytest.raises(ValueError, match="'mci' is no task"):
         scores_of_seeds({"oc": [scores([1])]}, "mci")
-    with pytest.raises(ValueError, match="no pairs"):
-        mean_difference([], "oc", draw_images(1), SeedVariance(0.0, 0))
