@@ -50,9 +50,10 @@ class StudyRecipe:
             What is compared, by name. `how` says how it is made: `pretrained` (`model`: base model, folder or Hub id),
             `random` (`architecture`: of such a model, `image_size`, `seed`), `supervised` (`architecture`, `seed`,
             `training`: by the classes in the training scenes), `distilled` (`teacher`: an encoder before it,
-            `mask_ratio`, `seed`, `training`). `feature_layer` (by default -1; of a distilled one, the layer that learned,
-            which is `final` unless `distillation.student` says otherwise) is what the resampler, or a student, reads of
-            it; `label`, `supervision` and `num_images` (of its pretraining) are what tables say of it.
+            `mask_ratio`, `seed`, `training`). `feature_layer` (by default -1; of a distilled one, the layer that
+            learned, which is `final` unless `distillation.student` says otherwise) is what the resampler, or a
+            student, reads of it; `label`, `supervision` and `num_images` (of its pretraining) are what tables say of
+            it.
         protocol (`dict`): a recipe of the visual-language trainer, without tower and output folder.
         tuned (`dict`): what is otherwise in the protocol where the tower is tuned.
         tuning (`list[str]`): `"frozen"`, `"tuned"` or both.
