@@ -2,17 +2,15 @@
 
 import contextlib
 import copy
-import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from transformers.cache_utils import Cache
-from transformers.utils import logging
 
+from .answer_run import AnswerRun
 from .image_encoder import ImageEncoder
-from .processes import Share
 from .prompts import Prompt, PromptGroup, can_share_prefix, group_prompts
 
 
@@ -43,10 +41,8 @@ def run_batches(
     prompts: list[Prompt],
     encoder: ImageEncoder,
     batch_size: int,
-    done: set[int],
+    run: AnswerRun,
     handle: Callable[[Batch], None],
-    progress_bar: str | bool,
-    share: Share = Share(),  # noqa: B008
     share_prefixes: bool = True,
 ) -> None:
     """
@@ -57,26 +53,18 @@ def run_batches(
         prompts (`list[Prompt]`): distinct prompts.
         encoder ([`ImageEncoder`]): knows their images.
         batch_size (`int`): prompts per batch, and sets of images whose prefixes are kept.
-        done (`set[int]`): examples that need no answer. They are left out by whole batches only, so that the others
-            are composed as they would be without.
+        run ([`AnswerRun`]): which of the batches are to be handed over.
         handle (`Callable`): takes a [`Batch`].
-        progress_bar (`str` or `bool`): its text, or `False`.
-        share ([`Share`], *optional*): this process's; by default all batches.
         share_prefixes (`bool`, *optional*, defaults to `True`): whether prompts that begin alike share a cache.
     """
     tokenizer = processor.tokenizer
     pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     groups = group_prompts(prompts, processor.image_token_id, share_prefixes and can_share_prefix(model))
     total = sum(len(prompt.examples) for prompt in prompts)
-    with (
-        evaluating(model),
-        logging.tqdm(total=total, desc=progress_bar or None, unit=" questions", disable=not progress_bar) as progress,
-    ):
-        numbers = itertools.count()
+    with evaluating(model), run.progress(total) as progress:
         for group in groups:
             for chunk in group.chunks(batch_size):
-                pending = [not all(done.issuperset(prompt.examples) for prompt in batch) for batch in chunk]
-                mine = [is_pending and share.takes(next(numbers)) for is_pending in pending]
+                mine = [run.takes([index for prompt in batch for index in prompt.examples]) for batch in chunk]
                 prefix = _Prefix.compute(model, group, chunk, encoder) if any(mine) else None
                 for batch, is_mine in zip(chunk, mine):
                     if is_mine:

@@ -1,13 +1,11 @@
 """Multiple choice by likelihood: the answer is the choice whose text the model finds most probable."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from transformers.utils import logging
-
+from .answer_run import AnswerRun
 from .image_controls import control_images
 from .image_text_models import ImageTextModel
-from .processes import Share
 from .seed_bench import LETTERS, most_likely
 
 Examples = Sequence[Mapping[str, Any]]
@@ -21,10 +19,7 @@ def choose_answers(
     seed: int = 0,
     image_size: tuple[int, int] | None = None,
     own_prompt: bool = False,
-    known: Mapping[int, str] | None = None,
-    on_answers: Callable[[list[int], list[str]], None] | None = None,
-    share: Share = Share(),  # noqa: B008
-    progress_bar: str | bool = False,
+    run: AnswerRun | None = None,
 ) -> dict[int, str]:
     """
     Chooses the most probable of the choices of each example, by the sum of the log-likelihoods of its tokens.
@@ -32,32 +27,23 @@ def choose_answers(
     Args:
         answerer ([`ImageTextModel`]): the model.
         examples (`list[dict]`): with `choices`, texts.
-        images, seed, image_size, own_prompt, known, on_answers, share, progress_bar: see [`ImageTextModel.answer`].
+        images, seed, image_size, own_prompt, run: see [`ImageTextModel.answer`].
 
     Returns:
         `dict[int, str]`: letters by position, of the examples in this process's blocks and of those known.
     """
-    shown = control_images(examples, images, seed)
+    run, shown = AnswerRun() if run is None else run, control_images(examples, images, seed)
     if answerer.is_composed:
         answerer.encoder(image_size).know(shown)
-    answers, number = dict(known or {}), 0
     most = max((len(example["choices"]) for example in shown), default=1)
     size = max(1, answerer.batch_size // most)
-    with logging.tqdm(
-        total=len(shown), desc=progress_bar or None, unit=" questions", disable=not progress_bar
-    ) as progress:
+    with run.progress(len(shown)) as progress:
         for start in range(0, len(shown), size):
-            block = list(range(start, min(start + size, len(shown))))
-            if any(index not in answers for index in block):
-                if share.takes(number):
-                    new = _choose(answerer, [shown[index] for index in block], image_size, own_prompt)
-                    found = {index: letter for index, letter in zip(block, new) if index not in answers}
-                    answers.update(found)
-                    if on_answers is not None:
-                        on_answers(list(found), list(found.values()))
-                number += 1
+            block = range(start, min(start + size, len(shown)))
+            if run.takes(block):
+                run.add(zip(block, _choose(answerer, [shown[index] for index in block], image_size, own_prompt)))
             progress.update(len(block))
-    return answers
+    return run.answers
 
 
 def _choose(answerer, examples, image_size, own_prompt) -> list[str]:

@@ -5,11 +5,11 @@ from typing import Any
 
 import torch
 
+from .answer_run import AnswerRun
 from .batches import Batch, run_batches
 from .generation_settings import GenerationSettings
 from .image_controls import control_images
 from .image_encoder import ImageEncoder
-from .processes import Share
 from .prompts import make_prompts
 
 Examples = Sequence[Mapping[str, Any]]
@@ -67,9 +67,7 @@ def generate_answers(
         GenerationSettings(max_new_tokens),
         batch_size,
         encoder=encoder or ImageEncoder(model, processor, features, batch_size),
-        known=known,
-        on_answers=on_answers,
-        progress_bar=progress_bar and f"{images} images",
+        run=AnswerRun(known, on_answers, progress_bar=progress_bar and f"{images} images"),
     )
     return [answers[index] for index in range(len(examples))]
 
@@ -83,49 +81,36 @@ def answer_examples(
     *,
     encoder: ImageEncoder,
     own_prompt: bool = False,
-    known: Mapping[int, str] | None = None,
-    on_answers: Callable[[list[int], list[str]], None] | None = None,
-    share: Share = Share(),  # noqa: B008
-    progress_bar: str | bool = False,
+    run: AnswerRun | None = None,
 ) -> dict[int, str]:
     """
     What [`generate_answers`] does, with any settings, and for one of several processes.
 
     Args:
-        model, processor, examples, batch_size, encoder, known, on_answers: see [`generate_answers`].
+        model, processor, examples, batch_size, encoder: see [`generate_answers`].
         settings ([`GenerationSettings`]): of the decoding.
         own_prompt (`bool`, *optional*, defaults to `False`): see [`render_prompts`].
-        share ([`Share`], *optional*): of the batches, which are those of one process; by default all of them.
-        progress_bar (`str` or `bool`): its text, or `False`.
+        run ([`AnswerRun`], *optional*): what is known before, and which batches are this process's; by default
+            nothing, and all of them.
 
     Returns:
         `dict[int, str]`: answers by position, of the examples in this process's batches and of those known.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
-    answers = dict(known or {})
+    run = AnswerRun() if run is None else run
 
     def answer(batch: Batch) -> None:
         tokens = _generate(model, batch, settings)
         texts = [text.strip() for text in processor.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        new = {
-            index: text
-            for prompt, text in zip(batch.prompts, texts)
-            for index in prompt.examples
-            if index not in answers
-        }
-        answers.update(new)
-        if on_answers is not None:
-            on_answers(list(new), list(new.values()))
+        run.add((index, text) for prompt, text in zip(batch.prompts, texts) for index in prompt.examples)
 
     prompts = make_prompts(processor, examples, own_prompt=own_prompt)
     encoder.know(examples)
     # Beams are copies of a prompt that `generate` makes itself, and a cache that is handed over has none.
-    run_batches(
-        model, processor, prompts, encoder, batch_size, set(answers), answer, progress_bar, share,
-        share_prefixes=settings.num_beams == 1,
-    )  # fmt: skip
-    return answers
+    share_prefixes = settings.num_beams == 1
+    run_batches(model, processor, prompts, encoder, batch_size, run, answer, share_prefixes)
+    return run.answers
 
 
 @torch.no_grad()

@@ -1,19 +1,19 @@
 """One face for every model that answers questions about images: those of vistok and those of transformers."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..modeling.base_weights import resolve_checkpoint
+from .answer_run import AnswerRun
 from .generation import answer_examples
 from .generation_settings import GenerationSettings
 from .image_controls import control_images
 from .image_encoder import ImageEncoder
 from .likelihoods import Likelihood, score_continuations
-from .processes import Share
 from .processor_batches import answer_with_processor, score_with_processor
 
 Examples = Sequence[Mapping[str, Any]]
@@ -118,7 +118,8 @@ class ImageTextModel:
         """
         settings = GenerationSettings(max_new_tokens, num_beams, repetition_penalty, length_penalty)
         examples = _examples(prompts, images)
-        answers = self.answer(examples, settings, own_prompt=own_prompt, progress_bar=progress_bar and "answers")
+        run = AnswerRun(progress_bar=progress_bar and "answers")
+        answers = self.answer(examples, settings, own_prompt=own_prompt, run=run)
         return [answers[index] for index in range(len(examples))]
 
     def log_likelihoods(
@@ -156,10 +157,7 @@ class ImageTextModel:
         seed: int = 0,
         image_size: tuple[int, int] | None = None,
         own_prompt: bool = False,
-        known: Mapping[int, str] | None = None,
-        on_answers: Callable[[list[int], list[str]], None] | None = None,
-        share: Share = Share(),  # noqa: B008
-        progress_bar: str | bool = False,
+        run: AnswerRun | None = None,
     ) -> dict[int, str]:
         """
         Answers the last question of examples.
@@ -169,23 +167,16 @@ class ImageTextModel:
             settings ([`GenerationSettings`]): of the decoding.
             images, seed: see [`control_images`].
             image_size (`tuple[int, int]`, *optional*): see [`resized`].
-            own_prompt, known, on_answers, share, progress_bar: see [`answer_examples`].
+            own_prompt, run: see [`answer_examples`].
 
         Returns:
             `dict[int, str]`: answers by position, of the examples in this process's batches and of those known.
         """
         shown = control_images(examples, images, seed)
-        arguments: dict[str, Any] = {
-            "own_prompt": own_prompt,
-            "known": known,
-            "on_answers": on_answers,
-            "share": share,
-            "progress_bar": progress_bar,
-        }
         common = (self.model, self.processor, shown, settings, self.batch_size)
         if self.is_composed:
-            return answer_examples(*common, encoder=self.encoder(image_size), **arguments)
-        return answer_with_processor(*common, image_size=image_size, **arguments)
+            return answer_examples(*common, encoder=self.encoder(image_size), own_prompt=own_prompt, run=run)
+        return answer_with_processor(*common, image_size=image_size, own_prompt=own_prompt, run=run)
 
     def score(
         self,

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from .answer_run import AnswerRun
 from .batches import Batch, run_batches
 from .image_controls import control_images
 from .image_encoder import ImageEncoder
@@ -112,7 +113,7 @@ def score_continuations(
 
     prompts = make_prompts(processor, examples, with_answers=True, own_prompt=own_prompt, continuations=continuations)
     encoder.know(examples)
-    run_batches(model, processor, prompts, encoder, batch_size, set(), score, progress_bar)
+    run_batches(model, processor, prompts, encoder, batch_size, AnswerRun(progress_bar=progress_bar), score)
     return [found[index] for index in range(len(examples))]
 
 

@@ -1,18 +1,17 @@
 """Answers and likelihoods of any image-text-to-text model of transformers, batched, through its own processor."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers.utils import logging
 
 from ..processing.images import image_key, load_example_images
+from .answer_run import AnswerRun
 from .batches import evaluating
 from .generation_settings import GenerationSettings
 from .image_encoder import resized
 from .likelihoods import Likelihood, likelihoods_of
-from .processes import Share
 from .prompt_texts import answer_lead, continuation_tokens, render_prompts
 from .prompts import check_answered
 
@@ -28,10 +27,7 @@ def answer_with_processor(
     *,
     image_size: tuple[int, int] | None = None,
     own_prompt: bool = False,
-    known: Mapping[int, str] | None = None,
-    on_answers: Callable[[list[int], list[str]], None] | None = None,
-    share: Share = Share(),  # noqa: B008
-    progress_bar: str | bool = False,
+    run: AnswerRun | None = None,
 ) -> dict[int, str]:
     """
     Answers questions in batches that are padded on the left. A prompt that several examples ask is answered once.
@@ -43,7 +39,7 @@ def answer_with_processor(
         model (`PreTrainedModel`): an image-text-to-text model.
         processor (`ProcessorMixin`): its processor.
         image_size (`tuple[int, int]`, *optional*): see [`resized`].
-        examples, settings, batch_size, own_prompt, known, on_answers, share, progress_bar: see [`answer_examples`].
+        examples, settings, batch_size, own_prompt, run: see [`answer_examples`].
 
     Returns:
         `dict[int, str]`: answers by position, of the examples in this process's batches and of those known.
@@ -59,29 +55,18 @@ def answer_with_processor(
         distinct.setdefault((text, keys), []).append(index)
     # Prompts with images and without are of different inputs, and so are prompts of other numbers of images.
     prompts = sorted(distinct.values(), key=lambda asked: (_num_images(examples[asked[0]]), len(texts[asked[0]])))
-    answers = dict(known or {})
-    number = 0
-    with (
-        evaluating(model),
-        logging.tqdm(
-            total=len(examples), desc=progress_bar or None, unit=" questions", disable=not progress_bar
-        ) as progress,
-    ):
+    run = AnswerRun() if run is None else run
+    with evaluating(model), run.progress(len(examples)) as progress:
         for batch in _batches(prompts, examples, batch_size):
-            if any(index not in answers for asked in batch for index in asked):
-                if share.takes(number):
-                    first = [asked[0] for asked in batch]
-                    said = _generate(
-                        model, processor, [texts[index] for index in first], [examples[index] for index in first],
-                        settings, image_size,
-                    )  # fmt: skip
-                    new = {index: text for asked, text in zip(batch, said) for index in asked if index not in answers}
-                    answers.update(new)
-                    if on_answers is not None:
-                        on_answers(list(new), list(new.values()))
-                number += 1
+            if run.takes([index for asked in batch for index in asked]):
+                first = [asked[0] for asked in batch]
+                said = _generate(
+                    model, processor, [texts[index] for index in first], [examples[index] for index in first],
+                    settings, image_size,
+                )  # fmt: skip
+                run.add((index, text) for asked, text in zip(batch, said) for index in asked)
             progress.update(sum(map(len, batch)))
-    return answers
+    return run.answers
 
 
 def _num_images(example: Mapping[str, Any]) -> int:

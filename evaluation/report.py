@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from transformers.utils import logging
 
+from .answer_run import AnswerRun
 from .choices import choose_answers
 from .image_controls import control_images, shown_images
 from .image_text_models import ImageTextModel
@@ -246,10 +247,7 @@ class _Asking:
             "seed": self.seed,
             "image_size": self.protocol.image_size,
             "own_prompt": self.protocol.own_prompt,
-            "known": known,
-            "on_answers": take,
-            "share": self.share,
-            "progress_bar": self.progress_bar and f"{images} images",
+            "run": AnswerRun(known, take, self.share, self.progress_bar and f"{images} images"),
         }
         if self.protocol.by_likelihood:
             choose_answers(self.answerer, shown, **common)

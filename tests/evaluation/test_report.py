@@ -36,18 +36,16 @@ def evaluate_scenes(model, processor, questions, monkeypatch):
     """Of questions about photographs, whose images are mostly red, all are answered right, and of the others none."""
     examples = [{**question, "photograph": index % 6 in (0, 1, 3)} for index, question in enumerate(questions)]
 
-    def answer(answerer, examples, settings, known, on_answers, **kwargs):
-        answers = [answer_of(example) if example["photograph"] else "?!" for example in examples]
-        new = [index for index in range(len(examples)) if index not in known]
-        on_answers(new, [answers[index] for index in new])
-        return dict(enumerate(answers))
+    def answer(answerer, examples, settings, run, **kwargs):
+        run.add(enumerate(answer_of(example) if example["photograph"] else "?!" for example in examples))
+        return run.answers
 
     monkeypatch.setattr(ImageTextModel, "answer", answer)
 
-    def run(**arguments):
+    def evaluate(**arguments):
         return evaluate_questions(model, processor, examples, examples, task="scenes", **arguments)
 
-    return run
+    return evaluate
 
 
 def test_photographs_are_reported_beside_the_others(evaluate_scenes):
