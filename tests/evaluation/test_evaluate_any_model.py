@@ -78,6 +78,12 @@ def test_several_tasks_have_a_summary(folder):
     text = report_markdown(results["coco_oc"])
     assert "| MAE |" in text and "| RMSE |" in text and "| right, strict, % |" in text
     assert "over the majority answer" in text and "over the question-only prior" in text
+    of_dimensions = [line for line in report_markdown(results["seed_bench"]).splitlines() if line.startswith("| ")]
+    assert [line.split(" | ")[0] for line in of_dimensions[2:5]] == [
+        "| all",
+        "| Instance Identity",
+        "| Scene Understanding",
+    ]
     assert (folder / "out" / "coco_oc-test.md").read_text("utf-8") == text
 
 
