@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
+from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling.base_weights import cache_dir
@@ -112,7 +113,7 @@ class FeatureCacheBuilder:
 
     def __init__(
         self,
-        tower: torch.nn.Module,
+        tower: PreTrainedModel,
         compute: Callable[[list[Image.Image]], torch.Tensor],
         settings: list[Any],
         examples: Iterable[Mapping[str, Any]],
@@ -202,17 +203,18 @@ class FeatureCacheBuilder:
             shutil.rmtree(part._target, ignore_errors=True)
         return FeatureCache(self._target)
 
-    def build_part(self, number: int, num_parts: int) -> None:
+    def build_parts(self, numbers: Iterable[int], num_parts: int) -> None:
         """
-        Computes a part, unless it is there, or the whole cache.
+        Computes some parts, unless they are there, or the whole cache.
 
         Args:
-            number (`int`): of the part, from 0 on.
+            numbers (`list[int]`): of the parts, from 0 on.
             num_parts (`int`): how many there are.
         """
         parts = self._parts(num_parts)
-        if number < len(parts) and not self._is_built:
-            parts[number].build()
+        for number in numbers:
+            if number < len(parts) and not self._is_built:
+                parts[number].build()
 
     def _parts(self, num_parts: int) -> list["FeatureCacheBuilder"]:
         """No more than there are batches; a single one is the whole."""

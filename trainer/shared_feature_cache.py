@@ -27,8 +27,8 @@ def build_together(builder: FeatureCacheBuilder, args: TrainingArguments) -> Fea
         return builder.build()
     num_here = int(os.environ.get("LOCAL_WORLD_SIZE", num_parts))
     steps: list[Callable[[], object]] = [
-        lambda: builder.build_part(args.process_index, num_parts),
-        lambda: [builder.build_part(n, num_parts) for n in range(args.local_process_index, num_parts, num_here)],
+        lambda: builder.build_parts([args.process_index], num_parts),
+        lambda: builder.build_parts(range(args.local_process_index, num_parts, num_here), num_parts),
         lambda: builder.build(num_parts) if args.process_index == 0 else None,
     ]
     failure: Exception | None = None

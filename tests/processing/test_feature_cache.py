@@ -185,19 +185,19 @@ def test_a_cache_that_is_built_in_parts_is_the_same(tmp_path, dtype, num_parts, 
     model = tiny_gvt().to(dtype)
     whole = builder(model, tmp_path / "whole", batch_size).build()
     sizes = runs_of(model)
-    builder(model, tmp_path / "parts", batch_size).build_part(1, num_parts)
+    builder(model, tmp_path / "parts", batch_size).build_parts([1], num_parts)
     assert sizes == run
     cache = builder(model, tmp_path / "parts", batch_size).build(num_parts)
     assert same_features(cache, whole) and sum(sizes) == 4, "what lacked was computed, and nothing twice"
     assert [path.name for path in (tmp_path / "parts").iterdir()] == [whole.folder.name], "the parts are gone"
-    builder(model, tmp_path / "parts", batch_size).build_part(0, num_parts)
+    builder(model, tmp_path / "parts", batch_size).build_parts([0], num_parts)
     assert same_features(build(model, tmp_path / "parts"), whole) and sum(sizes) == 4
     assert same_features(pickle.loads(pickle.dumps(cache)), whole)
 
 
 def test_parts_of_a_single_batch_are_the_whole(tmp_path):
     for number in range(2):
-        builder(tiny_gvt(), tmp_path, batch_size=4).build_part(number, 2)
+        builder(tiny_gvt(), tmp_path, batch_size=4).build_parts([number], 2)
     cache = builder(tiny_gvt(), tmp_path, batch_size=4).build(2)
     assert len(cache) == 4 and sorted(path.name for path in cache.folder.iterdir()) == ["features.npy", "index.json"]
 
@@ -216,7 +216,7 @@ def test_a_disk_without_links_gets_a_copy(tmp_path, monkeypatch):
 def test_a_cache_of_another_process_that_was_faster_is_taken(tmp_path, monkeypatch):
     model = tiny_gvt()
     slow = builder(model, tmp_path)
-    slow.build_part(0, 2)
+    slow.build_parts([0], 2)
     finish = FeatureCacheBuilder._replacing_target
 
     def overtaken(self):
