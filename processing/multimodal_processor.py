@@ -27,9 +27,7 @@ class MultimodalProcessor(ProcessorMixin):
     def _prepare(self, tokenizer: Any, num_image_tokens: int, chat_template: Any) -> str:
         """Makes the tokenizer fit for images; returns the chat template as Jinja."""
         if tokenizer is None:
-            raise TypeError(
-                f"{type(self).__name__} got no tokenizer: give that of the language model as tokenizer."
-            )
+            raise TypeError(f"{type(self).__name__} got no tokenizer: give that of the language model as tokenizer.")
         if not isinstance(chat_template, str):
             raise TypeError(
                 f"chat_template is a {type(chat_template).__name__}: give one Jinja template, or the name of one."
