@@ -67,8 +67,8 @@ VICUNA = (
 {%- endfor -%}"""
 )
 
-# Images come before the words of their turn, where LLaVA-1.5 moves them (haotian-liu/LLaVA, llava/train/train.py); words
-# beside an image lose white space at their ends.
+# Images come before the words of their turn, where LLaVA-1.5 moves them (haotian-liu/LLaVA, llava/train/train.py);
+# words beside an image lose white space at their ends.
 _IMAGES_FIRST = """\
 {%- macro words(content) -%}
 {%- if content is string -%}{{ content }}{%- else -%}

@@ -7,8 +7,8 @@ from transformers import LlavaImageProcessorPil
 
 def square_image_processor(image_processor: Any, image_size: int | None = None) -> LlavaImageProcessorPil:
     """
-    An image processor that pads images to squares of a tower's mean colour, in their middle, and then resizes them; all
-    else is that of the tower's own. (LLaVA's `expand2square`, which transformers' processor for LLaVA has.)
+    An image processor that pads images to squares of a tower's mean colour, themselves in the middle, and then resizes
+    them; all else is that of the tower's own. It is transformers' own for LLaVA: any environment loads it.
 
     Args:
         image_processor: of the vision tower, from transformers. It stays as it is.
@@ -42,10 +42,11 @@ def prepared_side(image_processor: Any) -> int | None:
     Args:
         image_processor: of transformers.
     """
-    size = image_processor.crop_size if getattr(image_processor, "do_center_crop", None) else image_processor.size
-    if not size or not (
-        getattr(image_processor, "do_resize", True) or getattr(image_processor, "do_center_crop", None)
-    ):
+    if getattr(image_processor, "do_center_crop", False):
+        size = image_processor.crop_size
+    elif getattr(image_processor, "do_resize", True):
+        size = image_processor.size
+    else:
         return None
     height, width = size.get("height"), size.get("width")
     return height if height == width else None
