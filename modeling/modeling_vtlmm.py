@@ -96,7 +96,7 @@ class VTLMMModel(VTLMMPreTrainedModel, MultimodalModel):
                 f"model's embeddings are {width} wide: VT-LMM has no projector, so the adapter must make that width."
             )
         self._set_language_model(language_model)
-        self.vm_head = build_vm_head(width, language_model.get_input_embeddings().weight.shape[0], config.vm_head_rank)
+        self.vm_head = build_vm_head(width, language_model.get_input_embeddings().num_embeddings, config.vm_head_rank)
         self.post_init()
 
     @property
@@ -242,6 +242,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             "transform_logits": logit_transform(self.config.text_config),
         }
 
+    @torch.compiler.disable  # its loops over chunks gain nothing from it
     def _language_modeling_loss(self, hidden_states, labels, num_items, implementation) -> torch.Tensor:
         labels = labels.to(hidden_states.device)
         predicts = labels[:, 1:] != -100
@@ -250,6 +251,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         rows, targets = hidden_states[:, :-1][predicts].to(device), labels[:, 1:][predicts].to(device)
         return language_modeling_loss(rows, labels=targets, num_items=num_items, implementation=implementation, **head)
 
+    @torch.compiler.disable
     def _visual_loss(self, kind, states, visual_tokens, num_items, implementation) -> torch.Tensor:
         head = self._head(states)
         device = head["lm_head_weight"].device
@@ -339,8 +341,8 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         Raises:
             ValueError: if the vocabulary has no `top_k` words.
         """
-        embeddings = self.get_input_embeddings()
-        table = embedding_table(embeddings, embeddings.weight.shape[0])
+        embeddings: Any = self.get_input_embeddings()
+        table = embedding_table(embeddings, embeddings.num_embeddings)
         return nearest_tokens(image_features, table, top_k, no_word=table[self.config.image_token_id])
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .plain_matrix import matrix_of
+from .plain_matrix import is_whole, matrix_of
 from .vm_head import LowRankVMHead
 from .vocabulary_chunks import chunks, positions_per_chunk
 
@@ -53,7 +53,7 @@ def embedding_table(embeddings: nn.Module, vocab_size: int) -> torch.Tensor:
         vocab_size (`int`): number of tokens.
     """
     weight: Any = embeddings.weight
-    if type(embeddings) is nn.Embedding and not weight.is_meta and not hasattr(weight, "ds_id"):
+    if type(embeddings) is nn.Embedding and is_whole(weight):
         return weight.detach()[:vocab_size]
     with torch.no_grad():
         return embeddings(torch.arange(vocab_size, device=weight.device if not weight.is_meta else None))

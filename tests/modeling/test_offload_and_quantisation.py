@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from tests.tiny import IMAGE, batch, pixels, same, tiny_gvt, words
-from tests.tiny_kinds import KINDS
+from tests.tiny_kinds import KINDS, tiny_vtlmm
 
 ROWS = [[*IMAGE, *words(6)], [*words(2, 1), *IMAGE, *words(1, 2), *IMAGE, *words(4, 3)]]
 
@@ -110,3 +110,17 @@ def test_layers_of_whole_numbers_read_floating_point_ones(dtype, tolerance):
         assert (tokens - wanted).abs().max() <= tolerance * wanted.abs().max()
     output = found(**batch(*ROWS), pixel_values=pixels(3), labels=batch(*ROWS)["input_ids"])
     assert torch.isfinite(output.loss)
+
+
+@pytest.mark.parametrize("visual_loss", ["visual_modeling", "visual_tokens"])
+def test_heads_of_whole_numbers_give_losses_and_words(visual_loss):
+    expected = tiny_vtlmm()
+    found = copy.deepcopy(expected)
+    for name in ("lm_head", "model.vm_head"):
+        layer = WholeNumbersLinear(found.get_submodule(name))
+        found.set_submodule(name, layer)
+        expected.get_submodule(name).weight.data = layer.dequantised()
+    inputs = batch(*KINDS["vtlmm"].rows) | {"pixel_values": pixels(3), "visual_loss": visual_loss}
+    for skip_logits in (True, False):
+        assert same(found(**inputs, skip_logits=skip_logits).loss_vm, expected(**inputs).loss_vm, 1e-4)
+    assert torch.equal(found.get_visual_tokens(pixels(1)).token_ids, expected.get_visual_tokens(pixels(1)).token_ids)
