@@ -126,7 +126,7 @@ def _loss_by_chunks(
     gradients: "_Gradients | None",
 ) -> torch.Tensor:
     num_positions, vocab_size, device = len(prediction.features), prediction.vocab_size, prediction.features.device
-    size = min(positions_per_chunk(vocab_size, prediction.dtype, *target.dtypes), max(num_positions, 1))
+    size = positions_per_chunk(num_positions, vocab_size, prediction.dtype, *target.dtypes)
     tile_rows = min(rows_per_tile(vocab_size, device), size)
     softmax = TileSoftmax(prediction, tile_rows)
     target.allocate(size, tile_rows)
@@ -205,10 +205,11 @@ class _Gradients:
         self._head, self._operands = head, head.detached()
         self._features = torch.empty_like(self._operands.features) if needed[0] else None
         self._weight = self._bias = None
+        self._has_sum = False
         if needed[1]:
             wide = accumulate_in_fp32 or head.dtype != head.weight.dtype
             dtype = head.loss_dtype if wide else head.weight.dtype
-            self._weight = torch.zeros_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format)
+            self._weight = torch.empty_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format)
         if needed[2]:
             self._bias = torch.zeros_like(head.bias, dtype=head.loss_dtype)
 
@@ -217,16 +218,22 @@ class _Gradients:
             torch.mm(logit_gradients, self._operands.weight, out=self._features[positions])
         if self._bias is not None:
             self._bias += logit_gradients.sum(0, dtype=self._bias.dtype)
-        if self._weight is None:
+        if self._weight is not None:
+            self._add_to_weight(self._weight, self._operands.features[positions], logit_gradients)
+            self._has_sum = True
+
+    def _add_to_weight(self, total: torch.Tensor, features: torch.Tensor, logit_gradients: torch.Tensor) -> None:
+        if total.dtype == logit_gradients.dtype:
+            # The first chunk is written instead of added to zeros.
+            torch.addmm(total, logit_gradients.t(), features, beta=int(self._has_sum), out=total)
             return
-        features = self._operands.features[positions]
-        if self._weight.dtype == logit_gradients.dtype:
-            self._weight.addmm_(logit_gradients.t(), features)
-            return
-        for tokens in chunks(len(self._weight), TOKENS_PER_ADDITION):
-            self._weight[tokens] += logit_gradients[:, tokens].t() @ features
+        for tokens in chunks(len(total), TOKENS_PER_ADDITION):
+            product = logit_gradients[:, tokens].t() @ features
+            total[tokens] = total[tokens].add_(product) if self._has_sum else product
 
     def total(self) -> Gradients:
+        if self._weight is not None and not self._has_sum:
+            self._weight.zero_()
         head, sums = self._head, (self._features, self._weight, self._bias)
         parts = (head.features, head.weight, head.bias)
         return tuple(None if x is None else x.to(part.dtype) for x, part in zip(sums, parts, strict=True))

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# Positions whose logits are held at once, by the bytes of a logit. Fewer make matrix products slow and add up the
-# gradient of the head's weight more often, more only take memory. Small vocabularies get more positions.
-POSITIONS = {2: 384, 4: 192, 8: 96}
+# Positions whose logits are held at once, by the bytes of a logit: the fewest and the most, and in between a share of
+# all positions. Fewer make matrix products slow and read and write weights more often, more take memory that matters
+# beside what a few positions need without chunks. Small vocabularies get more positions.
+POSITIONS = {2: (192, 192), 4: (116, 176), 8: (96, 96)}
+SHARE_OF_POSITIONS = 11
 SMALL_VOCABULARY = 32_000
 # Logits that are turned into probabilities at once: few enough to stay in a CPU's cache over all the passes, and many
 # enough to be worth the launch of a kernel elsewhere.
-TILE_ON_CPU = 2**17
+TILE_ON_CPU = 2**16
 TILE_ELSEWHERE = 2**22
 
 LogitTransform = Callable[[torch.Tensor], torch.Tensor]
@@ -131,16 +133,17 @@ class TileSoftmax:
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
-    """Slices that cover `range(total)`, none longer than `size`, and all but the last equally long."""
-    size = math.ceil(total / math.ceil(total / size)) if total else 1
+    """Slices of length `size` that cover `range(total)`; the last may be shorter."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 
 
-def positions_per_chunk(vocab_size: int, *dtypes: torch.dtype) -> int:
-    """How many positions' logits, of the types given, are held at once."""
-    positions = min(POSITIONS[dtype.itemsize] for dtype in dtypes)
-    return max(positions, positions * SMALL_VOCABULARY // vocab_size)
+def positions_per_chunk(num_positions: int, vocab_size: int, *dtypes: torch.dtype) -> int:
+    """How many positions' logits, of the types given, are held at once, in chunks as equal as can be."""
+    fewest, most = min(POSITIONS[dtype.itemsize] for dtype in dtypes)
+    positions = min(max(num_positions // SHARE_OF_POSITIONS, fewest), most)
+    size = min(max(positions, positions * SMALL_VOCABULARY // vocab_size), max(num_positions, 1))
+    return math.ceil(num_positions / math.ceil(num_positions / size)) if num_positions else 1
 
 
 def rows_per_tile(vocab_size: int, device: torch.device) -> int:

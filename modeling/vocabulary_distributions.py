@@ -125,7 +125,7 @@ def _flat_head(
 def _tiles(head: OutputHead) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Positions with their shifted logits, probabilities and logarithm of the sum, as `TileSoftmax` returns them."""
     num_positions, device = len(head.features), head.features.device
-    size = min(positions_per_chunk(head.vocab_size, head.dtype), max(num_positions, 1))
+    size = positions_per_chunk(num_positions, head.vocab_size, head.dtype)
     tile_rows = min(rows_per_tile(head.vocab_size, device), size)
     softmax = TileSoftmax(head, tile_rows)
     buffer = torch.empty(size, head.vocab_size, dtype=head.dtype, device=device)
