@@ -63,7 +63,8 @@ class VTLMMPreTrainedModel(MultimodalPreTrainedModel):
             core = getattr(model, model.base_model_prefix, model)
             height, width = patch_grid(model.config.vision_config, (image_size, image_size))
             for config in (model.config.adapter_config, core.adapter.config):
-                config.num_tokens = height * width
+                if hasattr(config, "num_tokens"):
+                    config.num_tokens = height * width
         return model
 
 
@@ -107,15 +108,27 @@ class VTLMMModel(VTLMMPreTrainedModel, MultimodalModel):
         """The adapter's output X_image alone: [`MultimodalModel.get_image_features`], whatever the decoder reads."""
         return super().get_image_features(*args, **kwargs)
 
-    def get_image_features(self, *args, **kwargs) -> VTLMMImageFeatures:
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> VTLMMImageFeatures:
         """
-        Encodes images into what the decoder reads of them: see [`MultimodalModel.get_image_features`], and Eq. 8 of a
-        model with `pseudo_image_features`.
+        Encodes images into what the decoder reads of them: the adapter's output, and, of a model with
+        `pseudo_image_features`, what takes its place (Eq. 8).
+
+        Args:
+            pixel_values, vision_features, output_attentions: as in [`MultimodalModel.get_image_features`].
 
         Returns:
             [`VTLMMImageFeatures`].
+
+        Raises:
+            ValueError: as [`MultimodalModel.get_image_features`].
         """
-        features = self.get_adapter_features(*args, **kwargs)
+        features = self.get_adapter_features(pixel_values, vision_features, output_attentions)
         if not self.config.pseudo_image_features:
             return features
         return features.with_pseudo_features(

@@ -9,7 +9,10 @@ from torch.autograd.function import once_differentiable
 
 from .plain_matrix import is_whole, matrix_of
 from .vm_head import LowRankVMHead
-from .vocabulary_chunks import chunks, positions_per_chunk
+from .vocabulary_chunks import chunks
+
+# Probabilities that are held at once.
+PROBABILITIES = 2**23
 
 
 def pseudo_image_features(image_features: torch.Tensor, vm_head: nn.Module, embeddings: nn.Module) -> torch.Tensor:
@@ -62,7 +65,7 @@ def embedding_table(embeddings: nn.Module, vocab_size: int) -> torch.Tensor:
 def _distributions(features: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """P' of some positions after the other, in float32 at least."""
     dtype = torch.promote_types(features.dtype, torch.float32)
-    for rows in chunks(len(features), positions_per_chunk(len(weight), features.dtype)):
+    for rows in chunks(len(features), max(PROBABILITIES // len(weight), 1)):
         yield rows, nn.functional.softmax(features[rows] @ weight.t(), dim=-1, dtype=dtype)
 
 

@@ -25,7 +25,7 @@ def by_formula(image_features, weight, table):
 
 @pytest.mark.parametrize("positions", [1, 3, 1000])
 def test_features_and_their_gradient_are_those_of_the_formula_in_chunks_of_any_size(positions, monkeypatch):
-    monkeypatch.setattr(module, "positions_per_chunk", lambda *_: positions)
+    monkeypatch.setattr(module, "PROBABILITIES", positions * 50)
     image_features, head, embeddings = parts()
     image_features.requires_grad_()
     expected = by_formula(image_features, head.weight.detach(), embeddings.weight.detach())
@@ -60,7 +60,7 @@ def test_gradient_passes_through_a_head_of_low_rank():
 
 
 def test_no_more_distributions_are_held_than_a_chunk_has(monkeypatch):
-    monkeypatch.setattr(module, "positions_per_chunk", lambda *_: 2)
+    monkeypatch.setattr(module, "PROBABILITIES", 2 * 50)
     image_features, head, embeddings = parts()
     sizes = []
 
