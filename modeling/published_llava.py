@@ -1,0 +1,274 @@
+"""LLaVA-1.5 and VW-LMM as published: what their configs say, and what their weights are called in each layout."""
+
+import json
+import os
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from transformers import LlamaConfig, LlavaConfig, MistralConfig, PreTrainedConfig
+
+from .trained_weights import CheckpointError
+
+ORIGINAL = "llava"
+"""The layout of LLaVA's authors, which VW-LMM has too."""
+
+TRANSFORMERS = "transformers"
+"""The layout of `LlavaForConditionalGeneration`."""
+
+ORIGINAL_TYPES = ("llava", "llava_llama", "llava_mistral")
+"""`model_type` of LLaVA's layout: one for all at first, and in VW-LMM (haotian-liu/LLaVA, llava/model/language_model;
+pengts/VW-LMM, visual_words/model/language_model)."""
+
+PUBLISHED_TOWERS: dict[str, dict[str, int]] = {
+    "openai/clip-vit-large-patch14-336": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "image_size": 336,
+        "patch_size": 14,
+        "projection_dim": 768,
+    },
+}
+"""Sizes of the tower that LLaVA-1.5 and VW-LMM name, whose config is not in theirs: 576 patches of an image."""
+
+# Published prefix → ours. The tower of LLaVA is a module around transformers' CLIPVisionModel, whose parts lay under
+# `vision_model` before transformers 5.
+_TOWER = "model.vision_tower."
+_ADAPTER = "model.adapter.linear_"
+_LANGUAGE_MODEL = "model.language_model."
+_HEADS = {"lm_head.": "lm_head.", "vm_head.": "model.vm_head."}
+_LAYOUTS = {
+    ORIGINAL: {
+        "model.embed_tokens.": f"{_LANGUAGE_MODEL}embed_tokens.",
+        "model.layers.": f"{_LANGUAGE_MODEL}layers.",
+        "model.norm.": f"{_LANGUAGE_MODEL}norm.",
+        "model.mm_projector.0.": f"{_ADAPTER}1.",
+        "model.mm_projector.2.": f"{_ADAPTER}2.",
+        "model.vision_tower.vision_tower.vision_model.": _TOWER,
+        "model.vision_tower.vision_tower.": _TOWER,
+        **_HEADS,
+    },
+    # What the Hub holds, and what transformers 5 writes by default.
+    "language_model.model.": {
+        "language_model.model.": _LANGUAGE_MODEL,
+        "multi_modal_projector.linear_": _ADAPTER,
+        "vision_tower.vision_model.": _TOWER,
+        "vision_tower.": _TOWER,
+        "language_model.lm_head.": "lm_head.",
+        "language_model.vm_head.": "model.vm_head.",
+    },
+    # The names inside the model, which save_pretrained(save_original_format=False) writes.
+    "model.language_model.": {
+        "model.language_model.": _LANGUAGE_MODEL,
+        "model.multi_modal_projector.linear_": _ADAPTER,
+        "model.vision_tower.vision_model.": _TOWER,
+        "model.vision_tower.": _TOWER,
+        **_HEADS,
+    },
+}
+# Buffers that older versions of transformers saved, which follow from the config.
+_UNUSED = re.compile(r".*\.(rotary_emb\.inv_freq|embeddings\.position_ids)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PublishedLlava:
+    """
+    What the config of a published LLaVA or VW-LMM says.
+
+    Args:
+        layout (`str`): [`ORIGINAL`] or [`TRANSFORMERS`].
+        text_config (`PreTrainedConfig`): of the language model, with the vocabulary as published.
+        vision_config (`PreTrainedConfig`, *optional*): of the tower; not in LLaVA's layout, which names it.
+        vision_tower (`str`, *optional*): the checkpoint that the tower was taken from, as the config names it.
+        vision_feature_layer (`int`): index into the tower's hidden states.
+        vision_feature_select_strategy (`str`): `"default"` drops [CLS], `"full"` keeps it.
+        hidden_act (`str`): between the layers of the adapter.
+        image_token_id (`int`, *optional*): id of the placeholder; `None` in LLaVA's layout, which has -200 for it,
+            an id without embedding (haotian-liu/LLaVA, llava/constants.py).
+        pad_to_square (`bool`): whether images are padded to a square with the mean colour.
+        pseudo_image_features (`bool`): whether the architecture's name says that it is fed these (VT-LMM, Eq. 8).
+    """
+
+    layout: str
+    text_config: PreTrainedConfig
+    vision_config: PreTrainedConfig | None = None
+    vision_tower: str | None = None
+    vision_feature_layer: int = -2
+    vision_feature_select_strategy: str = "default"
+    hidden_act: str = "gelu"
+    image_token_id: int | None = None
+    pad_to_square: bool = True
+    pseudo_image_features: bool = False
+
+    @property
+    def chat_template(self) -> str:
+        """Name of the format of conversations that it was trained with."""
+        return "mistral" if self.text_config.model_type == "mistral" else "vicuna"
+
+
+def read_published_config(folder: Path) -> PublishedLlava:
+    """
+    Reads the config of a published LLaVA or VW-LMM.
+
+    Args:
+        folder (`Path`): holds `config.json`.
+
+    Raises:
+        FileNotFoundError: if there is no config.
+        CheckpointError: if it is that of another model, or of a LLaVA that VT-LMM does not compute; names the field.
+    """
+    path = folder / "config.json"
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist: expected the folder of a published LLaVA-1.5 or VW-LMM.")
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        found = config.get("model_type")
+    except (ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path} is truncated or no config ({error}): download it anew.") from error
+    if found == "llava" and "text_config" in config:
+        return _of_transformers(path, config)
+    if found in ORIGINAL_TYPES and "mm_vision_tower" in config:
+        return _of_original(path, config)
+    raise CheckpointError(
+        f"{path} has model_type {found!r} and is no config of LLaVA-1.5 or VW-LMM: expected model_type "
+        f"{' or '.join(ORIGINAL_TYPES)} with mm_vision_tower (LLaVA's layout) or text_config (transformers' layout)."
+    )
+
+
+def is_published_llava(folder: str | os.PathLike) -> bool:
+    """Whether the config in a folder is that of a published LLaVA or VW-LMM."""
+    try:
+        read_published_config(Path(folder))
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+def _of_transformers(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
+    llava: Any = LlavaConfig.from_dict(dict(config))
+    if not isinstance(llava.vision_feature_layer, int):
+        raise CheckpointError(
+            f"{path} has vision_feature_layer {llava.vision_feature_layer}: VT-LMM reads one layer, as LLaVA-1.5 does."
+        )
+    return PublishedLlava(
+        layout=TRANSFORMERS,
+        text_config=llava.text_config,
+        vision_config=llava.vision_config,
+        vision_feature_layer=llava.vision_feature_layer,
+        vision_feature_select_strategy=llava.vision_feature_select_strategy,
+        hidden_act=llava.projector_hidden_act,
+        image_token_id=llava.image_token_index,
+    )
+
+
+# Field of LLaVA's config → what stands for it where it is missing, values that VT-LMM computes, what others are
+# (haotian-liu/LLaVA, llava/model/llava_arch.py and llava/model/multimodal_projector/builder.py).
+_EXPECTED: dict[str, tuple[Any, tuple, str]] = {
+    "mm_projector_type": ("linear", ("mlp2x_gelu",), "the adapter of LLaVA-1.5 and VW-LMM is mlp2x_gelu"),
+    "mm_use_im_start_end": (False, (False,), "only the first LLaVA has tokens around images"),
+    "mm_vision_select_feature": ("patch", ("patch", "cls_patch"), "expected patch or cls_patch"),
+    "image_aspect_ratio": (None, (None, "square", "pad"), "several crops of an image are those of LLaVA-1.6"),
+}
+
+
+def _of_original(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
+    for name, (default, known, meaning) in _EXPECTED.items():
+        if (value := config.get(name, default)) not in known:
+            raise CheckpointError(f"{path} has {name} {value!r}, which VT-LMM does not compute: {meaning}.")
+    architecture = next(iter(config.get("architectures") or []), "")
+    return PublishedLlava(
+        layout=ORIGINAL,
+        text_config=_text_config(config, architecture),
+        vision_tower=config["mm_vision_tower"],
+        vision_feature_layer=config.get("mm_vision_select_layer", -2),
+        vision_feature_select_strategy="full" if config.get("mm_vision_select_feature") == "cls_patch" else "default",
+        pad_to_square=config.get("image_aspect_ratio") == "pad",
+        pseudo_image_features="pif" in architecture.lower(),
+    )
+
+
+# Fields of a language model that its own class of configs does not add.
+_COMMON_FIELDS = {"bos_token_id", "eos_token_id", "pad_token_id", "tie_word_embeddings", "rope_theta", "rope_scaling"}
+
+
+def _text_config(config: Mapping[str, Any], architecture: str) -> PreTrainedConfig:
+    """
+    The fields of the language model among those of LLaVA. `model_type` does not tell Llama from Mistral in VW-LMM; the
+    architecture's name does, and `sliding_window`, which only configs of Mistral hold.
+    """
+    names = f"{architecture} {config['model_type']}".lower()
+    config_class: Any = MistralConfig if "mistral" in names or "sliding_window" in config else LlamaConfig
+    fields = set(config_class.__dataclass_fields__) - set(PreTrainedConfig.__dataclass_fields__) | _COMMON_FIELDS
+    return config_class.from_dict({name: value for name, value in config.items() if name in fields})
+
+
+def layout_of_names(names: Iterable[str]) -> str:
+    """Which of the known layouts names of weights are in, a key for [`own_name`] and [`published_name`]."""
+    names = list(names)
+    return next(
+        (layout for layout in _LAYOUTS if layout != ORIGINAL and any(name.startswith(layout) for name in names)),
+        ORIGINAL,
+    )
+
+
+def own_name(name: str, layout: str) -> str | None:
+    """
+    The name of a published weight in [`VTLMMForCausalLM`].
+
+    Args:
+        name (`str`): as published.
+        layout (`str`): see [`layout_of_names`].
+
+    Returns:
+        `str`, or `None` if the weight is none that is known.
+    """
+    for published, own in _LAYOUTS[layout].items():
+        if name.startswith(published):
+            return own + name.removeprefix(published)
+    return None
+
+
+def published_name(name: str, layout: str, names: Iterable[str]) -> str:
+    """
+    The published name of a weight of [`VTLMMForCausalLM`], in the manner of the checkpoint that lacks it.
+
+    Args:
+        name (`str`): in our model.
+        layout (`str`): see [`layout_of_names`].
+        names (iterable of `str`): those of the checkpoint.
+    """
+    candidates = [
+        published + name.removeprefix(own) for published, own in _LAYOUTS[layout].items() if name.startswith(own)
+    ]
+    has_vision_model = any(".vision_model." in published for published in names)
+    fitting = [candidate for candidate in candidates if (".vision_model." in candidate) == has_vision_model]
+    return next(iter(fitting or candidates), name)
+
+
+def is_unused(name: str) -> bool:
+    """Whether a published weight is known to have no use."""
+    return _UNUSED.fullmatch(name) is not None
+
+
+def has_vocabulary_rows(name: str) -> bool:
+    """Whether a weight of [`VTLMMForCausalLM`] has a row for each token of the vocabulary."""
+    return name in (f"{_LANGUAGE_MODEL}embed_tokens.weight", "lm_head.weight", "model.vm_head.weight")
+
+
+__all__ = [
+    "ORIGINAL",
+    "PUBLISHED_TOWERS",
+    "TRANSFORMERS",
+    "PublishedLlava",
+    "has_vocabulary_rows",
+    "is_published_llava",
+    "is_unused",
+    "layout_of_names",
+    "own_name",
+    "published_name",
+    "read_published_config",
+]
