@@ -3,13 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import LlamaConfig, LlavaConfig, MistralConfig, PreTrainedConfig
+from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, MistralConfig, PreTrainedConfig
 
+from ..configuration.optional import require
+from .base_weights import resolve_checkpoint
+from .checkpoint_shards import StoredTensor
+from .composition import add_image_token
 from .trained_weights import CheckpointError
 
 ORIGINAL = "llava"
@@ -206,52 +210,98 @@ def _text_config(config: Mapping[str, Any], architecture: str) -> PreTrainedConf
     return config_class.from_dict({name: value for name, value in config.items() if name in fields})
 
 
-def layout_of_names(names: Iterable[str]) -> str:
-    """Which of the known layouts names of weights are in, a key for [`own_name`] and [`published_name`]."""
-    names = list(names)
-    return next(
-        (layout for layout in _LAYOUTS if layout != ORIGINAL and any(name.startswith(layout) for name in names)),
-        ORIGINAL,
-    )
-
-
-def own_name(name: str, layout: str) -> str | None:
+class PublishedNames:
     """
-    The name of a published weight in [`VTLMMForCausalLM`].
+    What becomes of each weight of a published LLaVA or VW-LMM.
 
     Args:
-        name (`str`): as published.
-        layout (`str`): see [`layout_of_names`].
+        stored (`dict[str, StoredTensor]`): the weights by published name.
 
-    Returns:
-        `str`, or `None` if the weight is none that is known.
+    Attributes:
+        published (`dict[str, str]`): name in [`VTLMMForCausalLM`] → published name.
+        own (`dict[str, str]`): the other way round, in the order of `stored`.
+        dropped (`list[str]`): published names of weights without use.
+        unknown (`list[str]`): published names that are not known in this layout.
     """
-    for published, own in _LAYOUTS[layout].items():
-        if name.startswith(published):
-            return own + name.removeprefix(published)
-    return None
+
+    def __init__(self, stored: Mapping[str, StoredTensor]):
+        self.stored = stored
+        marks = [layout for layout in _LAYOUTS if layout != ORIGINAL]
+        self.layout = next((mark for mark in marks if any(name.startswith(mark) for name in stored)), ORIGINAL)
+        self.published: dict[str, str] = {}
+        self.dropped: list[str] = []
+        self.unknown: list[str] = []
+        for name in stored:
+            own = self._own_name(name)
+            if _UNUSED.fullmatch(name):
+                self.dropped.append(name)
+            elif own is None or own in self.published:
+                self.unknown.append(name)
+            else:
+                self.published[own] = name
+        self.own = {name: own for own, name in self.published.items()}
+
+    def _own_name(self, name: str) -> str | None:
+        for published, own in _LAYOUTS[self.layout].items():
+            if name.startswith(published):
+                return own + name.removeprefix(published)
+        return None
+
+    def stored_of(self, own: str) -> StoredTensor | None:
+        """What is stored of a weight of [`VTLMMForCausalLM`]; `None` if the checkpoint lacks it."""
+        return self.stored[self.published[own]] if own in self.published else None
+
+    def published_of(self, own: str) -> str:
+        """The published name of a weight of [`VTLMMForCausalLM`], in the manner of this checkpoint if it lacks it."""
+        if own in self.published:
+            return self.published[own]
+        prefixes = _LAYOUTS[self.layout].items()
+        names = [published + own.removeprefix(prefix) for published, prefix in prefixes if own.startswith(prefix)]
+        in_manner = any(".vision_model." in name for name in self.stored)
+        fitting = [name for name in names if (".vision_model." in name) == in_manner]
+        return next(iter(fitting or names), own)
 
 
-def published_name(name: str, layout: str, names: Iterable[str]) -> str:
+def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | None = None) -> Any:
     """
-    The published name of a weight of [`VTLMMForCausalLM`], in the manner of the checkpoint that lacks it.
+    The tokenizer of a published LLaVA or VW-LMM, which knows the placeholder of images.
+
+    LLaVA tokenizes the text on either side of an image by itself (haotian-liu/LLaVA, llava/mm_utils.py), so that what
+    follows an image begins with the mark of a space. Of a checkpoint in its layout, a tokenizer of Llama is read so
+    that it does the same, as the one of transformers' layout does.
 
     Args:
-        name (`str`): in our model.
-        layout (`str`): see [`layout_of_names`].
-        names (iterable of `str`): those of the checkpoint.
+        path (`Path`): folder of the checkpoint.
+        published ([`PublishedLlava`]): its config.
+        text (`str`, *optional*): where the tokenizer is taken from, a folder or Hub id; by default `path`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        CheckpointError: if it cannot be read, or has another id for the placeholder than the config.
+        ImportError: if it is in the format of SentencePiece, and the extra `convert` is not installed.
     """
-    candidates = [
-        published + name.removeprefix(own) for published, own in _LAYOUTS[layout].items() if name.startswith(own)
-    ]
-    has_vision_model = any(".vision_model." in published for published in names)
-    fitting = [candidate for candidate in candidates if (".vision_model." in candidate) == has_vision_model]
-    return next(iter(fitting or candidates), name)
-
-
-def is_unused(name: str) -> bool:
-    """Whether a published weight is known to have no use."""
-    return _UNUSED.fullmatch(name) is not None
+    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+    if text is None and not any((path / name).is_file() for name in names):
+        raise FileNotFoundError(
+            f"{path} holds no tokenizer ({', '.join(names)}): say where to take it from as text (--text), for "
+            "LLaVA-1.5 lmsys/vicuna-7b-v1.5."
+        )
+    where = path if text is None else Path(resolve_checkpoint(text))
+    if (where / "tokenizer.model").is_file() and not (where / "tokenizer.json").is_file():
+        for module in ("sentencepiece", "google.protobuf"):
+            require(module, "convert")
+    options: dict[str, Any] = {"legacy": True} if published.layout == ORIGINAL else {}
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(os.fspath(where), config=published.text_config, **options)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"The tokenizer of {where} cannot be read: {error}") from error
+    image_token_id = add_image_token(tokenizer)
+    if published.image_token_id not in (None, image_token_id):
+        raise CheckpointError(
+            f"The tokenizer of {where} has the id {image_token_id} for {tokenizer.image_token}, the config of {path} "
+            f"has {published.image_token_id}: they are not of one model."
+        )
+    return tokenizer
 
 
 def has_vocabulary_rows(name: str) -> bool:
@@ -264,11 +314,9 @@ __all__ = [
     "PUBLISHED_TOWERS",
     "TRANSFORMERS",
     "PublishedLlava",
+    "PublishedNames",
     "has_vocabulary_rows",
     "is_published_llava",
-    "is_unused",
-    "layout_of_names",
-    "own_name",
-    "published_name",
+    "load_published_tokenizer",
     "read_published_config",
 ]
