@@ -31,9 +31,9 @@ from .published_llava import (
     PublishedLlava,
     PublishedNames,
     has_vocabulary_rows,
-    load_published_tokenizer,
     read_published_config,
 )
+from .published_tokenizers import load_published_tokenizer
 from .trained_weights import CheckpointError
 
 logger = logging.get_logger(__name__)

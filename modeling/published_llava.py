@@ -8,12 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer, LlamaConfig, LlavaConfig, MistralConfig, PreTrainedConfig
+from transformers import LlamaConfig, LlavaConfig, MistralConfig, PreTrainedConfig
 
-from ..configuration.optional import require
-from .base_weights import resolve_checkpoint
 from .checkpoint_shards import StoredTensor
-from .composition import add_image_token
 from .trained_weights import CheckpointError
 
 ORIGINAL = "llava"
@@ -262,48 +259,6 @@ class PublishedNames:
         return next(iter(fitting or names), own)
 
 
-def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | None = None) -> Any:
-    """
-    The tokenizer of a published LLaVA or VW-LMM, which knows the placeholder of images.
-
-    LLaVA tokenizes the text on either side of an image by itself (haotian-liu/LLaVA, llava/mm_utils.py), so that what
-    follows an image begins with the mark of a space. Of a checkpoint in its layout, a tokenizer of Llama is read so
-    that it does the same, as the one of transformers' layout does.
-
-    Args:
-        path (`Path`): folder of the checkpoint.
-        published ([`PublishedLlava`]): its config.
-        text (`str`, *optional*): where the tokenizer is taken from, a folder or Hub id; by default `path`.
-
-    Raises:
-        FileNotFoundError: if there is none.
-        CheckpointError: if it cannot be read, or has another id for the placeholder than the config.
-        ImportError: if it is in the format of SentencePiece, and the extra `convert` is not installed.
-    """
-    names = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
-    if text is None and not any((path / name).is_file() for name in names):
-        raise FileNotFoundError(
-            f"{path} holds no tokenizer ({', '.join(names)}): say where to take it from as text (--text), for "
-            "LLaVA-1.5 lmsys/vicuna-7b-v1.5."
-        )
-    where = path if text is None else Path(resolve_checkpoint(text))
-    if (where / "tokenizer.model").is_file() and not (where / "tokenizer.json").is_file():
-        for module in ("sentencepiece", "google.protobuf"):
-            require(module, "convert")
-    options: dict[str, Any] = {"legacy": True} if published.layout == ORIGINAL else {}
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(os.fspath(where), config=published.text_config, **options)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"The tokenizer of {where} cannot be read: {error}") from error
-    image_token_id = add_image_token(tokenizer)
-    if published.image_token_id not in (None, image_token_id):
-        raise CheckpointError(
-            f"The tokenizer of {where} has the id {image_token_id} for {tokenizer.image_token}, the config of {path} "
-            f"has {published.image_token_id}: they are not of one model."
-        )
-    return tokenizer
-
-
 def has_vocabulary_rows(name: str) -> bool:
     """Whether a weight of [`VTLMMForCausalLM`] has a row for each token of the vocabulary."""
     return name in (f"{_LANGUAGE_MODEL}embed_tokens.weight", "lm_head.weight", "model.vm_head.weight")
@@ -317,6 +272,5 @@ __all__ = [
     "PublishedNames",
     "has_vocabulary_rows",
     "is_published_llava",
-    "load_published_tokenizer",
     "read_published_config",
 ]
