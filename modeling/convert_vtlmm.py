@@ -244,7 +244,6 @@ def _config(
     overrides = {
         "adapter_config": adapter,
         "vision_feature_layer": published.vision_feature_layer,
-        "vision_feature_select_strategy": published.vision_feature_select_strategy,
         "pseudo_image_features": pseudo_image_features,
     }
     config: Any = compose_config(VTLMMConfig, vision_config, text_config, overrides)

@@ -10,6 +10,7 @@ from typing import Any
 
 from transformers import LlamaConfig, LlavaConfig, MistralConfig, PreTrainedConfig
 
+from ..configuration.configuration_vtlmm import CLIP_L_336
 from .checkpoint_shards import StoredTensor
 from .trained_weights import CheckpointError
 
@@ -23,18 +24,8 @@ ORIGINAL_TYPES = ("llava", "llava_llama", "llava_mistral")
 """`model_type` of LLaVA's layout: one for all at first, and in VW-LMM (haotian-liu/LLaVA, llava/model/language_model;
 pengts/VW-LMM, visual_words/model/language_model)."""
 
-PUBLISHED_TOWERS: dict[str, dict[str, int]] = {
-    "openai/clip-vit-large-patch14-336": {
-        "hidden_size": 1024,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "image_size": 336,
-        "patch_size": 14,
-        "projection_dim": 768,
-    },
-}
-"""Sizes of the tower that LLaVA-1.5 and VW-LMM name, whose config is not in theirs: 576 patches of an image."""
+PUBLISHED_TOWERS = {"openai/clip-vit-large-patch14-336": CLIP_L_336}
+"""Sizes of the tower that LLaVA-1.5 and VW-LMM name, whose config is not in theirs."""
 
 # Published prefix → ours. The tower of LLaVA is a module around transformers' CLIPVisionModel, whose parts lay under
 # `vision_model` before transformers 5.
@@ -86,7 +77,6 @@ class PublishedLlava:
         vision_config (`PreTrainedConfig`, *optional*): of the tower; not in LLaVA's layout, which names it.
         vision_tower (`str`, *optional*): the checkpoint that the tower was taken from, as the config names it.
         vision_feature_layer (`int`): index into the tower's hidden states.
-        vision_feature_select_strategy (`str`): `"default"` drops [CLS], `"full"` keeps it.
         hidden_act (`str`): between the layers of the adapter.
         image_token_id (`int`, *optional*): id of the placeholder; `None` in LLaVA's layout, which has -200 for it,
             an id without embedding (haotian-liu/LLaVA, llava/constants.py).
@@ -99,7 +89,6 @@ class PublishedLlava:
     vision_config: PreTrainedConfig | None = None
     vision_tower: str | None = None
     vision_feature_layer: int = -2
-    vision_feature_select_strategy: str = "default"
     hidden_act: str = "gelu"
     image_token_id: int | None = None
     pad_to_square: bool = True
@@ -151,16 +140,16 @@ def is_published_llava(folder: str | os.PathLike) -> bool:
 
 def _of_transformers(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
     llava: Any = LlavaConfig.from_dict(dict(config))
-    if not isinstance(llava.vision_feature_layer, int):
+    if not isinstance(llava.vision_feature_layer, int) or llava.vision_feature_select_strategy != "default":
         raise CheckpointError(
-            f"{path} has vision_feature_layer {llava.vision_feature_layer}: VT-LMM reads one layer, as LLaVA-1.5 does."
+            f"{path} has vision_feature_layer {llava.vision_feature_layer} and vision_feature_select_strategy "
+            f"{llava.vision_feature_select_strategy!r}: LLaVA-1.5 reads the patches of one layer, without [CLS]."
         )
     return PublishedLlava(
         layout=TRANSFORMERS,
         text_config=llava.text_config,
         vision_config=llava.vision_config,
         vision_feature_layer=llava.vision_feature_layer,
-        vision_feature_select_strategy=llava.vision_feature_select_strategy,
         hidden_act=llava.projector_hidden_act,
         image_token_id=llava.image_token_index,
     )
@@ -171,7 +160,7 @@ def _of_transformers(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
 _EXPECTED: dict[str, tuple[Any, tuple, str]] = {
     "mm_projector_type": ("linear", ("mlp2x_gelu",), "the adapter of LLaVA-1.5 and VW-LMM is mlp2x_gelu"),
     "mm_use_im_start_end": (False, (False,), "only the first LLaVA has tokens around images"),
-    "mm_vision_select_feature": ("patch", ("patch", "cls_patch"), "expected patch or cls_patch"),
+    "mm_vision_select_feature": ("patch", ("patch",), "LLaVA-1.5 and VW-LMM read patches, without [CLS]"),
     "image_aspect_ratio": (None, (None, "square", "pad"), "several crops of an image are those of LLaVA-1.6"),
 }
 
@@ -186,7 +175,6 @@ def _of_original(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
         text_config=_text_config(config, architecture),
         vision_tower=config["mm_vision_tower"],
         vision_feature_layer=config.get("mm_vision_select_layer", -2),
-        vision_feature_select_strategy="full" if config.get("mm_vision_select_feature") == "cls_patch" else "default",
         pad_to_square=config.get("image_aspect_ratio") == "pad",
         pseudo_image_features="pif" in architecture.lower(),
     )

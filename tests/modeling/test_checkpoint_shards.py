@@ -149,12 +149,12 @@ def test_converting_takes_less_memory_than_twice_the_largest_file(tmp_path, suff
     name = "vw_lmm_vicuna_7b"
     options = {"suffix": suffix, "old_format": old_format}
     save_checkpoint(tmp_path / "small", random_checkpoint(name), tiny_config(name), **options)
-    # 12 layers of 8 MB each, and three matrices over the vocabulary
-    large = {"hidden_size": 512, "intermediate_size": 2048, "num_hidden_layers": 12, "num_attention_heads": 8}
-    sizes = {"hidden": 512, "kv": 512, "inner": 2048, "num_layers": 12}
+    # 12 layers of 15 MB each
+    large = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 8}
+    sizes = {"hidden": 512, "kv": 512, "inner": 4096, "num_layers": 12}
     tensors = random_checkpoint(name, dtype=torch.float16, **sizes)
     config = tiny_config(name, num_key_value_heads=8, **large)
-    folder = save_checkpoint(tmp_path / "large", tensors, config, num_shards=3, **options)
+    folder = save_checkpoint(tmp_path / "large", tensors, config, num_shards=6, **options)
     del tensors
     largest = max(path.stat().st_size for path in folder.glob(f"*{suffix}"))
     total = sum(path.stat().st_size for path in folder.glob(f"*{suffix}"))
@@ -162,5 +162,6 @@ def test_converting_takes_less_memory_than_twice_the_largest_file(tmp_path, suff
     result = subprocess.run(arguments, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     taken = int(result.stdout)
-    assert total > 2.5 * largest > 5e7
+    assert total > 3 * largest > 1e8
+    print(f"{taken / 1e6:.0f} MB for files of {largest / 1e6:.0f} MB")
     assert taken < 2 * largest, f"{taken / 1e6:.0f} MB for files of {largest / 1e6:.0f} MB"
