@@ -25,7 +25,7 @@ from .checkpoint_shards import DTYPE_NAMES, MAX_SHARD_SIZE, ShardedCheckpoint, S
 from .composition import compose_config, expected_shapes, grown_size
 from .convert_eva import Conversion
 from .modeling_vtlmm import VTLMMForCausalLM
-from .published_checkpoints import refuse_misfits
+from .published_checkpoints import first_line, refuse_misfits
 from .published_llava import (
     PUBLISHED_TOWERS,
     PublishedLlava,
@@ -54,6 +54,7 @@ class LlavaConversion(Conversion):
     What the conversion of a LLaVA or VW-LMM made.
 
     Args:
+        source (`str`): folder of the checkpoint, on this machine.
         kind (`str`): `"llava"` or `"vw-lmm"`.
         new (`list[str]`): our names of weights that the checkpoint does not have: new and random.
         tokenizer (`PreTrainedTokenizerBase`): knows the placeholder of images.
@@ -62,6 +63,7 @@ class LlavaConversion(Conversion):
         vision (`str`, *optional*): checkpoint that the tower was taken from, where it is none of SOURCE.
     """
 
+    source: str
     kind: str
     new: list[str] = field(default_factory=list)
     tokenizer: Any
@@ -82,7 +84,7 @@ def convert_llava(
 ) -> LlavaConversion:
     """
     Writes a folder that [`VTLMMForCausalLM`] loads from LLaVA-1.5, in the layout of its authors or of transformers,
-    or from VW-LMM. The processor is not among it: `VTLMMProcessor` makes it of the tokenizer that is returned.
+    or from VW-LMM. The processor is not among it: [`published_llava_processor`] makes it of what is returned.
 
     No file of weights is in memory as a whole: tensors are read, checked and written one by one, in their dtype.
 
@@ -153,6 +155,7 @@ def convert_llava(
         config=config,
         num_parameters=sum(shape.numel() for shape, _ in tensors.values()),
         dropped=names.dropped,
+        source=os.fspath(path),
         kind=kind,
         new=new,
         tokenizer=tokenizer,
@@ -179,7 +182,7 @@ def _located(source: str | os.PathLike) -> Path:
     except (OSError, ValueError) as error:
         raise FileNotFoundError(
             f"{name} is no folder here and cannot be downloaded from the Hub: give the folder that holds it. "
-            f"({type(error).__name__}: {error})"
+            f"({type(error).__name__}: {first_line(error)})"
         ) from error
     return found
 
@@ -223,7 +226,7 @@ def _tower(source: str | os.PathLike, published: PublishedLlava, names: Publishe
         what = "the config of its vision tower" if has_weights else "its vision tower"
         raise CheckpointError(
             f"{source} lacks {what}, and {chosen} cannot be loaded: its config names {named}, download that and give "
-            f"its folder as vision (--vision FOLDER). ({type(error).__name__}: {error})"
+            f"its folder as vision (--vision FOLDER). ({type(error).__name__}: {first_line(error)})"
         ) from error
 
 

@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlavaConfig, MistralConfig, PreTrainedConf
 
 from ..configuration.configuration_vtlmm import CLIP_L_336
 from .checkpoint_shards import StoredTensor
+from .published_checkpoints import first_line
 from .trained_weights import CheckpointError
 
 ORIGINAL = "llava"
@@ -118,7 +119,7 @@ def read_published_config(folder: Path) -> PublishedLlava:
         config = json.loads(path.read_text(encoding="utf-8"))
         found = config.get("model_type")
     except (ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path} is truncated or no config ({error}): download it anew.") from error
+        raise CheckpointError(f"{path} is truncated or no config ({first_line(error)}): download it anew.") from error
     if found == "llava" and "text_config" in config:
         return _of_transformers(path, config)
     if found in ORIGINAL_TYPES and "mm_vision_tower" in config:

@@ -4,12 +4,14 @@ import os
 from pathlib import Path
 from typing import Any
 
+from tokenizers import normalizers
 from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..configuration.optional import require
 from .base_weights import resolve_checkpoint
 from .composition import add_image_token
+from .published_checkpoints import first_line
 from .published_llava import ORIGINAL, PublishedLlava
 from .trained_weights import CheckpointError
 
@@ -42,13 +44,14 @@ def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | 
         for module in ("sentencepiece", "google.protobuf"):
             require(module, "convert")
     try:
-        is_llama = get_tokenizer_config(where).get("tokenizer_class") in _LLAMA
-        if published.layout == ORIGINAL and is_llama:
-            tokenizer = _llava_tokenizer(where)
+        tokenizer_config = get_tokenizer_config(where)
+        if published.layout == ORIGINAL and tokenizer_config.get("tokenizer_class") in _LLAMA:
+            # <s> stands before every text unless the config says otherwise, which versions of transformers differ in.
+            tokenizer = _llava_tokenizer(where, tokenizer_config.get("add_bos_token", True))
         else:
             tokenizer = AutoTokenizer.from_pretrained(where, config=published.text_config)
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"The tokenizer of {where} cannot be read: {error}") from error
+        raise CheckpointError(f"The tokenizer of {where} cannot be read: {first_line(error)}") from error
     pad_token_id = getattr(published.text_config, "pad_token_id", None)
     if tokenizer.pad_token is None and pad_token_id is not None and 0 <= pad_token_id < len(tokenizer):
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
@@ -61,15 +64,17 @@ def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | 
     return tokenizer
 
 
-def _llava_tokenizer(where: str) -> PreTrainedTokenizerFast:
+def _llava_tokenizer(where: str, add_bos_token: bool) -> PreTrainedTokenizerFast:
     """
-    Llama's tokenizer as LLaVA uses it: the text behind an image is tokenized by itself
-    (haotian-liu/LLaVA, llava/mm_utils.py), so that it begins with the mark of a space. Llama's own class does not save
-    that choice, which it calls `legacy`.
+    Llama's tokenizer as LLaVA uses it: the texts beside an image are tokenized each by itself, so that the mark of a
+    space is put before every one of them (haotian-liu/LLaVA, llava/mm_utils.py). Llama's own class knows that, as
+    `legacy`, but does not save it.
     """
-    tokenizer: Any = LlamaTokenizer.from_pretrained(where, legacy=True)
-    options = {name: getattr(tokenizer, name) for name in _COPIED}
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer.backend_tokenizer, **options)
+    tokenizer: Any = LlamaTokenizer.from_pretrained(where, add_bos_token=add_bos_token)
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: getattr(tokenizer, name) for name in _COPIED})
 
 
 __all__ = ["load_published_tokenizer"]

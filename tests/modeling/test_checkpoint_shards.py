@@ -1,14 +1,17 @@
 """Checkpoints of several files are read one file at a time, and written tensor by tensor."""
 
 import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from tests.modeling.published_llava import TINY_TOWER, random_checkpoint, save_checkpoint, tiny_config
 from vistok.modeling.checkpoint_shards import ShardedCheckpoint, ShardWriter
 from vistok.modeling.trained_weights import CheckpointError
 
@@ -125,43 +128,49 @@ def test_wrong_indexes_are_told(tmp_path):
 
 
 MEASURE = """
-import json, resource, sys
+import json, sys
 from pathlib import Path
 from transformers.utils import logging
 from vistok.modeling import published_llava
 from vistok.modeling.convert_vtlmm import convert_llava
 logging.disable_progress_bar()
-folder = Path(sys.argv[1])
-published_llava.PUBLISHED_TOWERS["openai/clip-vit-large-patch14-336"] = json.loads(sys.argv[2])
-peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-convert_llava(folder / "small", folder / "small-out")  # whatever is imported or cached on the way is in memory now
-before = peak()
-convert_llava(folder / "large", folder / "large-out")
-print(peak() - before)
+published_llava.PUBLISHED_TOWERS["openai/clip-vit-large-patch14-336"] = json.loads(sys.argv[1])
+def memory(kind):
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(kind))
+convert_llava("small", "small-out")  # whatever is imported or cached on the way is in memory now
+for folder in sys.argv[2:]:
+    Path("/proc/self/clear_refs").write_text("5")  # the peak counts from here on
+    before = memory("VmRSS")
+    convert_llava(folder, folder + "-out")
+    print(memory("VmHWM") - before)
 """
 
 
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="peak memory is counted in other units elsewhere")
-@pytest.mark.parametrize("suffix, old_format", [(".bin", False), (".bin", True), (".safetensors", False)])
-def test_converting_takes_less_memory_than_twice_the_largest_file(tmp_path, suffix, old_format):
-    from tests.modeling.published_llava import TINY_TOWER, random_checkpoint, save_checkpoint, tiny_config
-
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux counts peak memory")
+def test_converting_takes_less_memory_than_twice_the_largest_file(tmp_path):
     name = "vw_lmm_vicuna_7b"
-    options = {"suffix": suffix, "old_format": old_format}
-    save_checkpoint(tmp_path / "small", random_checkpoint(name), tiny_config(name), **options)
+    save_checkpoint(tmp_path / "small", random_checkpoint(name), tiny_config(name))
     # 12 layers of 15 MB each
-    large = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 8}
+    config = {"hidden_size": 512, "intermediate_size": 4096, "num_hidden_layers": 12, "num_attention_heads": 8}
+    config = tiny_config(name, num_key_value_heads=8, **config)
     sizes = {"hidden": 512, "kv": 512, "inner": 4096, "num_layers": 12}
     tensors = random_checkpoint(name, dtype=torch.float16, **sizes)
-    config = tiny_config(name, num_key_value_heads=8, **large)
-    folder = save_checkpoint(tmp_path / "large", tensors, config, num_shards=6, **options)
-    del tensors
-    largest = max(path.stat().st_size for path in folder.glob(f"*{suffix}"))
-    total = sum(path.stat().st_size for path in folder.glob(f"*{suffix}"))
-    arguments = [sys.executable, "-c", MEASURE, str(tmp_path), json.dumps(TINY_TOWER)]
-    result = subprocess.run(arguments, capture_output=True, text=True, check=False)
+    largest = {}
+    for kind, options in {
+        "bin": {"suffix": ".bin"},
+        "old-bin": {"suffix": ".bin", "old_format": True},
+        "safetensors": {"suffix": ".safetensors"},
+    }.items():
+        save_checkpoint(tmp_path / kind, tensors, config, num_shards=6, **options)
+        files = [path.stat().st_size for path in (tmp_path / kind).glob(f"*{options['suffix']}")]
+        largest[kind] = max(files)
+        assert sum(files) > 3 * max(files) > 1e8
+    arguments = [sys.executable, "-c", MEASURE, json.dumps(TINY_TOWER), *largest]
+    paths = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": paths}
+    result = subprocess.run(arguments, capture_output=True, text=True, check=False, cwd=tmp_path, env=environment)
     assert result.returncode == 0, result.stderr
-    taken = int(result.stdout)
-    assert total > 3 * largest > 1e8
-    print(f"{taken / 1e6:.0f} MB for files of {largest / 1e6:.0f} MB")
-    assert taken < 2 * largest, f"{taken / 1e6:.0f} MB for files of {largest / 1e6:.0f} MB"
+    for kind, taken in zip(largest, map(int, result.stdout.split()), strict=True):
+        assert 0 < taken < 2 * largest[kind], f"{kind}: {taken / 1e6:.0f} MB, files of {largest[kind] / 1e6:.0f} MB"
+        print(f"{kind}: {taken / 1e6:.0f} MB, files of {largest[kind] / 1e6:.0f} MB")
