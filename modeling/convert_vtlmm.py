@@ -159,7 +159,7 @@ def convert_llava(
         kind=kind,
         new=new,
         tokenizer=tokenizer,
-        chat_template=published.chat_template,
+        chat_template="mistral" if published.text_config.model_type == "mistral" else "vicuna",
         pad_to_square=published.pad_to_square,
         vision=tower.name,
     )

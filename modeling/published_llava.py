@@ -95,11 +95,6 @@ class PublishedLlava:
     pad_to_square: bool = True
     pseudo_image_features: bool = False
 
-    @property
-    def chat_template(self) -> str:
-        """Name of the format of conversations that it was trained with."""
-        return "mistral" if self.text_config.model_type == "mistral" else "vicuna"
-
 
 def read_published_config(folder: Path) -> PublishedLlava:
     """

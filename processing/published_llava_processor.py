@@ -5,9 +5,14 @@ from typing import Any
 from transformers import CLIPImageProcessorPil
 
 from ..modeling.convert_vtlmm import LlavaConversion
+from .chat_templates import get_chat_template
 from .multimodal_processor import load_image_processor
 from .processing_vtlmm import VTLMMProcessor
 from .square_images import square_image_processor
+
+# VW-LMM's Mistral has no space on either side of an answer (pengts/VW-LMM, visual_words/conversation.py).
+_LLAVA_ANSWER = "{{ ' ' + words(message['content']) + ' ' + eos_token }}"
+_VW_LMM_ANSWER = "{{ words(message['content']) + eos_token }}"
 
 
 def published_llava_processor(conversion: LlavaConversion) -> VTLMMProcessor:
@@ -34,8 +39,14 @@ def published_llava_processor(conversion: LlavaConversion) -> VTLMMProcessor:
         image_processor=image_processor,
         tokenizer=conversion.tokenizer,
         num_image_tokens=config.adapter_config.num_tokens,
-        chat_template=conversion.chat_template,
+        chat_template=_chat_template(conversion),
     )
+
+
+def _chat_template(conversion: LlavaConversion) -> str:
+    if conversion.chat_template == "mistral" and conversion.kind == "vw-lmm":
+        return get_chat_template("mistral").replace(_LLAVA_ANSWER, _VW_LMM_ANSWER)
+    return conversion.chat_template
 
 
 def _image_processor(conversion: LlavaConversion, image_size: int) -> Any:
