@@ -41,8 +41,8 @@ def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | 
         )
     where = os.fspath(path) if text is None else resolve_checkpoint(text)
     if os.path.isfile(os.path.join(where, "tokenizer.model")) and not os.path.isfile(os.path.join(where, _FILES[0])):
-        for module in ("sentencepiece", "google.protobuf"):
-            require(module, "convert")
+        require("sentencepiece", "convert")
+        require("google.protobuf", "convert")  # with which transformers reads the file
     try:
         tokenizer_config = get_tokenizer_config(where)
         if published.layout == ORIGINAL and tokenizer_config.get("tokenizer_class") in _LLAMA:
