@@ -86,7 +86,8 @@ def convert_llava(
     Writes a folder that [`VTLMMForCausalLM`] loads from LLaVA-1.5, in the layout of its authors or of transformers,
     or from VW-LMM. The processor is not among it: [`published_llava_processor`] makes it of what is returned.
 
-    No file of weights is in memory as a whole: tensors are read, checked and written one by one, in their dtype.
+    Tensors are read, checked and written one by one, in their dtype. One file of the checkpoint is open at a time:
+    mapped into memory or, if it is in PyTorch's format of before version 1.6, read as a whole.
 
     LLaVA's layout has no embedding for the placeholder of images. Embeddings, LM head and VM head get rows for it, up
     to a multiple of eight, which are the mean of their other rows. In both heads such a row's logit is the mean of the
@@ -139,8 +140,9 @@ def convert_llava(
     tensors = _planned(names, tower, expected, new)
     with write_folder_atomically(folder) as work:
         writer = ShardWriter(work, tensors, max_shard_size)
-        for name, weight in tower.weights.items():
-            writer.write(name, [weight])
+        for name in list(tower.weights):
+            _refuse_numbers(tower.name, name, tower.weights[name])
+            writer.write(name, [tower.weights.pop(name)])
         for name, weight in logging.tqdm(checkpoint.read(), total=len(checkpoint.stored), desc="Converting weights"):
             if own := names.own.get(name):
                 _refuse_numbers(source, name, weight)
@@ -296,7 +298,7 @@ def _planned(
     return planned | {name: (expected[name], planned["lm_head.weight"][1]) for name in new}
 
 
-def _refuse_numbers(source: str | os.PathLike, name: str, weight: torch.Tensor) -> None:
+def _refuse_numbers(source: str | os.PathLike | None, name: str, weight: torch.Tensor) -> None:
     if not all(bool(torch.isfinite(chunk).all()) for chunk in weight.reshape(-1).split(_CHUNK)):
         refuse_misfits(source, "all numbers", misshapen=[f"{name} holds numbers that are not finite"])
 

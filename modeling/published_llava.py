@@ -1,7 +1,6 @@
 """LLaVA-1.5 and VW-LMM as published: what their configs say, and what their weights are called in each layout."""
 
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,12 +14,6 @@ from .checkpoint_shards import StoredTensor
 from .published_checkpoints import first_line
 from .trained_weights import CheckpointError
 
-ORIGINAL = "llava"
-"""The layout of LLaVA's authors, which VW-LMM has too."""
-
-TRANSFORMERS = "transformers"
-"""The layout of `LlavaForConditionalGeneration`."""
-
 ORIGINAL_TYPES = ("llava", "llava_llama", "llava_mistral")
 """`model_type` of LLaVA's layout: one for all at first, and in VW-LMM (haotian-liu/LLaVA, llava/model/language_model;
 pengts/VW-LMM, visual_words/model/language_model)."""
@@ -28,14 +21,16 @@ pengts/VW-LMM, visual_words/model/language_model)."""
 PUBLISHED_TOWERS = {"openai/clip-vit-large-patch14-336": CLIP_L_336}
 """Sizes of the tower that LLaVA-1.5 and VW-LMM name, whose config is not in theirs."""
 
-# Published prefix → ours. The tower of LLaVA is a module around transformers' CLIPVisionModel, whose parts lay under
-# `vision_model` before transformers 5.
+# Published prefix → ours, for each layout by a prefix that no other has. The tower of LLaVA is a module around
+# transformers' CLIPVisionModel, whose parts lay under `vision_model` before transformers 5.
 _TOWER = "model.vision_tower."
 _ADAPTER = "model.adapter.linear_"
 _LANGUAGE_MODEL = "model.language_model."
 _HEADS = {"lm_head.": "lm_head.", "vm_head.": "model.vm_head."}
+_ORIGINAL = ""
 _LAYOUTS = {
-    ORIGINAL: {
+    # That of LLaVA's authors, which VW-LMM has too.
+    _ORIGINAL: {
         "model.embed_tokens.": f"{_LANGUAGE_MODEL}embed_tokens.",
         "model.layers.": f"{_LANGUAGE_MODEL}layers.",
         "model.norm.": f"{_LANGUAGE_MODEL}norm.",
@@ -73,7 +68,6 @@ class PublishedLlava:
     What the config of a published LLaVA or VW-LMM says.
 
     Args:
-        layout (`str`): [`ORIGINAL`] or [`TRANSFORMERS`].
         text_config (`PreTrainedConfig`): of the language model, with the vocabulary as published.
         vision_config (`PreTrainedConfig`, *optional*): of the tower; not in LLaVA's layout, which names it.
         vision_tower (`str`, *optional*): the checkpoint that the tower was taken from, as the config names it.
@@ -81,11 +75,11 @@ class PublishedLlava:
         hidden_act (`str`): between the layers of the adapter.
         image_token_id (`int`, *optional*): id of the placeholder; `None` in LLaVA's layout, which has -200 for it,
             an id without embedding (haotian-liu/LLaVA, llava/constants.py).
-        pad_to_square (`bool`): whether images are padded to a square with the mean colour.
+        pad_to_square (`bool`): whether images are padded to a square with the mean colour; those of LLaVA-1.5 are,
+            which the config of transformers' layout does not say.
         pseudo_image_features (`bool`): whether the architecture's name says that it is fed these (VT-LMM, Eq. 8).
     """
 
-    layout: str
     text_config: PreTrainedConfig
     vision_config: PreTrainedConfig | None = None
     vision_tower: str | None = None
@@ -125,15 +119,6 @@ def read_published_config(folder: Path) -> PublishedLlava:
     )
 
 
-def is_published_llava(folder: str | os.PathLike) -> bool:
-    """Whether the config in a folder is that of a published LLaVA or VW-LMM."""
-    try:
-        read_published_config(Path(folder))
-    except (OSError, ValueError):
-        return False
-    return True
-
-
 def _of_transformers(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
     llava: Any = LlavaConfig.from_dict(dict(config))
     if not isinstance(llava.vision_feature_layer, int) or llava.vision_feature_select_strategy != "default":
@@ -142,7 +127,6 @@ def _of_transformers(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
             f"{llava.vision_feature_select_strategy!r}: LLaVA-1.5 reads the patches of one layer, without [CLS]."
         )
     return PublishedLlava(
-        layout=TRANSFORMERS,
         text_config=llava.text_config,
         vision_config=llava.vision_config,
         vision_feature_layer=llava.vision_feature_layer,
@@ -167,7 +151,6 @@ def _of_original(path: Path, config: Mapping[str, Any]) -> PublishedLlava:
             raise CheckpointError(f"{path} has {name} {value!r}, which VT-LMM does not compute: {meaning}.")
     architecture = next(iter(config.get("architectures") or []), "")
     return PublishedLlava(
-        layout=ORIGINAL,
         text_config=_text_config(config, architecture),
         vision_tower=config["mm_vision_tower"],
         vision_feature_layer=config.get("mm_vision_select_layer", -2),
@@ -207,8 +190,8 @@ class PublishedNames:
 
     def __init__(self, stored: Mapping[str, StoredTensor]):
         self.stored = stored
-        marks = [layout for layout in _LAYOUTS if layout != ORIGINAL]
-        self.layout = next((mark for mark in marks if any(name.startswith(mark) for name in stored)), ORIGINAL)
+        marks = [mark for mark in _LAYOUTS if mark != _ORIGINAL and any(name.startswith(mark) for name in stored)]
+        self._prefixes = _LAYOUTS[marks[0] if marks else _ORIGINAL]
         self.published: dict[str, str] = {}
         self.dropped: list[str] = []
         self.unknown: list[str] = []
@@ -223,7 +206,7 @@ class PublishedNames:
         self.own = {name: own for own, name in self.published.items()}
 
     def _own_name(self, name: str) -> str | None:
-        for published, own in _LAYOUTS[self.layout].items():
+        for published, own in self._prefixes.items():
             if name.startswith(published):
                 return own + name.removeprefix(published)
         return None
@@ -236,7 +219,7 @@ class PublishedNames:
         """The published name of a weight of [`VTLMMForCausalLM`], in the manner of this checkpoint if it lacks it."""
         if own in self.published:
             return self.published[own]
-        prefixes = _LAYOUTS[self.layout].items()
+        prefixes = self._prefixes.items()
         names = [published + own.removeprefix(prefix) for published, prefix in prefixes if own.startswith(prefix)]
         in_manner = any(".vision_model." in name for name in self.stored)
         fitting = [name for name in names if (".vision_model." in name) == in_manner]
@@ -249,12 +232,9 @@ def has_vocabulary_rows(name: str) -> bool:
 
 
 __all__ = [
-    "ORIGINAL",
     "PUBLISHED_TOWERS",
-    "TRANSFORMERS",
     "PublishedLlava",
     "PublishedNames",
     "has_vocabulary_rows",
-    "is_published_llava",
     "read_published_config",
 ]

@@ -12,7 +12,7 @@ from ..configuration.optional import require
 from .base_weights import resolve_checkpoint
 from .composition import add_image_token
 from .published_checkpoints import first_line
-from .published_llava import ORIGINAL, PublishedLlava
+from .published_llava import PublishedLlava
 from .trained_weights import CheckpointError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
@@ -45,7 +45,7 @@ def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | 
         require("google.protobuf", "convert")  # with which transformers reads the file
     try:
         tokenizer_config = get_tokenizer_config(where)
-        if published.layout == ORIGINAL and tokenizer_config.get("tokenizer_class") in _LLAMA:
+        if tokenizer_config.get("tokenizer_class") in _LLAMA:
             # <s> stands before every text unless the config says otherwise, which versions of transformers differ in.
             tokenizer = _llava_tokenizer(where, tokenizer_config.get("add_bos_token", True))
         else:
@@ -68,7 +68,7 @@ def _llava_tokenizer(where: str, add_bos_token: bool) -> PreTrainedTokenizerFast
     """
     Llama's tokenizer as LLaVA uses it: the texts beside an image are tokenized each by itself, so that the mark of a
     space is put before every one of them (haotian-liu/LLaVA, llava/mm_utils.py). Llama's own class knows that, as
-    `legacy`, but does not save it.
+    `legacy`, but neither does so by default nor saves it.
     """
     tokenizer: Any = LlamaTokenizer.from_pretrained(where, add_bos_token=add_bos_token)
     backend = tokenizer.backend_tokenizer

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 import sentencepiece
-from transformers import AutoTokenizer, LlamaConfig, MistralConfig
+from transformers import AddedToken, AutoTokenizer, LlamaConfig, LlamaTokenizer, MistralConfig
 
 from tests.tiny import tiny_tokenizer
-from vistok.modeling.published_llava import ORIGINAL, TRANSFORMERS, PublishedLlava
+from vistok.modeling.published_llava import PublishedLlava
 from vistok.modeling.published_tokenizers import load_published_tokenizer
 from vistok.modeling.trained_weights import CheckpointError
 
@@ -63,7 +63,7 @@ def ids_of_llava(folder, prompt):
 @pytest.mark.parametrize("config_class", [LlamaConfig, MistralConfig])
 @pytest.mark.parametrize("prompt", PROMPTS)
 def test_prompts_have_the_ids_of_training_also_after_saving_twice(llama, tmp_path, config_class, prompt):
-    published = PublishedLlava(layout=ORIGINAL, text_config=config_class(pad_token_id=0))
+    published = PublishedLlava(text_config=config_class(pad_token_id=0))
     tokenizer = load_published_tokenizer(llama, published)
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     assert image_token_id == len(tokenizer) - 1 and tokenizer.pad_token == "<unk>"
@@ -75,21 +75,32 @@ def test_prompts_have_the_ids_of_training_also_after_saving_twice(llama, tmp_pat
     assert tokenizer.model_max_length == 2048 and tokenizer.eos_token == "</s>"
 
 
+def test_a_placeholder_that_is_there_keeps_its_id(llama, tmp_path):
+    saved = LlamaTokenizer.from_pretrained(llama)
+    saved.add_tokens([AddedToken("<image>", special=True, normalized=False)], special_tokens=True)
+    saved.add_special_tokens({"pad_token": "<pad>"})
+    saved.save_pretrained(tmp_path)
+    image_token_id = len(saved) - 2
+    published = PublishedLlava(text_config=LlamaConfig(), image_token_id=image_token_id)
+    tokenizer = load_published_tokenizer(tmp_path, published)
+    assert len(tokenizer) == len(saved) and tokenizer.pad_token_id == image_token_id + 1
+    found = [IMAGE if token == image_token_id else token for token in tokenizer(PROMPTS[0])["input_ids"]]
+    assert found == ids_of_llava(llama, PROMPTS[0])
+
+
 def test_other_tokenizers_stay_as_they_are(tmp_path):
     tiny_tokenizer().save_pretrained(tmp_path)
-    for layout in (ORIGINAL, TRANSFORMERS):
-        published = PublishedLlava(layout=layout, text_config=LlamaConfig())
-        tokenizer = load_published_tokenizer(tmp_path, published)
-        assert tokenizer(PROMPTS[4])["input_ids"] == tiny_tokenizer()(PROMPTS[4])["input_ids"]
+    tokenizer = load_published_tokenizer(tmp_path, PublishedLlava(text_config=LlamaConfig()))
+    assert tokenizer(PROMPTS[4])["input_ids"] == tiny_tokenizer()(PROMPTS[4])["input_ids"]
 
 
 def test_what_reading_needs_is_told(llama, monkeypatch):
     monkeypatch.setitem(sys.modules, "sentencepiece", None)
     with pytest.raises(ImportError, match=r'sentencepiece is needed.*"vistok\[convert\]"'):
-        load_published_tokenizer(llama, PublishedLlava(layout=ORIGINAL, text_config=LlamaConfig()))
+        load_published_tokenizer(llama, PublishedLlava(text_config=LlamaConfig()))
 
 
 def test_a_damaged_tokenizer_is_told(tmp_path):
     (tmp_path / "tokenizer.model").write_bytes(b"nothing that it could be")
     with pytest.raises(CheckpointError, match=r"The tokenizer of .* cannot be read"):
-        load_published_tokenizer(tmp_path, PublishedLlava(layout=ORIGINAL, text_config=LlamaConfig()))
+        load_published_tokenizer(tmp_path, PublishedLlava(text_config=LlamaConfig()))
