@@ -141,7 +141,7 @@ def convert_llava(
     with write_folder_atomically(folder) as work:
         writer = ShardWriter(work, tensors, max_shard_size)
         for name in list(tower.weights):
-            _refuse_numbers(tower.name, name, tower.weights[name])
+            _refuse_numbers(tower.name or source, name, tower.weights[name])
             writer.write(name, [tower.weights.pop(name)])
         for name, weight in logging.tqdm(checkpoint.read(), total=len(checkpoint.stored), desc="Converting weights"):
             if own := names.own.get(name):
@@ -298,7 +298,7 @@ def _planned(
     return planned | {name: (expected[name], planned["lm_head.weight"][1]) for name in new}
 
 
-def _refuse_numbers(source: str | os.PathLike | None, name: str, weight: torch.Tensor) -> None:
+def _refuse_numbers(source: str | os.PathLike, name: str, weight: torch.Tensor) -> None:
     if not all(bool(torch.isfinite(chunk).all()) for chunk in weight.reshape(-1).split(_CHUNK)):
         refuse_misfits(source, "all numbers", misshapen=[f"{name} holds numbers that are not finite"])
 
