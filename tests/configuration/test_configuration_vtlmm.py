@@ -1,4 +1,4 @@
-"""Configs of VT-LMM and its adapter: defaults of the paper, what follows from the parts, and the way through a file."""
+"""Configs of VT-LMM and its adapter: defaults of the paper, what follows from the parts, the way through a file."""
 
 import pytest
 from huggingface_hub.errors import StrictDataclassFieldValidationError

@@ -5,7 +5,7 @@ import torch
 from transformers import Gemma2Config
 
 from tests.modeling.test_visual_tokenizer import BrightPatchesConfig
-from tests.tiny import IMAGE_TOKEN_ID, batch, calls, pixels, same, tiny_llama_config, words
+from tests.tiny import IMAGE_TOKEN_ID, batch, calls, pixels, same, tiny_clip_config, tiny_llama_config, words
 from tests.tiny_kinds import KINDS, adapter_by_hand, pseudo_by_hand, tiny_vtlmm
 from vistok import VTLMMForCausalLM
 from vistok.processing.collator import TokenizedConversation, pack_conversations
@@ -347,3 +347,30 @@ def test_vocabulary_grows_in_both_heads_and_the_visual_one_is_never_tied():
     model.resize_token_embeddings(360)
     assert torch.equal(model.model.vm_head.weight, before[:360])
     assert isinstance(model, VTLMMForCausalLM)
+
+
+def test_a_config_may_ask_for_tuples():
+    model = tiny_vtlmm()
+    inputs = batch(*ROWS) | {"pixel_values": pixels(5), "labels": batch(*ROWS)["input_ids"]}
+    inputs |= {"visual_loss": "visual_modeling"}
+    expected = model(**inputs)
+    model.config.return_dict = False
+    loss, loss_lm, loss_vm, logits, visual_positions, *_ = model(**inputs)
+    assert same(loss, loss_lm + loss_vm)
+    assert same(logits, expected.logits)
+    assert torch.equal(visual_positions, expected.visual_positions)
+
+
+def test_a_training_step_can_be_compiled():
+    one_layer = {"num_hidden_layers": 1}
+    model = tiny_vtlmm(tiny_clip_config(**one_layer), tiny_llama_config(**one_layer), pseudo_image_features=True)
+    inputs = batch(*ROWS) | {"pixel_values": pixels(5), "labels": batch(*ROWS)["input_ids"]}
+    inputs |= {"visual_loss": "visual_modeling", "skip_logits": True}
+    expected = model(**inputs).loss
+    expected.backward()
+    gradient = model.lm_head.weight.grad.clone()
+    model.zero_grad()
+    found = torch.compile(model, backend="aot_eager")(**inputs).loss
+    found.backward()
+    assert same(found, expected, 1e-4)
+    assert same(model.lm_head.weight.grad, gradient, 1e-4)
