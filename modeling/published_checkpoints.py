@@ -60,16 +60,17 @@ def _load_pickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path} is damaged, or holds Python objects beside its weights, which would run code when they are read: "
             f"they are not read. Where you trust the file, save its state dict alone: torch.save(torch.load(file, "
-            f"weights_only=False)['state_dict'], other_file). ({_first_line(error)})"
+            f"weights_only=False)['state_dict'], other_file). ({first_line(error)})"
         ) from error
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         size = path.stat().st_size
         raise CheckpointError(
-            f"{path} ({size} bytes) is truncated or no file of PyTorch ({_first_line(error)}): download it anew."
+            f"{path} ({size} bytes) is truncated or no file of PyTorch ({first_line(error)}): download it anew."
         ) from error
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error says first, or its kind where it says nothing."""
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
@@ -151,4 +152,4 @@ def _ranges(numbers: list[int]) -> str:
     return texts[0] if len(numbers) == 1 else "{" + ",".join(texts) + "}"
 
 
-__all__ = ["folded", "read_published_checkpoint", "refuse_misfits"]
+__all__ = ["first_line", "folded", "read_published_checkpoint", "refuse_misfits"]

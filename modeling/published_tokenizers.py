@@ -1,0 +1,80 @@
+"""Tokenizers of LLaVA-1.5 and VW-LMM as published, so that a prompt has the token ids that it had in training."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from tokenizers import normalizers
+from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
+
+from ..configuration.optional import require
+from .base_weights import resolve_checkpoint
+from .composition import add_image_token
+from .published_checkpoints import first_line
+from .published_llava import PublishedLlava
+from .trained_weights import CheckpointError
+
+_FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
+_LLAMA = (None, "LlamaTokenizer", "LlamaTokenizerFast")  # which Mistral's is too
+_COPIED = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
+
+
+def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | None = None) -> Any:
+    """
+    The tokenizer of a published LLaVA or VW-LMM, which knows the placeholder of images.
+
+    Args:
+        path (`Path`): folder of the checkpoint.
+        published ([`PublishedLlava`]): its config.
+        text (`str`, *optional*): where the tokenizer is taken from, a folder or Hub id; by default `path`.
+
+    Raises:
+        FileNotFoundError: if there is none.
+        CheckpointError: if it cannot be read, or has another id for the placeholder than the config.
+        ImportError: if it is in the format of SentencePiece, and the extra `convert` is not installed.
+    """
+    if text is None and not any((path / name).is_file() for name in _FILES):
+        raise FileNotFoundError(
+            f"{path} holds no tokenizer ({', '.join(_FILES)}): say where to take it from as text (--text), for "
+            "LLaVA-1.5 lmsys/vicuna-7b-v1.5."
+        )
+    where = os.fspath(path) if text is None else resolve_checkpoint(text)
+    if os.path.isfile(os.path.join(where, "tokenizer.model")) and not os.path.isfile(os.path.join(where, _FILES[0])):
+        require("sentencepiece", "convert")
+        require("google.protobuf", "convert")  # with which transformers reads the file
+    try:
+        tokenizer_config = get_tokenizer_config(where)
+        if tokenizer_config.get("tokenizer_class") in _LLAMA:
+            # <s> stands before every text unless the config says otherwise, which versions of transformers differ in.
+            tokenizer = _llava_tokenizer(where, tokenizer_config.get("add_bos_token", True))
+        else:
+            tokenizer = AutoTokenizer.from_pretrained(where, config=published.text_config)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"The tokenizer of {where} cannot be read: {first_line(error)}") from error
+    pad_token_id = getattr(published.text_config, "pad_token_id", None)
+    if tokenizer.pad_token is None and pad_token_id is not None and 0 <= pad_token_id < len(tokenizer):
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(pad_token_id)
+    image_token_id = add_image_token(tokenizer)
+    if published.image_token_id not in (None, image_token_id):
+        raise CheckpointError(
+            f"The tokenizer of {where} has the id {image_token_id} for {tokenizer.image_token}, the config of {path} "
+            f"has {published.image_token_id}: they are not of one model."
+        )
+    return tokenizer
+
+
+def _llava_tokenizer(where: str, add_bos_token: bool) -> PreTrainedTokenizerFast:
+    """
+    Llama's tokenizer as LLaVA uses it: the texts beside an image are tokenized each by itself, so that the mark of a
+    space is put before every one of them (haotian-liu/LLaVA, llava/mm_utils.py). Llama's own class knows that, as
+    `legacy`, but neither does so by default nor saves it.
+    """
+    tokenizer: Any = LlamaTokenizer.from_pretrained(where, add_bos_token=add_bos_token)
+    backend = tokenizer.backend_tokenizer
+    backend.pre_tokenizer = None
+    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: getattr(tokenizer, name) for name in _COPIED})
+
+
+__all__ = ["load_published_tokenizer"]
