@@ -1,10 +1,11 @@
 """Language statistics of visual tokens: what the words of many images have in common with the words of a language."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import torch
 
 from ..processing.token_labels import KINDS
 from .zipf import ZipfFit, fit_zipf
@@ -19,9 +20,10 @@ TOP_WORDS = 50
 class TokenStatistics:
     """
     Statistics of the visual-token distributions P' (VT-LMM, Eq. 5) of images that are read one after the other. What is
-    kept does not grow with their number: sums over the vocabulary, and for the intervals such sums of `num_resamples`
-    resamples. A resample counts each image as often as a Poisson variable of mean 1 says, which is a bootstrap of whole
-    images: patches of one image are alike, and resampling single ones would make intervals too narrow.
+    kept grows with their number by one number for each: sums over the vocabulary, and for the intervals such sums of
+    `num_resamples` resamples. A resample counts each image as often as a Poisson variable of mean 1 says, which is a
+    bootstrap of whole images: patches of one image are alike, and resampling single ones would make intervals too
+    narrow.
 
     Args:
         vocab_size (`int`): V, how many tokens there are.
@@ -71,7 +73,10 @@ class TokenStatistics:
         self.expected_counts += expected_counts
         self.image_counts[words] += 1
         self._top_resamples[:, words] += times[:, None] * counts.astype(np.float32)
-        self._expected_resamples += times[:, None] * expected_counts.astype(np.float32)
+        # In place: the product of the two would be as large as the resamples themselves.
+        torch.from_numpy(self._expected_resamples).addr_(
+            torch.from_numpy(times), torch.from_numpy(expected_counts.astype(np.float32))
+        )
         self._entropy_sum += float(np.sum(entropy, dtype=np.float64))
         self._entropy_resamples += times * float(np.sum(entropy, dtype=np.float64))
         self.num_images += 1
@@ -162,8 +167,9 @@ class TokenStatistics:
         is_drawn = drawn > 0
         pooled_resamples = np.array([entropy_of(row) for row in self._expected_resamples[is_drawn]])
         patch_resamples = self._entropy_resamples[is_drawn] / drawn[is_drawn]
+        of_words = np.array([entropy_of(row) for row in self._top_resamples[is_drawn]])
         return {
-            "most_probable_words": {"value": entropy_of(self.top_counts)},
+            "most_probable_words": self._estimate(entropy_of(self.top_counts), of_words, low=0.0),
             "pooled": self._estimate(pooled, pooled_resamples, low=0.0),
             "mean_of_patches": self._estimate(of_patches, patch_resamples, low=0.0),
             "mutual_information": self._estimate(pooled - of_patches, pooled_resamples - patch_resamples, low=0.0),
