@@ -10,9 +10,13 @@ from pathlib import Path
 from PIL import Image
 
 from ..modeling.atomic_folder import write_text_atomically
+from ..processing.token_labels import SIGNS
 from .word_map import WordMap
+from .word_map_picture import two_lines
 
 IMAGE_SIDE = 1200  # pixels, at most
+BREAKABLE = 8  # letters
+FAMILIAR = 0x0530  # Latin, Greek and Cyrillic, which every font has, come before
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
@@ -36,20 +40,20 @@ body { font: 16px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1240
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; overflow-wrap: anywhere }
 section { margin: 2.5rem 0 }
 .tools label { margin-right: 1.2rem; white-space: nowrap }
-.map { display: grid; grid-template-columns: minmax(0, 3fr) minmax(15rem, 1fr); gap: 0 1.2rem; position: relative }
-.frame { position: relative; container-type: inline-size }
+.map { padding-right: 19rem }
+.frame { position: relative; container-type: inline-size; width: min(100%, calc(88vh * var(--aspect)));
+  aspect-ratio: var(--aspect) }
 .frame img { display: block; width: 100%; height: 100% }
 .cells { position: absolute; inset: 0; display: grid; grid-template-columns: repeat(var(--columns), minmax(0, 1fr));
   grid-template-rows: repeat(var(--rows), minmax(0, 1fr)) }
 .row { display: contents }
 .cell { display: flex; align-items: center; justify-content: center; overflow: hidden; cursor: crosshair;
   outline: 1px solid rgb(255 255 255 / .25); outline-offset: -1px; --side: calc(100cqw / var(--columns)) }
-.word { color: #fff; line-height: 1; white-space: nowrap; pointer-events: none; paint-order: stroke fill;
-  font-size: min(calc(var(--side) * .3), calc(var(--side) * 1.6 / var(--letters)));
+.word { color: #fff; line-height: 1; text-align: center; overflow-wrap: anywhere; max-width: 100%; pointer-events: none;
+  font-size: max(calc(var(--side) * .19), min(calc(var(--side) * .28), calc(var(--side) * 1.45 / var(--letters))));
   text-shadow: 0 0 .12em #000, 0 0 .12em #000, 0 0 .2em #000, 0 0 .3em #000 }
 .cell:hover, .cell:focus-visible { outline: 3px solid #ffd400; outline-offset: -3px; z-index: 1 }
-.panel { display: none; position: absolute; left: calc(100% + 1.2rem); top: 0; width: calc((100cqw + 1.2rem) / 3);
-  min-width: 15rem; box-sizing: border-box; padding: .8rem 1rem; background: #f6f6f6; border: 1px solid #d0d0d0;
+.panel { display: none; position: absolute; left: calc(100% + 1rem); top: 0; width: 18rem; box-sizing: border-box; padding: .8rem 1rem; background: #f6f6f6; border: 1px solid #d0d0d0;
   border-radius: 8px; cursor: auto; z-index: 2; max-height: 100%; overflow: auto }
 .cell:hover > .panel, .cell:focus > .panel { display: block }
 .cells:hover .cell:focus:not(:hover) > .panel { display: none }
@@ -59,7 +63,8 @@ section { margin: 2.5rem 0 }
 .bar .share { grid-column: 1 / 3; height: .4rem; border-radius: .2rem; background: #dcdcdc; overflow: hidden }
 .bar .share i { display: block; height: 100%; background: #1f6fb4; width: var(--width) }
 .note { color: #505050; font-size: .9rem }
-.hint { grid-column: 2; grid-row: 1; color: #505050 }
+.hint { position: absolute; left: calc(100% + 1rem); top: 0; width: 18rem; margin: 0; color: #505050 }
+.code { color: #707070; font-size: .8em; margin-left: .5em }
 .hide-words:checked ~ .map .word { visibility: hidden }
 .shade:checked ~ .map .cell { background: rgb(31 111 180 / calc(var(--score) * .85)) }
 details { margin-top: 1rem } summary { cursor: pointer }
@@ -67,7 +72,7 @@ table { border-collapse: collapse; font-size: .9rem; display: block; max-height:
 th, td { padding: .15rem .6rem; border-bottom: 1px solid #e0e0e0; text-align: left; white-space: nowrap }
 th { position: sticky; top: 0; background: #fff } td.number { text-align: right; font-variant-numeric: tabular-nums }
 @media (max-width: 800px) {
-  .map { display: block } .frame { margin-bottom: 17rem } .hint { display: none }
+  .map { padding-right: 0; padding-bottom: 17rem } .hint { top: calc(100% + .6rem) }
   .panel { left: 0; top: calc(100% + .6rem); width: 100%; max-height: 16rem }
 }
 @media print { .panel, .hint, .tools, script { display: none } }
@@ -164,19 +169,13 @@ def _section(word_map: WordMap, number: int) -> str:
         f'<input type="checkbox" class="hide-words" id="hide-{number}"> <label for="hide-{number}">hide words</label>\n'
         f'<input type="checkbox" class="shade" id="shade-{number}"> '
         f'<label for="shade-{number}">shade by {word_map.measure}</label>\n'
-        f'<div class="map"><div class="frame" style="aspect-ratio: {columns * _aspect(word_map):.4f} / {rows}">'
+        f'<div class="map"><div class="frame" style="--aspect: {word_map.image.width / word_map.image.height:.4f}">'
         f'<img alt="{name}" src="{_data_uri(word_map.image)}">\n'
         f'<div class="cells" role="grid" aria-label="words of {name}" data-columns="{columns}" '
-        f'style="--columns: {columns}; --rows: {rows}">{cells}</div></div>\n'
-        '<p class="hint">Point at a patch to see its words.</p></div>\n'
+        f'style="--columns: {columns}; --rows: {rows}">{cells}</div>\n'
+        '<p class="hint">Point at a patch to see its words.</p></div></div>\n'
         f"<details><summary>All {rows} × {columns} patches as a table</summary>\n{_table(word_map)}</details></section>"
     )
-
-
-def _aspect(word_map: WordMap) -> float:
-    """Width of a patch in heights of one."""
-    rows, columns = word_map.grid_size
-    return (word_map.image.width / columns) / (word_map.image.height / rows)
 
 
 def _cell(word_map: WordMap, row: int, column: int, highest: float) -> str:
@@ -190,16 +189,37 @@ def _cell(word_map: WordMap, row: int, column: int, highest: float) -> str:
     note = f'<span class="note">{entropy}</span>' if entropy else ""
     return (
         f'<div class="cell" role="gridcell" tabindex="0" aria-label="{label}" '
-        f'style="--score: {max(float(scores[0]), 0) / highest:.3f}; --letters: {max(len(first), 3)}">'
-        f'<span class="word" aria-hidden="true">{html.escape(first)}</span>'
+        f'style="--score: {max(float(scores[0]), 0) / highest:.3f}; --letters: {_width(first):g}">'
+        f'<bdi class="word" aria-hidden="true">{_breakable(first)}</bdi>'
         f'<div class="panel" aria-hidden="true"><b>{place}</b>{bars}{note}</div></div>\n'
     )
+
+
+def _width(word: str) -> float:
+    """About how many small letters wide a word is."""
+    return max(3.0, sum(1.0 if letter.islower() else 1.25 for letter in word))
+
+
+def _breakable(word: str) -> str:
+    """A word that may be broken in two, as it is in the picture."""
+    if len(word) < BREAKABLE:
+        return html.escape(word)
+    first, second = two_lines(word)
+    between = "&shy;" if first.endswith("-") and not word.startswith(first) else "<wbr>"
+    return html.escape(first.removesuffix("-") if between == "&shy;" else first) + between + html.escape(second)
+
+
+def _word(word: str) -> str:
+    """A word, and its code points where the reader's fonts may lack it."""
+    codes = [f"U+{ord(letter):04X}" for letter in word if ord(letter) >= FAMILIAR and letter not in SIGNS]
+    noted = f'<span class="code">{" ".join(codes)}</span>' if codes else ""
+    return f"<bdi>{html.escape(word)}</bdi>{noted}"
 
 
 def _bar(word_map: WordMap, word: str, score: float, highest: float) -> str:
     width = 100 * min(max(score, 0.0) / (1.0 if word_map.measure == "probability" else highest), 1.0)
     return (
-        f'<div class="bar"><span class="token">{html.escape(word)}</span><span>{_number(word_map, score)}</span>'
+        f'<div class="bar"><span class="token">{_word(word)}</span><span>{_number(word_map, score)}</span>'
         f'<span class="share"><i style="--width: {width:.1f}%"></i></span></div>'
     )
 
@@ -220,7 +240,7 @@ def _table(word_map: WordMap) -> str:
         for column in range(columns):
             pairs = zip(word_map.words[row, column], word_map.scores[row, column])
             fields = [f'<td class="number">{number + 1}</td>' for number in (row, column)]
-            fields += [f"<td>{html.escape(str(word))} ({_number(word_map, float(score))})</td>" for word, score in pairs]
+            fields += [f"<td>{_word(str(word))} ({_number(word_map, float(score))})</td>" for word, score in pairs]
             if word_map.entropy is not None:
                 fields.append(f'<td class="number">{word_map.entropy[row, column]:.3f}</td>')
             lines.append("<tr>" + "".join(fields) + "</tr>")

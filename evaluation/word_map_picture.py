@@ -193,7 +193,7 @@ class Fonts:
         smallest = max(smallest, READABLE)
         size = self._fitting_size(file, [text], width, max(largest, smallest))
         if can_break and size < COMFORTABLE * largest and len(text) > 1:
-            lines = _two_lines(text)
+            lines = two_lines(text)
             size = min(self._fitting_size(file, lines, width, largest), COMFORTABLE * largest)
             text = "\n".join(lines)
         font = self._font(file, max(size, smallest))
@@ -236,8 +236,13 @@ class Fonts:
         return self._sized[key]
 
 
-def _two_lines(text: str) -> list[str]:
-    """A text in two halves, with a hyphen where a word is broken."""
+def two_lines(text: str) -> list[str]:
+    """
+    A text in two halves, with a hyphen where a word is broken.
+
+    Args:
+        text (`str`): of two characters, at least.
+    """
     middle = (len(text) + 1) // 2
     is_within_word = text[middle - 1].isalpha() and text[middle].isalpha()
     return [text[:middle] + ("-" if is_within_word else ""), text[middle:]]
@@ -263,4 +268,4 @@ def escaped(text: str, code_points: Any) -> str:
     return "".join(shown)
 
 
-__all__ = ["Fonts", "draw_word_map", "escaped", "word_picture"]
+__all__ = ["Fonts", "draw_word_map", "escaped", "two_lines", "word_picture"]

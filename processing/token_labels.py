@@ -17,6 +17,8 @@ are no UTF-8 alone), a special token, an id that the tokenizer does not have."""
 
 JOINED = "·"
 _SPACES = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+SIGNS = frozenset([JOINED, *_SPACES.values(), *"“”‘’–—…•×€™"])
+"""Signs of labels, and of texts in Latin letters, that are neither letters nor ASCII."""
 _CONTROL_NAMES = (
     "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
 ).split()
