@@ -22,8 +22,14 @@ _PUBLIC = {
     "GVTForConditionalGeneration": "modeling.modeling_gvt",
     "GVTModel": "modeling.modeling_gvt",
     "GVTProcessor": "processing.processing_gvt",
+    "MLPAdapter": "modeling.mlp_adapter",
+    "MLPAdapterConfig": "configuration.configuration_mlp_adapter",
     "PerceiverResampler": "modeling.perceiver_resampler",
     "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
+    "VTLMMConfig": "configuration.configuration_vtlmm",
+    "VTLMMForCausalLM": "modeling.modeling_vtlmm",
+    "VTLMMModel": "modeling.modeling_vtlmm",
+    "VTLMMProcessor": "processing.processing_vtlmm",
     "VisionFeatures": "modeling.visual_tokenizer",
     "VisualLanguageCollator": "processing.collator",
     "VisualLanguageConfig": "trainer.visual_language_config",
@@ -34,6 +40,7 @@ _PUBLIC = {
     "cider": "evaluation.cider",
     "feature_distillation_loss": "modeling.losses_distillation",
     "fetch": "modeling.base_weights",
+    "language_modeling_loss": "modeling.losses_visual_modeling",
     "load_data_source": "trainer.data_sources",
     "load_image": "processing.images",
     "load_questions": "evaluation.gvtbench_questions",
@@ -42,6 +49,8 @@ _PUBLIC = {
     "save_trained_weights": "modeling.trained_weights",
     "score_multi_class_identification": "evaluation.gvtbench_scoring",
     "score_object_counting": "evaluation.gvtbench_scoring",
+    "visual_modeling_loss": "modeling.losses_visual_modeling",
+    "visual_token_loss": "modeling.losses_visual_modeling",
     "vqa_accuracy": "evaluation.vqa_accuracy",
     "wei_student": "modeling.distillation_students",
     "write_scenes": "trainer.scene_set",
@@ -64,6 +73,7 @@ def _register_auto_classes() -> None:
     from transformers import (
         AutoConfig,
         AutoModel,
+        AutoModelForCausalLM,
         AutoModelForImageClassification,
         AutoModelForImageTextToText,
         AutoProcessor,
@@ -71,23 +81,35 @@ def _register_auto_classes() -> None:
 
     from .configuration.configuration_eva import EvaVisionConfig
     from .configuration.configuration_gvt import GVTConfig
+    from .configuration.configuration_mlp_adapter import MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
+    from .configuration.configuration_vtlmm import VTLMMConfig
 
     AutoConfig.register("eva_vision", EvaVisionConfig)
     AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
+    AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig)
     AutoConfig.register("gvt", GVTConfig)
+    AutoConfig.register("vtlmm", VTLMMConfig)
 
+    from .modeling.mlp_adapter import MLPAdapter
     from .modeling.modeling_eva import EvaVisionForImageClassification, EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
+    from .modeling.modeling_vtlmm import VTLMMForCausalLM, VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler
     from .processing.processing_gvt import GVTProcessor
+    from .processing.processing_vtlmm import VTLMMProcessor
 
     AutoModel.register(EvaVisionConfig, EvaVisionModel)
     AutoModel.register(PerceiverResamplerConfig, PerceiverResampler)
+    AutoModel.register(MLPAdapterConfig, MLPAdapter)
     AutoModel.register(GVTConfig, GVTModel)
+    AutoModel.register(VTLMMConfig, VTLMMModel)
+    AutoModelForCausalLM.register(VTLMMConfig, VTLMMForCausalLM)
     AutoModelForImageClassification.register(EvaVisionConfig, EvaVisionForImageClassification)
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
+    AutoModelForImageTextToText.register(VTLMMConfig, VTLMMForCausalLM)
     AutoProcessor.register(GVTConfig, GVTProcessor)
+    AutoProcessor.register(VTLMMConfig, VTLMMProcessor)
 
 
 _register_auto_classes()
@@ -95,7 +117,9 @@ _register_auto_classes()
 if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_eva import EvaVisionConfig as EvaVisionConfig
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
+    from .configuration.configuration_mlp_adapter import MLPAdapterConfig as MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
+    from .configuration.configuration_vtlmm import VTLMMConfig as VTLMMConfig
     from .evaluation.cider import cider as cider
     from .evaluation.gvtbench_builder import build_questions as build_questions
     from .evaluation.gvtbench_questions import load_questions as load_questions
@@ -106,10 +130,16 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.distillation_students import random_student as random_student
     from .modeling.distillation_students import wei_student as wei_student
     from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
+    from .modeling.losses_visual_modeling import language_modeling_loss as language_modeling_loss
+    from .modeling.losses_visual_modeling import visual_modeling_loss as visual_modeling_loss
+    from .modeling.losses_visual_modeling import visual_token_loss as visual_token_loss
+    from .modeling.mlp_adapter import MLPAdapter as MLPAdapter
     from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
+    from .modeling.modeling_vtlmm import VTLMMForCausalLM as VTLMMForCausalLM
+    from .modeling.modeling_vtlmm import VTLMMModel as VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler as PerceiverResampler
     from .modeling.trained_weights import save_trained_weights as save_trained_weights
     from .modeling.visual_tokenizer import VisionFeatures as VisionFeatures
@@ -118,6 +148,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .processing.collator import VisualLanguageCollator as VisualLanguageCollator
     from .processing.images import load_image as load_image
     from .processing.processing_gvt import GVTProcessor as GVTProcessor
+    from .processing.processing_vtlmm import VTLMMProcessor as VTLMMProcessor
     from .trainer.cutouts import CutoutLibrary as CutoutLibrary
     from .trainer.data_sources import DataSource as DataSource
     from .trainer.data_sources import load_data_source as load_data_source
