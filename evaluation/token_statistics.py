@@ -19,11 +19,10 @@ TOP_WORDS = 50
 
 class TokenStatistics:
     """
-    Statistics of the visual-token distributions P' (VT-LMM, Eq. 5) of images that are read one after the other. What is
-    kept grows with their number by one number for each: sums over the vocabulary, and for the intervals such sums of
-    `num_resamples` resamples. A resample counts each image as often as a Poisson variable of mean 1 says, which is a
-    bootstrap of whole images: patches of one image are alike, and resampling single ones would make intervals too
-    narrow.
+    Statistics of the visual-token distributions P' (VT-LMM, Eq. 5) of images that are read one after the other. Kept
+    are sums over the vocabulary, for the intervals such sums of `num_resamples` resamples, and one number for each
+    image. A resample counts each image as often as a Poisson variable of mean 1 says, which is a bootstrap of whole
+    images: patches of one image are alike, and resampling single ones would make intervals too narrow.
 
     Args:
         vocab_size (`int`): V, how many tokens there are.
@@ -92,7 +91,9 @@ class TokenStatistics:
                 f"({self.vocab_size},) and (num_patches,)."
             )
         if not len(top_tokens) or top_tokens.min() < 0 or top_tokens.max() >= self.vocab_size:
-            raise ValueError(f"Image {number} has no patch, or one with a token beyond the {self.vocab_size} there are.")
+            raise ValueError(
+                f"Image {number} has no patch, or one with a token beyond the {self.vocab_size} there are."
+            )
         total = expected_counts.sum()
         if not (np.isfinite(entropy).all() and abs(total - len(top_tokens)) <= 1e-2 * len(top_tokens)):
             raise ValueError(
@@ -102,17 +103,19 @@ class TokenStatistics:
 
     def results(self, labels: Sequence[tuple[str, str]]) -> dict[str, Any]:
         """
-        All numbers, as they are written to JSON. Entropies are in nats. Intervals are of 95 %, by the basic bootstrap
-        over images, which undoes the bias that resamples have because they lack words; `None` for one image.
+        All numbers, as they are written to JSON. Entropies are in nats. Intervals are of 95 %, by the bootstrap
+        over images; `None` for one image. Resamples lack words that the images have, so that all are off by the same
+        bias: the interval is what they differ by, laid around the number.
 
         Args:
             labels (`list[tuple[str, str]]`): text and kind of every token, as [`TokenLabels`] gives them.
 
         Returns:
-            `dict`: `num_images`, `num_patches`, `vocab_size`, `distinct_words`, `zipf` (of the most probable words and
-            of the expected counts, over all ranks and over the frequent ones), `entropy` (of the pooled distribution,
-            mean of the patches, and their difference: the mutual information of patch and word), `kinds` (shares, with
-            that of punctuation marks), `new_words` and `top_words`.
+            `dict`: `num_images`, `num_patches`, `vocab_size`, `distinct_words`; `rank_frequency` and `zipf`, of the
+            most probable words and of the expected counts, over all ranks and over the frequent ones; `entropy` of the
+            pooled distribution, mean of the patches, and their difference, the mutual information of patch and word;
+            `kinds`, the shares of words, punctuation marks and so on; `new_words`; `top_words`; `num_resamples` and
+            `seed`.
 
         Raises:
             ValueError: if no image was added, or there is not a label for every token.
@@ -127,6 +130,10 @@ class TokenStatistics:
             "num_patches": self.num_patches,
             "vocab_size": self.vocab_size,
             "distinct_words": self.distinct_words[-1],
+            "rank_frequency": {
+                "most_probable": rank_frequency(self.top_counts),
+                "expected": rank_frequency(self.expected_counts),
+            },
             "zipf": self._zipf(),
             "entropy": self._entropies(),
             "kinds": self._kinds(kinds),
@@ -159,7 +166,11 @@ class TokenStatistics:
             return None
         refitted = [fit_zipf(resample, num_ranks) for resample in resamples]
         exponents = [other.exponent for other in refitted if other is not None]
-        return {**ZipfFit._asdict(fit), "interval": self._interval(fit.exponent, np.array(exponents))}
+        return {
+            **ZipfFit._asdict(fit),
+            "interval": self._interval(fit.exponent, np.array(exponents)),
+            "share_fitted": float(np.sort(counts)[::-1][: fit.num_ranks].sum() / counts.sum()),
+        }
 
     def _entropies(self) -> dict[str, Any]:
         pooled, of_patches = entropy_of(self.expected_counts), self._entropy_sum / self.num_patches
@@ -195,10 +206,13 @@ class TokenStatistics:
 
     def _new_words(self) -> dict[str, Any]:
         points = curve_points(self.num_images)
+        expected = expected_distinct_words(self.image_counts, points, self.num_images)
+        before = expected_distinct_words(self.image_counts, points - 1, self.num_images)
         return {
             "images": points.tolist(),
             "distinct_words_in_order": [self.distinct_words[point - 1] for point in points],
-            "distinct_words_expected": expected_distinct_words(self.image_counts, points, self.num_images).tolist(),
+            "distinct_words_expected": expected.tolist(),
+            "new_words_expected": (expected - before).tolist(),
             # Good and Turing: a word that is in one image only is new when that image comes last.
             "expected_in_another_image": float(np.count_nonzero(self.image_counts == 1) / self.num_images),
         }
@@ -227,7 +241,7 @@ class TokenStatistics:
         if self.num_images < 2 or len(resampled) < 2:
             return None
         tail = (1 - LEVEL) / 2
-        ends = 2 * value - np.quantile(resampled, [1 - tail, tail])
+        ends = value + np.quantile(resampled, [tail, 1 - tail]) - resampled.mean()
         return [float(end) for end in ends.clip(low, high)]
 
 
@@ -276,19 +290,34 @@ def expected_distinct_words(image_counts: np.ndarray, points: np.ndarray, num_im
     return (1 - missing) @ num_words
 
 
-def curve_points(num_images: int) -> np.ndarray:
+def rank_frequency(counts: np.ndarray) -> dict[str, list]:
     """
-    Numbers of images at which a curve is told: all of a few, and of many about a hundred, closer at the beginning.
+    Shares by rank: all of the first ranks, and of the further ones about a hundred.
 
     Args:
-        num_images (`int`): the last one.
+        counts (`np.ndarray` of shape `(vocab_size,)`): not negative, not all 0.
+
+    Returns:
+        `dict`: `rank`, from 1, and `share`, of all counts. Words that never occurred have no rank.
+    """
+    by_rank = np.sort(counts[counts > 0])[::-1] / counts.sum()
+    ranks = curve_points(len(by_rank))
+    return {"rank": ranks.tolist(), "share": by_rank[ranks - 1].tolist()}
+
+
+def curve_points(last: int) -> np.ndarray:
+    """
+    Numbers at which a curve is told: all of a few, and of many about a hundred, closer at the beginning.
+
+    Args:
+        last (`int`): the last one.
 
     Returns:
         `np.ndarray` of shape `(num_points,)`: rising, from 1.
     """
-    if num_images <= CURVE_POINTS:
-        return np.arange(1, num_images + 1)
-    return np.unique(np.rint(np.geomspace(1, num_images, CURVE_POINTS)).astype(np.int64))
+    if last <= CURVE_POINTS:
+        return np.arange(1, last + 1)
+    return np.unique(np.rint(np.geomspace(1, last, CURVE_POINTS)).astype(np.int64))
 
 
-__all__ = ["TokenStatistics", "curve_points", "entropy_of", "expected_distinct_words"]
+__all__ = ["TokenStatistics", "curve_points", "entropy_of", "expected_distinct_words", "rank_frequency"]

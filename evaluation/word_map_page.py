@@ -4,7 +4,7 @@ import base64
 import html
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 from PIL import Image
@@ -49,11 +49,13 @@ section { margin: 2.5rem 0 }
 .row { display: contents }
 .cell { display: flex; align-items: center; justify-content: center; overflow: hidden; cursor: crosshair;
   outline: 1px solid rgb(255 255 255 / .25); outline-offset: -1px; --side: calc(100cqw / var(--columns)) }
-.word { color: #fff; line-height: 1; text-align: center; overflow-wrap: anywhere; max-width: 100%; pointer-events: none;
+.word { color: #fff; line-height: 1; text-align: center; overflow-wrap: anywhere; max-width: 100%;
+  pointer-events: none;
   font-size: max(calc(var(--side) * .19), min(calc(var(--side) * .28), calc(var(--side) * 1.45 / var(--letters))));
   text-shadow: 0 0 .12em #000, 0 0 .12em #000, 0 0 .2em #000, 0 0 .3em #000 }
 .cell:hover, .cell:focus-visible { outline: 3px solid #ffd400; outline-offset: -3px; z-index: 1 }
-.panel { display: none; position: absolute; left: calc(100% + 1rem); top: 0; width: 18rem; box-sizing: border-box; padding: .8rem 1rem; background: #f6f6f6; border: 1px solid #d0d0d0;
+.panel { display: none; position: absolute; left: calc(100% + 1rem); top: 0; width: 18rem; box-sizing: border-box;
+  padding: .8rem 1rem; background: #f6f6f6; border: 1px solid #d0d0d0;
   border-radius: 8px; cursor: auto; z-index: 2; max-height: 100%; overflow: auto }
 .cell:hover > .panel, .cell:focus > .panel { display: block }
 .cells:hover .cell:focus:not(:hover) > .panel { display: none }
@@ -114,39 +116,42 @@ for (const cells of document.querySelectorAll(".cells")) {
 """.strip()
 
 
-def write_word_page(word_maps: Sequence[WordMap], path: str | os.PathLike, title: str = "Images as words") -> None:
+def write_word_page(word_maps: Iterable[WordMap], path: str | os.PathLike, title: str = "Images as words") -> None:
     """
     Writes images as words into one HTML file that needs no network: each image with its patches, of which the one
     under the pointer or with the focus shows its words, their scores and its entropy. The arrow keys move over the
     patches; without scripts the tabulator does. A table of everything is below each image.
 
     Args:
-        word_maps (`list[WordMap]`): from [`read_word_map`].
+        word_maps (`list[WordMap]`): from [`read_word_map`], or what reads one after the other.
         path (`str`): HTML file. Its folder is made if need be.
         title (`str`, *optional*): heading.
 
     Raises:
         ValueError: if there is no map.
     """
-    if not word_maps:
+    sections, measure = [], ""
+    for number, word_map in enumerate(word_maps, start=1):
+        sections.append(_section(word_map, number))
+        measure = word_map.measure
+    if not sections:
         raise ValueError("A page of words needs at least one image.")
     page = _PAGE.format(
         title=html.escape(title),
-        explained=_explained(word_maps),
+        explained=_explained(measure),
         style=_STYLE,
         script=_SCRIPT,
-        maps="\n".join(_section(word_map, number) for number, word_map in enumerate(word_maps, start=1)),
+        maps="\n".join(sections),
     )
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     write_text_atomically(Path(path), page)
 
 
-def _explained(word_maps: Sequence[WordMap]) -> str:
-    nearest = any(word_map.measure != "probability" for word_map in word_maps)
+def _explained(measure: str) -> str:
     what = (
-        "the words of the vocabulary whose embeddings are closest to its visual token, with their cosine similarity"
-        if nearest
-        else "the most probable words of its visual-token distribution"
+        "the most probable words of its visual-token distribution"
+        if measure == "probability"
+        else "the words whose embeddings are closest to its visual token, with their cosine similarity"
     )
     return (
         f"Each patch of an image shows {what}. Point at a patch, or go there with the tabulator and arrow keys. "
@@ -166,7 +171,8 @@ def _section(word_map: WordMap, number: int) -> str:
     )
     return (
         f"<section><h2>{name}</h2>\n"
-        f'<input type="checkbox" class="hide-words" id="hide-{number}"> <label for="hide-{number}">hide words</label>\n'
+        f'<input type="checkbox" class="hide-words" id="hide-{number}"> '
+        f'<label for="hide-{number}">hide words</label>\n'
         f'<input type="checkbox" class="shade" id="shade-{number}"> '
         f'<label for="shade-{number}">shade by {word_map.measure}</label>\n'
         f'<div class="map"><div class="frame" style="--aspect: {word_map.image.width / word_map.image.height:.4f}">'
@@ -174,7 +180,8 @@ def _section(word_map: WordMap, number: int) -> str:
         f'<div class="cells" role="grid" aria-label="words of {name}" data-columns="{columns}" '
         f'style="--columns: {columns}; --rows: {rows}">{cells}</div>\n'
         '<p class="hint">Point at a patch to see its words.</p></div></div>\n'
-        f"<details><summary>All {rows} × {columns} patches as a table</summary>\n{_table(word_map)}</details></section>"
+        f"<details><summary>All {rows} × {columns} patches as a table</summary>\n"
+        f"{_table(word_map)}</details></section>"
     )
 
 

@@ -85,9 +85,19 @@ def word_picture(
     return _with_color_bar(picture, word_map, fonts) if shading else picture
 
 
+def check_patch_size(patch_size: int | None) -> None:
+    """
+    Raises:
+        ValueError: if patches of this width, in pixels, are too small for words.
+    """
+    if patch_size is not None and patch_size < SMALLEST_PATCH:
+        raise ValueError(
+            f"patch_size is {patch_size} pixels, expected at least {SMALLEST_PATCH}, in which words can be read."
+        )
+
+
 def _patch_side(grid_size: tuple[int, int], asked: int | None) -> int:
-    if asked is not None and asked < SMALLEST_PATCH:
-        raise ValueError(f"patch_size is {asked} pixels: words in patches of less than {SMALLEST_PATCH} are not read.")
+    check_patch_size(asked)
     return asked or max(SMALLEST_PATCH, -(-WANTED_SIDE // max(grid_size)))
 
 
@@ -171,7 +181,9 @@ class Fonts:
         try:
             return frozenset(require("matplotlib.ft2font", "draw").FT2Font(file).get_charmap())
         except (RuntimeError, OSError) as error:
-            raise ValueError(f"{file} is no font that FreeType can read ({error}): give a .ttf or .otf file.") from error
+            raise ValueError(
+                f"{file} is no font that FreeType can read ({error}): give a .ttf or .otf file."
+            ) from error
 
     def fitted(
         self, text: str, width: float, largest: float, smallest: float, can_break: bool = False
@@ -189,7 +201,7 @@ class Fonts:
             `tuple`: the text, whose end "…" may stand for, and which holds `U+…` in place of what no font has; and the
             font.
         """
-        file, text = self._file_for(text)
+        file, text = self.printable(text)
         smallest = max(smallest, READABLE)
         size = self._fitting_size(file, [text], width, max(largest, smallest))
         if can_break and size < COMFORTABLE * largest and len(text) > 1:
@@ -220,8 +232,17 @@ class Fonts:
                 return [*lines[:place], line + ELLIPSIS]
         return lines
 
-    def _file_for(self, text: str) -> tuple[str, str]:
-        """A font that has the whole text, which is escaped for the last font if there is none."""
+    def printable(self, text: str) -> tuple[str, str]:
+        """
+        How a text can be printed.
+
+        Args:
+            text (`str`): a label.
+
+        Returns:
+            `tuple[str, str]`: file of a font that has the whole text, and the text; if there is none, DejaVu Sans and
+            the text with `U+…` in place of what it lacks.
+        """
         if _can_be_laid_out(text):
             for file, code_points in self.files:
                 if all(ord(letter) in code_points for letter in text):
@@ -268,4 +289,4 @@ def escaped(text: str, code_points: Any) -> str:
     return "".join(shown)
 
 
-__all__ = ["Fonts", "draw_word_map", "escaped", "two_lines", "word_picture"]
+__all__ = ["Fonts", "check_patch_size", "draw_word_map", "escaped", "two_lines", "word_picture"]

@@ -1,4 +1,4 @@
-"""Zipf's law: the exponent of a power law over ranks, by maximum likelihood, and how far it is from what was counted."""
+"""Zipf's law: the exponent of a power law over ranks, by maximum likelihood, and its distance from the counts."""
 
 from typing import NamedTuple
 

@@ -20,10 +20,12 @@ _SPACES = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
 SIGNS = frozenset([JOINED, *_SPACES.values(), *"“”‘’–—…•×€™"])
 """Signs of labels, and of texts in Latin letters, that are neither letters nor ASCII."""
 _CONTROL_NAMES = (
-    "NUL SOH STX ETX EOT ENQ ACK BEL BS HT LF VT FF CR SO SI DLE DC1 DC2 DC3 DC4 NAK SYN ETB CAN EM SUB ESC FS GS RS US"
-).split()
+    *("NUL", "SOH", "STX", "ETX", "EOT", "ENQ", "ACK", "BEL", "BS", "HT", "LF", "VT", "FF", "CR", "SO", "SI"),
+    *("DLE", "DC1", "DC2", "DC3", "DC4", "NAK", "SYN", "ETB", "CAN", "EM", "SUB", "ESC", "FS", "GS", "RS", "US"),
+)
 _BYTE_PIECE = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 _MOST_REPEATED = 3
+_REPLACEMENT = "\ufffd"
 _LONE_BYTES = range(0xDC80, 0xDD00)
 # Scripts that put no space between words, and are not wide.
 _UNSPACED = ("THAI ", "LAO ", "KHMER ", "MYANMAR ", "TIBETAN ", "JAVANESE ", "BALINESE ")
@@ -255,7 +257,7 @@ def _visible_letter(letter: str) -> str:
         return f"<0x{code - 0xDC00:02X}>"
     if code < len(_CONTROL_NAMES) or code == 0x7F:
         return f"[{_CONTROL_NAMES[code] if code != 0x7F else 'DEL'}]"
-    if unicodedata.category(letter)[0] in "CZ":
+    if unicodedata.category(letter)[0] in "CZ" or letter == _REPLACEMENT:
         return f"[U+{code:04X}]"
     return letter
 
