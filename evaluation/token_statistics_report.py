@@ -209,11 +209,17 @@ def _draw_ranks(axes: Any, results: Mapping[str, Any]) -> None:
         )  # fmt: skip
     axes.set_xscale("log")
     axes.set_yscale("log")
-    axes.set_ylim(bottom=0.2 / results["num_patches"], top=1.5)
+    lowest = 0.2 / results["num_patches"]
+    axes.set_ylim(lowest, 1.5)
+    axes.set_xlim(0.7, 1.5 * max(_last_rank(curve, lowest) for curve in results["rank_frequency"].values()))
     axes.set_xlabel("rank of the word")
     axes.set_ylabel("share of the patches")
     axes.set_title("Rank and frequency", loc="left", fontweight="bold")
     axes.legend(frameon=False, fontsize=8, loc="lower left")
+
+
+def _last_rank(curve: Mapping[str, Any], lowest: float) -> int:
+    return max((rank for rank, share in zip(curve["rank"], curve["share"]) if share >= lowest), default=1)
 
 
 def _draw_law(axes: Any, fit: Mapping[str, Any], curve: Mapping[str, Any], colour: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import re
+import string
 import unicodedata
 from collections.abc import Callable
 from itertools import groupby
@@ -12,8 +13,8 @@ from tokenizers.pre_tokenizers import ByteLevel
 
 KINDS = ("word", "piece", "number", "punctuation", "symbol", "white space", "control", "bytes", "special", "unknown")
 """What tokens are: the beginning of a word, a piece that joins on to what is before it, digits, punctuation marks
-(category P of Unicode, all of them), other signs, white space, control characters, a part of a character (bytes that
-are no UTF-8 alone), a special token, an id that the tokenizer does not have."""
+(category P of Unicode, and the signs of ASCII), other signs, white space, control characters, a part of a character
+(bytes that are no UTF-8 alone), a special token, an id that the tokenizer does not have."""
 
 JOINED = "·"
 _SPACES = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
@@ -131,7 +132,8 @@ class TokenLabels:
 
 def punctuation_tokens(tokenizer: Any, vocab_size: int) -> np.ndarray:
     """
-    Which tokens are punctuation marks: apart from white space nothing but characters of Unicode's category P.
+    Which tokens are punctuation marks: apart from white space nothing but characters of Unicode's category P, or the
+    signs that ASCII counts among them, such as `=`.
 
     Args:
         tokenizer (`PreTrainedTokenizerBase`): whose tokens they are.
@@ -221,13 +223,17 @@ def _kind(text: str) -> str:
         return "white space"
     if any(ord(letter) in _LONE_BYTES for letter in text):
         return "bytes"
-    categories = {unicodedata.category(letter)[0] for letter in text if not letter.isspace()}
+    categories = {_category(letter) for letter in text if not letter.isspace()}
     for only, kind in (("C", "control"), ("P", "punctuation"), ("N", "number")):
         if categories == {only}:
             return kind
     if categories.isdisjoint("LM"):
         return "symbol"
     return "word" if text[0].isspace() or _is_unspaced(text[0]) else "piece"
+
+
+def _category(letter: str) -> str:
+    return "P" if letter in string.punctuation else unicodedata.category(letter)[0]
 
 
 def _is_letter(letter: str) -> bool:
