@@ -1,5 +1,6 @@
 """Language statistics of the visual tokens of a folder of images, read one after the other."""
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from transformers.utils import logging
 
 from ..modeling.vm_head import last_layer
@@ -62,7 +64,8 @@ def measure_token_statistics(
 ) -> dict[str, Any]:
     """
     Counts the words of the visual tokens of images, with a progress bar. What is held in memory does not depend on how
-    many images there are, and distributions over the vocabulary are held for a chunk of patches at a time.
+    many images there are, and distributions over the vocabulary are held for a chunk of patches at a time. Patches of
+    nothing but the border with which an image is padded to a square are left out: they are no part of it.
 
     Args:
         model ([`VTLMMForCausalLM`]): has a visual modelling head.
@@ -85,13 +88,15 @@ def measure_token_statistics(
     vocab_size = len(model.get_input_embeddings().weight)
     statistics = TokenStatistics(vocab_size, num_resamples, seed)
     unreadable: list[str] = []
+    shown_of = functools.lru_cache(maxsize=1024)(functools.partial(content_patches, processor))
     with logging.tqdm(total=len(files), desc="Reading images as words", unit=" images") as progress:
         for images in _batches(files, batch_size, unreadable if skip_unreadable else None, progress):
             pixel_values = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
             with torch.no_grad():
                 features = model.model.get_adapter_features(pixel_values.to(model.device, model.dtype))
-            for image_features in features.last_hidden_state:
-                statistics.add(*word_counts(image_features, model.model.vm_head))
+            for image, image_features in zip(images, features.last_hidden_state):
+                shown = shown_of(image.size, tuple(features.grid_size))
+                statistics.add(*word_counts(image_features[shown.to(image_features.device)], model.model.vm_head))
     if unreadable:
         logger.warning(f"{len(unreadable)} images that cannot be read were left out, the first one {unreadable[0]}.")
     labels = TokenLabels(processor.tokenizer)
@@ -118,6 +123,27 @@ def _batches(
             images = []
     if images:
         yield images
+
+
+def content_patches(processor: Any, size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Which patches show a part of the image, and not only the border with which it is padded: what a white and a black
+    image of its size differ in.
+
+    Args:
+        processor ([`VTLMMProcessor`]): whose image processor pads.
+        size (`tuple[int, int]`): width and height of the image in pixels, as in `PIL.Image.size`.
+        grid_size (`tuple[int, int]`): height and width of an image in patches.
+
+    Returns:
+        `torch.BoolTensor` of shape `(num_patches,)`, row by row.
+    """
+    images = [Image.new("RGB", size, colour) for colour in ("white", "black")]
+    white, black = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    differs = (white != black).any(0)
+    height, width = (side // patches for side, patches in zip(differs.shape, grid_size))
+    patches = differs[: grid_size[0] * height, : grid_size[1] * width]
+    return patches.reshape(grid_size[0], height, grid_size[1], width).any(3).any(1).flatten()
 
 
 @torch.no_grad()
@@ -147,4 +173,4 @@ def word_counts(image_features: torch.Tensor, vm_head: torch.nn.Module) -> tuple
     return torch.cat(top_tokens).cpu().numpy(), expected_counts.cpu().numpy(), torch.cat(entropies).cpu().numpy()
 
 
-__all__ = ["IMAGE_SUFFIXES", "find_images", "measure_token_statistics", "word_counts"]
+__all__ = ["IMAGE_SUFFIXES", "content_patches", "find_images", "measure_token_statistics", "word_counts"]

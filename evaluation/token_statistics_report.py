@@ -66,16 +66,16 @@ def token_statistics_markdown(results: Mapping[str, Any]) -> str:
     of_model = f" of {_code(results['model'])}" if results.get("model") else ""
     parts = [
         f"# Language statistics of visual tokens{of_model}",
-        f"{results['num_images']:,} images, {results['num_patches']:,} patches (those of the border with which an "
-        f"image is padded to a square are counted too), a vocabulary of {results['vocab_size']:,} tokens. "
+        f"{results['num_images']:,} images, {results['num_patches']:,} patches (without those of the border with "
+        f"which an image is padded to a square), a vocabulary of {results['vocab_size']:,} tokens. "
         f"{results['distinct_words']:,} of these are the most probable word of a patch. In brackets: 95 % intervals, "
         f"bootstrap of {results['num_resamples']} resamples of whole images (seed {results['seed']}).",
         "![Rank and frequency; distinct and new words](token_statistics.png)",
         "## Zipf's law",
         "Exponent s of p(rank) ∝ rank^-s by maximum likelihood, and its Kolmogorov-Smirnov distance from the counts. "
-        f"Frequent ranks are those of the words found in at least {FREQUENT} images (or expected at least {FREQUENT} "
-        "times): their order is certain, while rare words that chance left out make the exponent of all ranks too "
-        "small.",
+        f"Frequent ranks are the first ones, as many as there are words found in at least {FREQUENT} images (or "
+        f"expected at least {FREQUENT} times): their order is certain, while rare words that chance left out make the "
+        "exponent of all ranks too small.",
         _zipf_table(results["zipf"]),
         "## Entropy (nats)",
         _entropy_table(results["entropy"]),

@@ -1,5 +1,6 @@
 """An image as words: for each patch the most probable tokens of its visual-token distribution (VT-LMM, Figure 4)."""
 
+import itertools
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -169,14 +170,14 @@ def map_files(output: str | os.PathLike, names: Sequence[str]) -> list[Path]:
     path = Path(output)
     if len(names) == 1:
         return [path]
-    taken: dict[str, int] = {}
-    files = []
+    files: dict[str, Path] = {}
     for name in names:
-        stem = Path(name).stem or "image"
-        taken[stem] = taken.get(stem, 0) + 1
-        number = f"-{taken[stem]}" if taken[stem] > 1 else ""
-        files.append(path.with_name(f"{path.stem}-{stem}{number}{path.suffix}"))
-    return files
+        stem = f"{path.stem}-{Path(name).stem}"
+        numbers = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
+        # Where capitals make no difference, two files may not differ by them alone.
+        free = next(number for number in numbers if f"{stem}{number}".lower() not in files)
+        files[f"{stem}{free}".lower()] = path.with_name(f"{stem}{free}{path.suffix}")
+    return list(files.values())
 
 
 __all__ = ["MEASURES", "WordMap", "check_reads_words", "map_files", "read_word_map"]

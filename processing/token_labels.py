@@ -17,7 +17,7 @@ KINDS = ("word", "piece", "number", "punctuation", "symbol", "white space", "con
 (bytes that are no UTF-8 alone), a special token, an id that the tokenizer does not have."""
 
 JOINED = "·"
-_SPACES = {" ": "␣", "\n": "↵", "\t": "⇥", "\r": "␍", "\u00a0": "⍽"}
+_SPACES = {" ": "␣", "\n": "↵", "\t": "⇥", "\u00a0": "⍽"}
 SIGNS = frozenset([JOINED, *_SPACES.values(), *"“”‘’–—…•×€™"])
 """Signs of labels, and of texts in Latin letters, that are neither letters nor ASCII."""
 _CONTROL_NAMES = (
@@ -52,7 +52,7 @@ class TokenLabels:
     A label is what the token adds to a text: bytes of byte-level vocabularies and `▁` of SentencePiece are decoded. A
     token that begins a word is the word (`dog`); `·` marks where a token joins on to another one (`·ing`), which
     punctuation marks, digits and scripts without spaces do not need. White space is visible: `␣` (a space beside the
-    one that begins a word), `↵`, `⇥`, `␍`, `⍽` (no-break); more than three in a row are counted, `␣×8`. Control
+    one that begins a word), `↵`, `⇥`, `⍽` (no-break); more than three in a row are counted, `␣×8`. Control
     characters are named, `[BEL]`, those without name and other invisible ones numbered, `[U+200B]`. Bytes that are no
     whole character are `<0xE4>`; special tokens are shown as they are written; `[#49152]` is an id beyond the
     tokenizer's, as in vocabularies padded to a round size.
