@@ -221,8 +221,9 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         visual_positions, visual_rows = self._visual_positions(inputs, image_features, attention_mask, position_ids)
         loss_vm = None
         if visual_loss is not None:
-            states = hidden_states[:, :-1][visual_positions[:, 1:]]
-            visual_tokens = self._visual_tokens(image_features, hidden_states)[visual_rows]
+            states = hidden_states[:, :-1][visual_positions[:, 1:].to(hidden_states.device)]
+            visual_tokens = self._visual_tokens(image_features, hidden_states)
+            visual_tokens = visual_tokens[visual_rows.to(visual_tokens.device)]
             loss_vm = self._visual_loss(visual_loss, states, visual_tokens, num_visual_items, implementation)
         logits = None
         if not skip_logits:

@@ -36,7 +36,7 @@ def pseudo_image_features(image_features: torch.Tensor, vm_head: nn.Module, embe
     dtype = torch.promote_types(features.dtype, weight.dtype)
     if torch.is_autocast_enabled(features.device.type):
         dtype = torch.get_autocast_dtype(features.device.type)
-    constants = [matrix.to(features.device, dtype) for matrix in (weight, table)]
+    constants = [matrix.detach().to(features.device, dtype) for matrix in (weight, table)]
     if torch.is_grad_enabled() and features.requires_grad:
         mixed = _MeanEmbedding.apply(features.to(dtype), *constants)
     else:

@@ -20,7 +20,15 @@ from tests.tiny import (
     tiny_tokenizer,
     words,
 )
-from vistok import GVTForConditionalGeneration, GVTModel, VTLMMConfig, VTLMMForCausalLM, VTLMMModel, VTLMMProcessor
+from vistok import (
+    GVTForConditionalGeneration,
+    GVTModel,
+    MLPAdapter,
+    VTLMMConfig,
+    VTLMMForCausalLM,
+    VTLMMModel,
+    VTLMMProcessor,
+)
 
 
 def tiny_vtlmm_config(vision_config=None, text_config=None, adapter_config=None, **kwargs) -> VTLMMConfig:
@@ -37,7 +45,8 @@ def tiny_vtlmm(*args, attn_implementation=None, **kwargs) -> VTLMMForCausalLM:
     extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
     model = livelier(VTLMMForCausalLM._from_config(tiny_vtlmm_config(*args, **kwargs), **extra)).eval()
     with torch.no_grad():
-        model.model.adapter.linear_2.weight.mul_(2)
+        if isinstance(model.model.adapter, MLPAdapter):
+            model.model.adapter.linear_2.weight.mul_(2)
         head = model.model.vm_head
         (head if model.config.vm_head_rank is None else head.up).weight.mul_(4)
     model.generation_config.eos_token_id = None
