@@ -224,6 +224,14 @@ class TestImages:
         assert shown.tolist() == [[False] * 3, [True] * 3, [False] * 3]
         assert content_patches(processor, (24, 24), (3, 3)).all()
 
+    def test_only_patches_of_the_image_are_counted(self, tmp_path):
+        processor = tiny_vtlmm_processor()
+        processor.image_processor = padding_processor()
+        for name, size in (("square", (24, 24)), ("wide", (24, 8))):
+            tiny_image(1, size=size).save(tmp_path / f"{name}.png")
+        results = measure_token_statistics(tiny_vtlmm(), processor, find_images([tmp_path]), num_resamples=0)
+        assert results["num_patches"] == 9 + 3
+
     def test_a_damaged_image_ends_the_count_unless_it_may_be_left_out(self, folder):
         (folder / "2.png").write_bytes(b"no image")
         model, processor, files = tiny_vtlmm(), tiny_vtlmm_processor(), find_images([folder])
