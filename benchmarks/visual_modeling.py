@@ -8,9 +8,10 @@ Losses with their heads, forward and backward: ours, which hold no matrix of all
 - formula: Σ P' (log P' − log Q) of float32 probabilities, as the paper has it; for "ce" the mean of −log Q(label).
 - log_softmax: `kl_div` of two log_softmax, or `cross_entropy`; for "kl" this is our implementation "plain".
 - compiled: the same under `torch.compile` (inductor, which needs a C++ compiler).
-- Liger: `liger_kernel.chunked_loss.LigerFusedLinearJSDLoss` with beta 0 and no weight on labels, which is KL(P' ‖ Q),
-  in chunks of 1024 positions, its default, not compiled. Its probabilities have the type of the weights, and it
-  computes the gradients of states and head whether needed or not. Its cross-entropy is in Triton: none on a CPU.
+- Liger (`pip install --no-deps liger-kernel`): its `chunked_loss.LigerFusedLinearJSDLoss` with beta 0 and no weight on
+  labels, which is KL(P' ‖ Q), in chunks of 1024 positions, its default, not compiled. Its probabilities have the type
+  of the weights, and it computes the gradients of states and head whether needed or not. Its cross-entropy is in
+  Triton: none on a CPU.
 - vistok: our implementation "fused".
 
 Time is CPU time of one thread; ratios of times are the other ÷ this one, medians over rounds that take turns. Memory
@@ -172,7 +173,8 @@ def compare(
     steps, missing = prepare(loss, inputs)
     seconds = interleaved_seconds(steps, rounds, warm_up=0)
     memory = {name: step.extra_bytes() for name, step in steps.items()}
-    exact = exact_gradients(loss, inputs)
+    # The largest case takes minutes in float64.
+    exact = exact_gradients(loss, inputs) if vocab_size * num_positions < 2**27 else None
     case = {
         "loss": loss,
         "dtype": str(dtype).removeprefix("torch."),
@@ -191,7 +193,7 @@ def compare(
             },
             "MiB": memory[name] / 2**20,
             "memory ratio": f"{memory[name] / memory['formula']:.3f}",
-            "off": step.distances_to(exact),
+            "off": step.distances_to(exact) if exact else "–",
         }
         for name, step in steps.items()
     ]
@@ -200,7 +202,7 @@ def compare(
 
 
 def main() -> None:
-    options = parse_arguments(__doc__, rounds=5)
+    options = parse_arguments(__doc__, rounds=3)
     warnings.filterwarnings("ignore", module="torch._inductor")
     rows = []
     for dtype in (torch.float32, torch.bfloat16):

@@ -127,7 +127,7 @@ def _loss_by_chunks(
 ) -> torch.Tensor:
     num_positions, vocab_size, device = len(prediction.features), prediction.vocab_size, prediction.features.device
     size = positions_per_chunk(num_positions, vocab_size, prediction.dtype, *target.dtypes)
-    tile_rows = min(rows_per_tile(vocab_size, device), size)
+    tile_rows = rows_per_tile(prediction, size)
     softmax = TileSoftmax(prediction, tile_rows)
     target.allocate(size, tile_rows)
     buffer = torch.empty(size, vocab_size, dtype=prediction.dtype, device=device)

@@ -44,10 +44,16 @@ def relative_distance(found: torch.Tensor, exact: torch.Tensor) -> float:
     return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
+def compute_in_chunks(monkeypatch, positions: int) -> None:
+    """Also where the vocabulary is small; probabilities are computed for two rows at once."""
+    monkeypatch.setattr(vocabulary_chunks, "POSITIONS_OF_ONE_HEAD", positions)
+    monkeypatch.setattr(vocabulary_chunks, "POSITIONS_OF_TWO_HEADS", dict.fromkeys((2, 4, 8), (positions, positions)))
+    monkeypatch.setattr(vocabulary_chunks, "SMALL_VOCABULARY", 1)
+    monkeypatch.setattr(vocabulary_chunks, "TILE_ON_CPU", dict.fromkeys((2, 4, 8), 2 * VOCAB_SIZE))
+
+
 @pytest.fixture(params=["chunks of 3 positions", "one chunk"])
 def chunk_size(request, monkeypatch):
     """Once in chunks of three positions and tiles of two rows, and once as such small inputs are computed."""
     if request.param == "chunks of 3 positions":
-        monkeypatch.setattr(vocabulary_chunks, "POSITIONS", dict.fromkeys((2, 4, 8), (3, 3)))
-        monkeypatch.setattr(vocabulary_chunks, "SMALL_VOCABULARY", 1)
-        monkeypatch.setattr(vocabulary_chunks, "TILE_ON_CPU", 2 * VOCAB_SIZE)
+        compute_in_chunks(monkeypatch, 3)

@@ -14,6 +14,7 @@ from tests.modeling.head_inputs import (
     VOCAB_SIZE,
     WIDTH,
     chunk_size,  # noqa: F401 (a fixture)
+    compute_in_chunks,
     each_loss,
     inputs,
     relative_distance,
@@ -22,7 +23,6 @@ from tests.modeling.head_inputs import (
 from tests.modeling.two_processes_losses import TwoLosses, rows
 from tests.processes import run_in_two_processes
 from vistok import language_modeling_loss, visual_modeling_loss, visual_token_loss
-from vistok.modeling import vocabulary_chunks
 from vistok.modeling.vocabulary_chunks import OutputHead, chunks, positions_per_chunk
 
 FLOAT_TOLERANCE = {torch.float64: 1e-12, torch.float32: 2e-6}
@@ -114,8 +114,7 @@ class TestHalfPrecision:
     @pytest.mark.parametrize("accumulate_in_fp32", [False, True])
     def test_gradients_are_no_further_from_float64_than_the_plain_ones(self, loss, accumulate_in_fp32, monkeypatch):
         # Eleven chunks, as 2,048 positions are computed in.
-        monkeypatch.setattr(vocabulary_chunks, "POSITIONS", {2: (20, 20)})
-        monkeypatch.setattr(vocabulary_chunks, "SMALL_VOCABULARY", 1)
+        compute_in_chunks(monkeypatch, 20)
         ratios: dict[str, list[float]] = {}
         for seed in range(8):
             torch.manual_seed(seed)
@@ -250,8 +249,8 @@ class TestCost:
 
         extra = {num_positions: extra_bytes(num_positions) for num_positions in (2048, 4096)}
         # Two matrices of the logits of a chunk, and a little of each position.
-        chunk = positions_per_chunk(2048, 32_000, dtype) * 32_000 * dtype.itemsize
-        assert extra[4096] < 1.02 * extra[2048] < 1.1 * 2 * chunk
+        chunk = positions_per_chunk(2048, 32_000, dtype, dtype) * 32_000 * dtype.itemsize
+        assert extra[4096] < 1.03 * extra[2048] < 1.25 * 2 * chunk
         assert extra[2048] < 0.04 * 4.5 * 2048 * 32_000 * 4
 
     def test_gradients_are_handed_over_without_a_copy(self):
@@ -266,8 +265,8 @@ class TestCost:
             parts = list(chunks(total, size))
             assert [i for part in parts for i in range(total)[part]] == list(range(total))
             assert all(part.stop - part.start <= size for part in parts)
-        assert positions_per_chunk(576, 32_000, torch.float32) == 116  # five equal ones
-        assert positions_per_chunk(10, 32_000, torch.float32) == 10
+        assert positions_per_chunk(576, 32_000, torch.float32, torch.bfloat16) == 116  # five equal ones
+        assert positions_per_chunk(10, 32_000, torch.float32, torch.float32) == 10
         assert positions_per_chunk(2048, 500, torch.bfloat16) == 2048
 
 
