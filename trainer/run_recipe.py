@@ -19,6 +19,7 @@ from .data_sources import SkippedSamples
 from .loss_curve import draw_loss_curve, series
 from .recipe_sections import PreparedRun, Recipe
 from .reproducible_trainer import ReproducibleTrainer
+from .run_lineage import STARTED_FROM, described_run
 from .training_record import TrainingRecord, check_same_recipe, seconds_trained
 
 logger = logging.get_logger(__name__)
@@ -50,12 +51,13 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     require("matplotlib.figure", "train")  # not found out about at the end of a run
     args = recipe.arguments()
     checkpoint = checkpoint_to_resume(resume, args.output_dir)
+    whole_run = described_run(recipe)
     if checkpoint is not None:
-        check_same_recipe(checkpoint, recipe.to_dict())
+        check_same_recipe(checkpoint, whole_run)
     set_seed(args.seed)
     run = recipe.prepare(args)
     trainer = run.trainer
-    trainer.add_callback(TrainingRecord(recipe.to_dict()))
+    trainer.add_callback(TrainingRecord(whole_run))
     steps_before = check_checkpoint(checkpoint).global_step if checkpoint is not None else 0
     output = trainer.train(resume_from_checkpoint=checkpoint)
     described = recipe.to_dict()
@@ -79,6 +81,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     results = {
         "command": command,
         "recipe": described,
+        STARTED_FROM: whole_run.get(STARTED_FROM),
         "steps": trainer.state.global_step,
         "epochs": None if isinstance(run.train_dataset, IterableDataset) else trainer.state.epoch,
         "train_loss": mean_training_loss(history, output.training_loss),

@@ -76,12 +76,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if args.cache_features:
             features = self._cache_features(model, args, processing_class, train_dataset, eval_dataset)
         if data_collator is None:
-            data_collator = VisualLanguageCollator(
-                processing_class,
-                features=features,
-                max_length=args.max_length,
-                is_encoder_decoder=model.config.is_encoder_decoder,
-            )
+            data_collator = self._make_collator(model, args, processing_class, features)
         eval_collator = data_collator
         train_dataset = leave_out_refused(train_dataset, data_collator)
         eval_dataset = leave_out_refused(eval_dataset, data_collator)
@@ -106,6 +101,15 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         )
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
+
+    @staticmethod
+    def _make_collator(model, args, processing_class, features: FeatureCache | None) -> VisualLanguageCollator:
+        return VisualLanguageCollator(
+            processing_class,
+            features=features,
+            max_length=args.max_length,
+            is_encoder_decoder=model.config.is_encoder_decoder,
+        )
 
     @staticmethod
     def _cache_features(model, args, processing_class, train_dataset, eval_dataset) -> FeatureCache:
@@ -149,22 +153,26 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         inputs = dict(self._prepare_inputs(inputs))
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.model.config.is_encoder_decoder:
-                logits, targets = model(**inputs, labels=labels).logits, labels
-                numbers = answer_numbers(targets)
-            else:
-                shifted = labels[:, 1:]
-                positions = (shifted != IGNORED).any(0).nonzero().squeeze(-1)
-                logits, targets = model(**inputs, logits_to_keep=positions).logits, shifted[:, positions]
-                numbers = answer_numbers(shifted)[:, positions]
-        losses = row_losses(logits, targets)
+            _, right, losses = self._measure_answers(model, inputs, labels)
         loss = losses[:, 0].sum() / losses[:, 1].sum()
-        if prediction_loss_only:
-            return loss, None, None
+        return (loss, None, None) if prediction_loss_only else (loss, right, losses)
+
+    def _measure_answers(self, model, inputs, labels) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """The output of the model, [`right_answers`] and [`row_losses`]."""
+        if self.model.config.is_encoder_decoder:
+            outputs, targets = model(**inputs, labels=labels), labels
+            numbers = answer_numbers(targets)
+        else:
+            shifted = labels[:, 1:]
+            positions = (shifted != IGNORED).any(0).nonzero().squeeze(-1)
+            outputs, targets = model(**inputs, logits_to_keep=positions), shifted[:, positions]
+            numbers = answer_numbers(shifted)[:, positions]
+        logits = outputs.logits
+        losses = row_losses(logits, targets)
         # What generate() never writes, the image placeholder, is no answer of greedy decoding.
         suppressed = getattr(getattr(self.model, "generation_config", None), "suppress_tokens", None)
         logits[..., list(suppressed or [])] = -torch.inf
-        return loss, right_answers(logits.argmax(-1), targets, numbers), losses
+        return outputs, right_answers(logits.argmax(-1), targets, numbers), losses
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         # Adapters are resumed from as they are, and merged at the end.
