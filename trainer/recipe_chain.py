@@ -146,13 +146,19 @@ def check_starts(recipes: Sequence[Recipe]) -> None:
     left = set()
     for recipe in recipes:
         checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
-        if checkpoint is not None and os.path.normpath(checkpoint) not in left and not is_checkpoint(checkpoint):
+        if checkpoint is not None and os.path.normpath(checkpoint) not in left and not _is_there(recipe, checkpoint):
             raise FileNotFoundError(
                 f"The run in {_folder(recipe)} starts from {checkpoint}, where there is no trained model: run the "
                 "recipe that leaves it first, or both in a row (vistok train FIRST SECOND), or name another one as "
                 "model.checkpoint."
             )
         left.add(_folder(recipe))
+
+
+def _is_there(recipe: Recipe, checkpoint: str) -> bool:
+    # `runs/first` has the form of a Hub id, too: what lies beside the run's own folder is none.
+    beside = Path(checkpoint).parts[0] == Path(_folder(recipe)).parts[0]
+    return is_checkpoint(checkpoint) and (not beside or Path(checkpoint).is_dir())
 
 
 def _folder(recipe: Recipe) -> str:
