@@ -34,6 +34,7 @@ _PUBLIC = {
     "cider": "evaluation.cider",
     "feature_distillation_loss": "modeling.losses_distillation",
     "fetch": "modeling.base_weights",
+    "language_modeling_loss": "modeling.losses_visual_modeling",
     "load_data_source": "trainer.data_sources",
     "load_image": "processing.images",
     "load_questions": "evaluation.gvtbench_questions",
@@ -42,6 +43,8 @@ _PUBLIC = {
     "save_trained_weights": "modeling.trained_weights",
     "score_multi_class_identification": "evaluation.gvtbench_scoring",
     "score_object_counting": "evaluation.gvtbench_scoring",
+    "visual_modeling_loss": "modeling.losses_visual_modeling",
+    "visual_token_loss": "modeling.losses_visual_modeling",
     "vqa_accuracy": "evaluation.vqa_accuracy",
     "wei_student": "modeling.distillation_students",
     "write_scenes": "trainer.scene_set",
@@ -106,6 +109,9 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.distillation_students import random_student as random_student
     from .modeling.distillation_students import wei_student as wei_student
     from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
+    from .modeling.losses_visual_modeling import language_modeling_loss as language_modeling_loss
+    from .modeling.losses_visual_modeling import visual_modeling_loss as visual_modeling_loss
+    from .modeling.losses_visual_modeling import visual_token_loss as visual_token_loss
     from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration

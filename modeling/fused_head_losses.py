@@ -1,0 +1,235 @@
+"""
+Losses on logits, computed together with the head that the logits come from, chunk by chunk over positions.
+
+Both losses of visual modelling are a divergence KL(target ‖ prediction), and that of language modelling is the same
+with a target that is certain of one token. With respect to the prediction's logits its gradient is softmax(logits) −
+target, which is known as soon as the logits are: gradients of hidden states and head are computed in the forward pass,
+and the logits of one chunk make room for those of the next.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch.autograd.function import once_differentiable
+
+from .vocabulary_chunks import LogitTransform, OutputHead, TileSoftmax, chunks, positions_per_chunk, rows_per_tile
+
+# Tokens whose weight gradient is added at once where the sum is of a wider type, so that what is added stays in cache.
+TOKENS_PER_ADDITION = 1024
+
+
+@torch.compiler.disable
+def fused_divergence(
+    prediction: OutputHead,
+    target: OutputHead | torch.Tensor,
+    divisor: float | torch.Tensor,
+    accumulate_in_fp32: bool = False,
+) -> torch.Tensor:
+    """
+    Sum over positions of KL(target ‖ prediction), divided by a number, without a matrix of all logits.
+
+    Gradients of the prediction's features, weight and bias are computed here, as far as they are needed, and the
+    backward pass multiplies them by what arrives there. The target gets none. Inside of `torch.compile` it runs as it
+    is.
+
+    Args:
+        prediction (`OutputHead`): whose distributions learn.
+        target (`OutputHead` or `torch.LongTensor` of shape `(num_positions,)`):
+            The distributions to learn, or the one token of each position: then the loss is cross-entropy.
+        divisor (`float` or `torch.Tensor`): by which the sum is divided.
+        accumulate_in_fp32 (`bool`, *optional*, defaults to `False`):
+            Adds the weight's gradients of chunks in float32, also where the weight is narrower: for the time of the
+            computation this takes four more bytes per weight.
+
+    Returns:
+        `torch.Tensor`: a scalar in float32, in float64 if either side is.
+    """
+    # Probabilities divided by thousands of positions would vanish in float16, as gradients do before they are scaled.
+    inside = prediction.dtype != torch.float16
+    needed = torch.is_grad_enabled()
+    settings = _Settings(
+        prediction=(prediction.transform, prediction.dtype),
+        target=(target.transform, target.dtype) if isinstance(target, OutputHead) else None,
+        scale=1 / divisor if inside else 1.0,
+        accumulate_in_fp32=accumulate_in_fp32,
+        needed=needed,
+    )
+    targets = (target.features, target.weight, target.bias) if isinstance(target, OutputHead) else (target, None, None)
+    total = _FusedDivergence.apply(
+        prediction.features,
+        prediction.weight,
+        prediction.bias,
+        *(None if part is None else part.detach() for part in targets),
+        settings,
+    )
+    return total if inside else total / divisor
+
+
+@dataclass(frozen=True)
+class _Settings:
+    """What the computation needs beside tensors; transforms and types of products as `OutputHead` has them."""
+
+    prediction: tuple[LogitTransform | None, torch.dtype | None]
+    target: tuple[LogitTransform | None, torch.dtype | None] | None
+    scale: float | torch.Tensor
+    accumulate_in_fp32: bool
+    needed: bool
+
+
+class _FusedDivergence(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, features, weight, bias, target, target_weight, target_bias, settings):
+        ctx.save_for_backward(features, weight, bias, target, target_weight, target_bias)
+        ctx.settings = settings
+        ctx.needed = tuple(settings.needed and needs for needs in ctx.needs_input_grad[:3])
+        tensors = (features, weight, bias, target, target_weight, target_bias)
+        loss, ctx.gradients = _compute(tensors, settings, ctx.needed)
+        return loss
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_output):
+        # They are handed over: a reference kept here would make autograd copy what it could keep. Whoever retains the
+        # graph and comes again has them computed again.
+        gradients, ctx.gradients = ctx.gradients, None
+        if gradients is None:
+            gradients = _compute(ctx.saved_tensors, ctx.settings, ctx.needed)[1]
+        # Elsewhere than on a CPU it takes longer to ask than to multiply.
+        unchanged = grad_output.device.type == "cpu" and grad_output.item() == 1
+        scaled = (g if g is None or unchanged else g.mul_(grad_output) for g in gradients)
+        return *scaled, None, None, None, None
+
+
+Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
+
+
+@torch.no_grad()
+def _compute(
+    tensors: tuple[torch.Tensor | None, ...], settings: _Settings, needed: tuple[bool, ...]
+) -> tuple[torch.Tensor, Gradients]:
+    """Loss and, as far as they are needed, gradients of the prediction's features, weight and bias."""
+    with torch.autocast(tensors[0].device.type, enabled=False):
+        prediction = OutputHead(*tensors[:3], *settings.prediction)
+        if settings.target is not None:
+            target: _Distributions | _Labels = _Distributions(OutputHead(*tensors[3:], *settings.target))
+        else:
+            target = _Labels(tensors[3])
+        gradients = _Gradients(prediction, needed, settings.accumulate_in_fp32)
+        loss = _loss_by_chunks(prediction.detached(), target, settings.scale, gradients if any(needed) else None)
+        return loss, gradients.total()
+
+
+def _loss_by_chunks(
+    prediction: OutputHead,
+    target: "_Distributions | _Labels",
+    scale: float | torch.Tensor,
+    gradients: "_Gradients | None",
+) -> torch.Tensor:
+    num_positions, vocab_size, device = len(prediction.features), prediction.vocab_size, prediction.features.device
+    size = min(positions_per_chunk(vocab_size, prediction.dtype, *target.dtypes), max(num_positions, 1))
+    tile_rows = min(rows_per_tile(vocab_size, device), size)
+    softmax = TileSoftmax(prediction, tile_rows)
+    target.allocate(size, tile_rows)
+    buffer = torch.empty(size, vocab_size, dtype=prediction.dtype, device=device)
+    losses = torch.empty(num_positions, dtype=prediction.loss_dtype, device=device)
+    for positions in chunks(num_positions, size):
+        products = prediction.products(positions, out=buffer[: positions.stop - positions.start])
+        target.begin_chunk(positions)
+        for tile in chunks(len(products), tile_rows):
+            shifted, probabilities, log_sum = softmax(products[tile])
+            losses[positions][tile] = target.divergence(tile, shifted, log_sum)
+            if gradients is not None:
+                target.subtract_from(probabilities)
+                products[tile] = softmax.gradient_before_transform(probabilities.mul_(scale))
+        if gradients is not None:
+            gradients.add(positions, products)
+    return losses.sum() * scale
+
+
+class _Distributions:
+    """A target of distributions, softmax of the logits of another head."""
+
+    def __init__(self, head: OutputHead):
+        self._head = head.detached()
+        self.dtypes = (head.dtype,)
+
+    def allocate(self, positions: int, tile_rows: int) -> None:
+        head = self._head
+        self._softmax = TileSoftmax(head, tile_rows)
+        self._buffer = torch.empty(positions, head.vocab_size, dtype=head.dtype, device=head.features.device)
+
+    def begin_chunk(self, positions: slice) -> None:
+        self._products = self._head.products(positions, out=self._buffer[: positions.stop - positions.start])
+
+    def divergence(self, tile: slice, shifted: torch.Tensor, log_sum: torch.Tensor) -> torch.Tensor:
+        own_shifted, self._probabilities, own_log_sum = self._softmax(self._products[tile])
+        return own_shifted.sub_(shifted).mul_(self._probabilities).sum(-1) - own_log_sum + log_sum
+
+    def subtract_from(self, probabilities: torch.Tensor) -> None:
+        probabilities.sub_(self._probabilities)
+
+
+class _Labels:
+    """A target that is certain of one token at each position."""
+
+    dtypes: tuple[torch.dtype, ...] = ()
+
+    def __init__(self, labels: torch.Tensor):
+        self._labels = labels[:, None]
+
+    def allocate(self, positions: int, tile_rows: int) -> None:
+        """Needs nothing."""
+
+    def begin_chunk(self, positions: slice) -> None:
+        self._chunk = self._labels[positions]
+
+    def divergence(self, tile: slice, shifted: torch.Tensor, log_sum: torch.Tensor) -> torch.Tensor:
+        self._tile = self._chunk[tile]
+        return log_sum - shifted.gather(1, self._tile)[:, 0]
+
+    def subtract_from(self, probabilities: torch.Tensor) -> None:
+        probabilities.scatter_add_(1, self._tile, -probabilities.new_ones(self._tile.shape))
+
+
+class _Gradients:
+    """
+    Sums over chunks of the gradients of a head and of its features.
+
+    Args:
+        head (`OutputHead`): the head, with its features and weights in the types that gradients have to have.
+        needed (`tuple[bool, bool, bool]`): whether those of features, weight and bias are.
+        accumulate_in_fp32 (`bool`): whether a narrower weight's gradient is summed in float32.
+    """
+
+    def __init__(self, head: OutputHead, needed: tuple[bool, ...], accumulate_in_fp32: bool):
+        self._head, self._operands = head, head.detached()
+        self._features = torch.empty_like(self._operands.features) if needed[0] else None
+        self._weight = self._bias = None
+        if needed[1]:
+            wide = accumulate_in_fp32 or head.dtype != head.weight.dtype
+            dtype = head.loss_dtype if wide else head.weight.dtype
+            self._weight = torch.zeros_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format)
+        if needed[2]:
+            self._bias = torch.zeros_like(head.bias, dtype=head.loss_dtype)
+
+    def add(self, positions: slice, logit_gradients: torch.Tensor) -> None:
+        if self._features is not None:
+            torch.mm(logit_gradients, self._operands.weight, out=self._features[positions])
+        if self._bias is not None:
+            self._bias += logit_gradients.sum(0, dtype=self._bias.dtype)
+        if self._weight is None:
+            return
+        features = self._operands.features[positions]
+        if self._weight.dtype == logit_gradients.dtype:
+            self._weight.addmm_(logit_gradients.t(), features)
+            return
+        for tokens in chunks(len(self._weight), TOKENS_PER_ADDITION):
+            self._weight[tokens] += logit_gradients[:, tokens].t() @ features
+
+    def total(self) -> Gradients:
+        head, sums = self._head, (self._features, self._weight, self._bias)
+        parts = (head.features, head.weight, head.bias)
+        return tuple(None if x is None else x.to(part.dtype) for x, part in zip(sums, parts, strict=True))
+
+
+__all__ = ["fused_divergence"]

@@ -1,0 +1,151 @@
+"""
+Output heads in chunks of positions: what a loss or a statistic over the vocabulary needs, without the logits of all
+positions at once.
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+# Positions whose logits are held at once, by the bytes of a logit. Fewer make matrix products slow and add up the
+# gradient of the head's weight more often, more only take memory. Small vocabularies get more positions.
+POSITIONS = {2: 384, 4: 192, 8: 96}
+SMALL_VOCABULARY = 32_000
+# Logits that are turned into probabilities at once: few enough to stay in a CPU's cache over all the passes, and many
+# enough to be worth the launch of a kernel elsewhere.
+TILE_ON_CPU = 2**17
+TILE_ELSEWHERE = 2**22
+
+LogitTransform = Callable[[torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class OutputHead:
+    """
+    A head and what it is applied to: logits are `transform(features · weightᵀ + bias)`.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(num_positions, width)`): hidden states or image features.
+        weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head.
+        bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head.
+        transform (`Callable`, *optional*):
+            What the model does to its logits behind the head, row by row: a factor, a soft cap. It gets and returns
+            logits of shape `(rows, vocab_size)`, in `loss_dtype`.
+        dtype (`torch.dtype`, *optional*):
+            What the matrix product is computed in. By default autocast's type where that is on, else the wider type
+            of features and weight.
+    """
+
+    features: torch.Tensor
+    weight: torch.Tensor
+    bias: torch.Tensor | None = None
+    transform: LogitTransform | None = None
+    dtype: torch.dtype | None = None
+
+    def __post_init__(self):
+        if self.dtype is None:
+            device = self.features.device.type
+            self.dtype = torch.promote_types(self.features.dtype, self.weight.dtype)
+            if self.dtype != torch.float64 and torch.is_autocast_enabled(device):
+                self.dtype = torch.get_autocast_dtype(device)
+
+    @property
+    def vocab_size(self) -> int:
+        return self.weight.shape[0]
+
+    @property
+    def loss_dtype(self) -> torch.dtype:
+        """What probabilities are computed in: float32, or float64 if the product is."""
+        return torch.float64 if self.dtype == torch.float64 else torch.float32
+
+    def detached(self) -> "OutputHead":
+        """The same head without a graph, with everything in the type of the matrix product."""
+        parts = (None if x is None else x.detach().to(self.dtype) for x in (self.features, self.weight, self.bias))
+        return OutputHead(*parts, self.transform, self.dtype)
+
+    def products(self, positions: slice, out: torch.Tensor) -> torch.Tensor:
+        """Writes to `out` the logits before `transform` of some positions of a detached head, and returns it."""
+        if self.bias is None:
+            return torch.mm(self.features[positions], self.weight.t(), out=out)
+        return torch.addmm(self.bias, self.features[positions], self.weight.t(), out=out)
+
+    def logits(self) -> torch.Tensor:
+        """Logits of all positions, with their graph, in `loss_dtype`."""
+        parts = (None if x is None else x.to(self.dtype) for x in (self.features, self.weight, self.bias))
+        logits = nn.functional.linear(*parts).to(self.loss_dtype)
+        return logits if self.transform is None else self.transform(logits)
+
+
+class TileSoftmax:
+    """
+    Softmax of the logits of a head, a few rows at a time, in buffers that are reused.
+
+    Args:
+        head (`OutputHead`): whose logits they are.
+        rows (`int`): the most rows that come at once.
+    """
+
+    def __init__(self, head: OutputHead, rows: int):
+        size, device = (rows, head.vocab_size), head.features.device
+        self._transform, self._dtype = head.transform, head.loss_dtype
+        self._probabilities = torch.empty(size, dtype=head.loss_dtype, device=device)
+        # Products that already are of that type are overwritten, where no transform has to see them again.
+        copies = head.dtype != head.loss_dtype or head.transform is not None
+        self._shifted = torch.empty(size, dtype=head.loss_dtype, device=device) if copies else None
+        self._transformed: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def __call__(self, products: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """
+        Args:
+            products (`torch.FloatTensor` of shape `(rows, vocab_size)`): logits before the transform; overwritten.
+
+        Returns:
+            `tuple`: logits minus the row's largest, probabilities, both `(rows, vocab_size)` and valid until the next
+            call, and the logarithm of what the exponentials of those shifted logits sum to, `(rows,)`.
+        """
+        shifted = products
+        if self._shifted is not None:
+            logits = products if self._transform is None else self._apply(self._transform, products)
+            shifted = self._shifted[: len(products)].copy_(logits)
+        shifted.sub_(shifted.amax(-1, keepdim=True))
+        probabilities = torch.softmax(shifted, -1, out=self._probabilities[: len(products)])
+        # The largest probability is exp(0) over the sum. On CPUs logsumexp takes several times as long as softmax.
+        return shifted, probabilities, probabilities.amax(-1).log_().neg_()
+
+    def _apply(self, transform: LogitTransform, products: torch.Tensor) -> torch.Tensor:
+        with torch.enable_grad():
+            raw = products.to(self._dtype, copy=True).requires_grad_()
+            transformed = transform(raw)
+        self._transformed = (raw, transformed)
+        return transformed.detach()
+
+    def gradient_before_transform(self, gradient: torch.Tensor) -> torch.Tensor:
+        """From a gradient with respect to the last call's logits that with respect to its products."""
+        if self._transformed is None:
+            return gradient
+        (raw, transformed), self._transformed = self._transformed, None
+        return torch.autograd.grad(transformed, raw, gradient)[0]
+
+
+def chunks(total: int, size: int) -> Iterator[slice]:
+    """Slices that cover `range(total)`, none longer than `size`, and all but the last equally long."""
+    size = math.ceil(total / math.ceil(total / size)) if total else 1
+    for start in range(0, total, size):
+        yield slice(start, min(start + size, total))
+
+
+def positions_per_chunk(vocab_size: int, *dtypes: torch.dtype) -> int:
+    """How many positions' logits, of the types given, are held at once."""
+    positions = min(POSITIONS[dtype.itemsize] for dtype in dtypes)
+    return max(positions, positions * SMALL_VOCABULARY // vocab_size)
+
+
+def rows_per_tile(vocab_size: int, device: torch.device) -> int:
+    """How many rows of logits are turned into probabilities at once."""
+    return max(1, (TILE_ON_CPU if device.type == "cpu" else TILE_ELSEWHERE) // vocab_size)
+
+
+__all__ = ["LogitTransform", "OutputHead", "TileSoftmax", "chunks", "positions_per_chunk", "rows_per_tile"]
