@@ -37,11 +37,11 @@ class ImageEncoder:
         max_bytes: int = 1 << 30,
         image_size: tuple[int, int] | None = None,
     ):
-        required = model.model.resampler.required_inputs
-        if features is not None and required:
+        tokenizer = model.model.visual_tokenizer
+        if features is not None and tokenizer.required_inputs:
             raise ValueError(
-                f"{type(model.model.resampler).__name__} reads {', '.join(required)} beside the patch features, and "
-                "only these are cached: leave the features out."
+                f"{type(tokenizer).__name__} reads {', '.join(tokenizer.required_inputs)} beside the patch features, "
+                "and only these are cached: leave the features out."
             )
         self.model, self.processor, self.features = model, processor, features
         self.batch_size, self.max_bytes, self.image_size = batch_size, max_bytes, image_size
@@ -94,13 +94,13 @@ class ImageEncoder:
                 if chosen:
                     encoded = self._encode(chosen, from_cache)
                     tokens |= {key: encoded[key] for key in chosen if key not in tokens}
-        device = self.model.model.projector.weight.device
+        device = self.model.get_input_embeddings().weight.device
         states = torch.stack([tokens[key][0] for key in keys]).to(device)
         mask = torch.stack([tokens[key][1] for key in keys]).to(device)
         return {"image": self._output_class(last_hidden_state=states, token_mask=mask)}
 
     def _encode(self, keys: list[str], from_cache: bool) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
-        device = self.model.model.projector.weight.device
+        device = self.model.get_input_embeddings().weight.device
         if from_cache:
             assert self.features is not None
             inputs = {"vision_features": torch.stack([self.features[key] for key in keys])}
@@ -111,7 +111,7 @@ class ImageEncoder:
             inputs = {"pixel_values": self.processor.image_processor(images, return_tensors="pt")["pixel_values"]}
         encoded = self.model.get_image_features(**{name: value.to(device) for name, value in inputs.items()})
         self._output_class = type(encoded)
-        states, mask = encoded.last_hidden_state.cpu(), encoded.token_mask.cpu()
+        states, mask = encoded.embeddings.cpu(), encoded.token_mask.cpu()
         new = dict(zip(keys, zip(states.unbind(0), mask.unbind(0))))
         for key, (image_states, image_mask) in new.items():
             if key in self._tokens:

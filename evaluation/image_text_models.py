@@ -77,7 +77,8 @@ class ImageTextModel:
     @property
     def is_composed(self) -> bool:
         """Whether this is a composed model of vistok, which shares what prompts have in common."""
-        return hasattr(getattr(self.model, "model", None), "resampler") and hasattr(self.processor, "num_image_tokens")
+        core = getattr(self.model, "model", None)
+        return hasattr(core, "visual_tokenizer") and hasattr(self.processor, "num_image_tokens")
 
     def encoder(self, image_size: tuple[int, int] | None = None, features: Mapping | None = None) -> ImageEncoder:
         """The visual tokens of a composed model, remembered over calls, of images brought to a size beforehand."""

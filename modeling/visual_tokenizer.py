@@ -99,10 +99,13 @@ class VisualTokenizer(PreTrainedModel):
             that reads them names them here, or it may be given cached features, of which they are not known.
         variable_num_tokens (`bool`): whether the number of tokens follows the image. If so the processor still writes
             `max_num_tokens` placeholders, and the composite model keeps unused ones out of attention and positions.
+        one_token_per_patch (`bool`): whether every patch becomes a token. All images of a processor have one size, so
+            it writes as many placeholders as they have patches; `max_num_tokens` is what it is told to expect.
     """
 
     required_inputs: ClassVar[tuple[str, ...]] = ()
     variable_num_tokens: ClassVar[bool] = False
+    one_token_per_patch: ClassVar[bool] = False
     input_modalities = ("image",)
     main_input_name = "patch_features"
     # A composite model asks all its parts for one attention backend; a tokenizer without attention has no objection.

@@ -84,10 +84,11 @@ class FeatureCache(Mapping):
             ValueError: if there are no images, or the visual tokenizer reads more than patch features.
         """
         core = model.model
-        if core.resampler.required_inputs:
+        tokenizer = core.visual_tokenizer
+        if tokenizer.required_inputs:
             raise ValueError(
-                f"{type(core.resampler).__name__} reads {', '.join(core.resampler.required_inputs)} beside the patch "
-                "features; only these are cached: train it with cache_features off."
+                f"{type(tokenizer).__name__} reads {', '.join(tokenizer.required_inputs)} beside the patch features; "
+                "only these are cached: train it with cache_features off."
             )
 
         def compute(batch: list[Image.Image]) -> torch.Tensor:

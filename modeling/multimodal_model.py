@@ -1,0 +1,294 @@
+"""The core of every composed model: images become visual tokens, and a language model reads them among its text."""
+
+import inspect
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import AutoModel, AutoModelForSeq2SeqLM, PreTrainedConfig, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.utils import torch_compilable_check
+from transformers.utils.generic import can_return_tuple
+
+from .attention_masks import decoder_arguments, mask_unused_placeholders
+from .composition import ComposedPreTrainedModel
+from .multimodal_outputs import ImageFeatures
+from .vision_features import cached_vision_features, extract_vision_features
+from .visual_tokenizer import VisionFeatures, VisualTokenizer, computing_dtype
+
+
+class MultimodalPreTrainedModel(ComposedPreTrainedModel):
+    """
+    What all classes of a composed model declare.
+
+    Class attributes:
+        trainable_parts (`dict[str, str | tuple[str, ...]]`): the parts that a training recipe may freeze, train or
+            adapt, by the name it uses for them: prefixes of the names of their weights.
+    """
+
+    base_model_prefix = "model"
+    input_modalities = ("image", "text")
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+    _can_compile_fullgraph = True
+    trainable_parts: ClassVar[dict[str, str | tuple[str, ...]]] = {}
+
+
+def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
+    """
+    The language model of a composed model, with random weights and without a head of its own; but an encoder-decoder
+    one with it, because it scales its states before the head and generates by itself.
+
+    Args:
+        config (`PreTrainedConfig`): of the composed model: `text_config` and `is_encoder_decoder` count.
+    """
+    if config.is_encoder_decoder:
+        return AutoModelForSeq2SeqLM.from_config(config.text_config)
+    return AutoModel.from_config(config.text_config)
+
+
+def embedding_width(language_model: PreTrainedModel) -> int:
+    """The width of embeddings, which in some models (OPT-350m) is not that of the states."""
+    return language_model.get_input_embeddings().weight.shape[-1]
+
+
+class MultimodalModel(MultimodalPreTrainedModel):
+    """
+    Vision tower, visual tokenizer and language model, without a head. A model of this kind builds, in its `__init__`,
+    `vision_tower`, its visual tokenizer under a name of its own, and the language model with
+    [`MultimodalModel._set_language_model`]; it says which is the `visual_tokenizer`, and may put more behind it in
+    `project`.
+    """
+
+    image_features_class: ClassVar[type[ImageFeatures]] = ImageFeatures
+    output_class: ClassVar[Any] = None
+    vision_tower: PreTrainedModel
+    language_model: PreTrainedModel
+
+    def _set_language_model(self, language_model: PreTrainedModel) -> None:
+        self.language_model = language_model
+        self._takes_position_ids = "position_ids" in inspect.signature(language_model.forward).parameters
+
+    @property
+    def visual_tokenizer(self) -> VisualTokenizer:
+        """What turns patch features into visual tokens, whatever this model calls it."""
+        raise NotImplementedError(f"{type(self).__name__} does not say which of its parts is the visual tokenizer.")
+
+    def project(self, tokens: torch.Tensor) -> torch.Tensor:
+        """
+        Brings visual tokens to the width of the language model's embeddings.
+
+        Args:
+            tokens (`torch.FloatTensor` of shape `(num_images, num_tokens, output_size)`): of the visual tokenizer.
+        """
+        return tokens
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module):
+        self.language_model.set_input_embeddings(value)
+
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> Any:
+        """
+        Encodes images into projected visual tokens.
+
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(num_images, num_channels, height, width)`, *optional*):
+                Images, normalised as the tower expects.
+            vision_features (`torch.FloatTensor` of shape `(num_images, num_patches, vision_hidden_size)`, *optional*):
+                Features of a frozen tower computed earlier (see [`MultimodalModel.get_vision_features`]), in place of
+                images.
+            output_attentions (`bool`, *optional*): whether to return the visual tokenizer's attention maps.
+
+        Returns:
+            [`ImageFeatures`].
+
+        Raises:
+            ValueError: unless exactly one of `pixel_values` and `vision_features` is given; or if the visual tokenizer
+                reads more than these features.
+        """
+        if (pixel_values is None) == (vision_features is None):
+            raise ValueError("get_image_features takes pixel_values or vision_features, and exactly one of them.")
+        tokenizer = self.visual_tokenizer
+        if vision_features is not None:
+            features = cached_vision_features(vision_features, self.config.vision_feature_select_strategy, tokenizer)
+        elif pixel_values is not None:
+            features = self.get_vision_features(pixel_values)
+        names = {"grid_size", "num_prefix_tokens", *tokenizer.required_inputs}
+        visual_tokens = tokenizer(
+            features.patch_features.to(self._tokenizer_dtype()),
+            output_attentions=output_attentions,
+            **{name: getattr(features, name) for name in names},
+        )
+        tokens, mask = self.project(visual_tokens.tokens), visual_tokens.mask
+        if not tokenizer.one_token_per_patch:
+            # The processor knew no images when it wrote placeholders for the largest number of tokens.
+            unused = tokenizer.max_num_tokens - mask.shape[1]
+            tokens, mask = nn.functional.pad(tokens, (0, 0, 0, unused)), nn.functional.pad(mask, (0, unused))
+        return self.image_features_class(
+            last_hidden_state=tokens * mask.unsqueeze(-1),
+            pooler_output=[image_tokens[kept] for image_tokens, kept in zip(tokens, mask)],
+            token_mask=mask,
+            attentions=visual_tokens.attentions,
+            grid_size=features.grid_size,
+            num_prefix_tokens=features.num_prefix_tokens,
+        )
+
+    def _tokenizer_dtype(self) -> torch.dtype:
+        return computing_dtype(self.visual_tokenizer, self.language_model)
+
+    def get_vision_features(self, pixel_values: torch.Tensor) -> VisionFeatures:
+        """The features of the vision tower that the visual tokenizer reads. See [`VisionFeatures`]."""
+        return extract_vision_features(
+            self.vision_tower,
+            pixel_values,
+            feature_layer=self.config.vision_feature_layer,
+            select_strategy=self.config.vision_feature_select_strategy,
+            required_inputs=self.visual_tokenizer.required_inputs,
+        )
+
+    def find_placeholders(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Positions of image placeholders in token ids or in their embeddings, `(batch, sequence_length)`."""
+        image_token_id = self.config.image_token_id
+        if not inputs.is_floating_point():
+            return inputs == image_token_id
+        return (inputs == self.get_input_embeddings()(torch.tensor(image_token_id, device=inputs.device))).all(-1)
+
+    def get_placeholder_mask(self, inputs: torch.Tensor, image_features: ImageFeatures) -> torch.Tensor:
+        """
+        Positions of image placeholders, `(batch, sequence_length)`.
+
+        Args:
+            inputs (`torch.Tensor`): token ids or embeddings.
+            image_features ([`ImageFeatures`]): of the images of the whole batch.
+
+        Raises:
+            ValueError: if there are not as many of them as visual tokens; names both numbers.
+        """
+        placeholders = self.find_placeholders(inputs)
+        tokens = image_features.per_image()
+        num_images, num_tokens = len(tokens), sum(len(image) for image in tokens)
+        each = num_tokens // max(num_images, 1)
+        torch_compilable_check(
+            placeholders.sum() == num_tokens,
+            lambda: (
+                f"The text has {int(placeholders.sum())} image placeholders, the {num_images} images have "
+                f"{num_tokens} visual tokens ({each} each): write {each} placeholders for each image, as the "
+                "processor does."
+            ),
+        )
+        return placeholders
+
+    @staticmethod
+    def refuse_images_given_twice(mm_encoder_outputs, pixel_values, vision_features) -> None:
+        encoded = (mm_encoder_outputs or {}).get("image") is not None
+        if encoded and (pixel_values is not None or vision_features is not None):
+            raise ValueError("Images were given twice: as pixel_values or vision_features and as mm_encoder_outputs.")
+
+    def images_of(
+        self, pixel_values, vision_features, mm_encoder_outputs, output_attentions: bool | None = None
+    ) -> Any:
+        """
+        The features of the images of a batch, in whatever form they were given; `None` without images.
+
+        Raises:
+            ValueError: if images were given twice.
+        """
+        self.refuse_images_given_twice(mm_encoder_outputs, pixel_values, vision_features)
+        if pixel_values is None and vision_features is None:
+            return (mm_encoder_outputs or {}).get("image")
+        return self.get_image_features(pixel_values, vision_features, output_attentions)
+
+    def embed_inputs(
+        self,
+        input_ids: torch.Tensor | None,
+        inputs_embeds: torch.Tensor | None,
+        attention_mask: torch.Tensor | None,
+        image_features: ImageFeatures | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Text embeddings with visual tokens at the placeholders, and the attention mask without the placeholders that a
+        shorter image left unused.
+        """
+        if inputs_embeds is None:
+            inputs_embeds = self.get_input_embeddings()(input_ids)
+        if image_features is None:
+            return inputs_embeds, attention_mask
+        placeholders = self.get_placeholder_mask(inputs_embeds if input_ids is None else input_ids, image_features)
+        tokens = image_features.per_placeholder().to(inputs_embeds.device, inputs_embeds.dtype)
+        inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
+        return inputs_embeds, self.mask_unused(placeholders, attention_mask, image_features.token_mask)
+
+    def mask_unused(self, placeholders, attention_mask, token_mask):
+        """The attention mask without placeholders that belong to a padding visual token."""
+        if not self.visual_tokenizer.variable_num_tokens or token_mask is None:
+            return attention_mask
+        return mask_unused_placeholders(placeholders, attention_mask, token_mask)
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: torch.Tensor | None = None,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        attention_mask: torch.Tensor | None = None,
+        position_ids: torch.Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: torch.Tensor | None = None,
+        mm_encoder_outputs: dict[str, Any] | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> Any:
+        """
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*):
+                Text with a placeholder for each visual token of each image, as the processor writes it.
+            pixel_values (`torch.FloatTensor` of shape `(num_images, num_channels, height, width)`, *optional*):
+                Images of the whole batch, in the order of their placeholders.
+            vision_features (`torch.FloatTensor` of shape `(num_images, num_patches, vision_hidden_size)`, *optional*):
+                Cached features of the tower in place of `pixel_values`.
+            attention_mask (`torch.Tensor` of shape `(batch, sequence_length)`, *optional*):
+                0 at padding. Or `(batch, 1, sequence_length, sequence_length)`, boolean: who may attend to whom.
+            position_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*):
+                Counted over the attention mask by default, so that padding on either side changes nothing.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}`, in place of images.
+            output_attentions (`bool`, *optional*): of the language model and of the visual tokenizer.
+
+        Returns:
+            The output of the model's kind, such as [`GVTOutput`].
+
+        Raises:
+            ValueError: if text or images are given twice or not at all, or the placeholders do not fit the images.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("Give input_ids or inputs_embeds, and exactly one of them.")
+        image_features = self.images_of(pixel_values, vision_features, mm_encoder_outputs, output_attentions)
+        inputs_embeds, attention_mask = self.embed_inputs(input_ids, inputs_embeds, attention_mask, image_features)
+        arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values}
+        if not self.config.is_encoder_decoder:
+            arguments = decoder_arguments(
+                self.language_model,
+                inputs_embeds,
+                position_ids=position_ids,
+                takes_position_ids=self._takes_position_ids,
+                recount=self.visual_tokenizer.variable_num_tokens,
+                **arguments,
+            )
+        outputs = self.language_model(
+            inputs_embeds=inputs_embeds, output_attentions=output_attentions, return_dict=True, **arguments, **kwargs
+        )
+        return self.output_class.of_language_model(outputs, image_features)
+
+
+__all__ = ["MultimodalModel", "MultimodalPreTrainedModel", "build_language_model", "embedding_width"]
