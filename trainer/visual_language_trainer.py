@@ -71,7 +71,8 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
         set_trainable(model, args.trainable, args.lora)
-        upcast_trained(model)
+        if not args.deepspeed:  # which keeps a copy of them in float32
+            upcast_trained(model)
         features = None
         if args.cache_features:
             features = self._cache_features(model, args, processing_class, train_dataset, eval_dataset)

@@ -15,7 +15,13 @@ from .reproducible_trainer import named_datasets
 from .token_clock import TokenClock
 from .visual_language_trainer import VisualLanguageTrainer
 from .visual_modeling_config import VISUAL_LOSSES, VisualModelingConfig
-from .visual_prediction import PredictedPositions, PredictionStatistics, VisualModelingMetrics
+from .visual_prediction import (
+    LastStates,
+    PredictedPositions,
+    PredictionStatistics,
+    VisualModelingMetrics,
+    statistics_of,
+)
 
 SUMS = ("loss_lm", "loss_vm")
 
@@ -87,6 +93,7 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         )
         self.statistics = PredictionStatistics(model, getattr(processing_class, "tokenizer", None))
         self._num_visual_items = torch.tensor(1)
+        self._last_states = LastStates(model.model.language_model)
         self._last_predicted: PredictedPositions | None = None
         self._clock = TokenClock()
 
@@ -129,7 +136,15 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             if (part := getattr(outputs, name)) is not None:
                 self._since_log[name] = self._since_log.get(name, 0.0) + scale * part.detach()
         if self.args.stage in VISUAL_LOSSES:
-            self._last_predicted = PredictedPositions.of(inputs, outputs) or self._last_predicted
+            self._last_predicted = self._predicted(inputs, outputs) or self._last_predicted
+
+    def _predicted(self, inputs: Mapping[str, Any], outputs: Any) -> PredictedPositions | None:
+        if outputs.image_hidden_states is None or self._last_states.states is None:
+            return None
+        placeholders = self.model.model.find_placeholders(inputs["input_ids"])
+        return PredictedPositions.of(
+            placeholders, outputs.visual_positions, self._last_states.states, outputs.image_hidden_states
+        )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         if "loss" in logs:
@@ -149,7 +164,7 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             found = dict(zip(names, means.tolist()))
         if self.args.stage in VISUAL_LOSSES:
             measured = self._over_processes(self.statistics.sums(self._last_predicted))
-            found |= self.statistics.means(measured.tolist())
+            found |= statistics_of(measured.tolist())
             self._last_predicted = None
         return found
 
@@ -169,7 +184,7 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             else:
                 outputs, right, losses = self._measure_answers(model, inputs, labels)
             if self.args.stage in VISUAL_LOSSES:
-                predicted = PredictedPositions.of(inputs, outputs)
+                predicted = self._predicted(inputs, outputs)
                 by_row = self.statistics.by_row(predicted, len(losses), reverse=self.args.stage == "visual_tokens")
                 losses = torch.cat([losses, by_row.to(losses)], dim=1)
         loss = VisualModelingMetrics(self.args.stage, self.args.visual_loss_weight).loss(losses.sum(0).tolist())

@@ -95,12 +95,6 @@ def _tell(results: dict[str, Any], folder: str, name: str) -> None:
 
 def find_recipe(name: str) -> Path:
     """A file as it is named from here, or else the recipe of this name that ships with vistok."""
-    from .configuration.shipped import shipped_path
+    from .configuration.shipped import here_or_shipped
 
-    path = Path(name)
-    if path.exists() or path.is_absolute():
-        return path
-    try:
-        return shipped_path(path.as_posix())
-    except FileNotFoundError:
-        return path
+    return here_or_shipped(name)
