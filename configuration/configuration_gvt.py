@@ -1,11 +1,12 @@
 """Configuration of GVT."""
 
-import copy
 from typing import Any, Literal
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
+
+from .multimodal_config import check_feature_layer, check_image_token, complete_tower, with_fields
 
 
 @strict
@@ -67,18 +68,13 @@ class GVTConfig(PreTrainedConfig):
         if isinstance(self.resampler_config, dict):
             self.resampler_config = {"model_type": "perceiver_resampler_vistok", **self.resampler_config}
         super().__post_init__(**kwargs)
-        self.vision_config = _with(self.vision_config, mask_ratio=0.0)  # ViT-MAE drops patches even in evaluation
+        self.vision_config = complete_tower(self.vision_config)
         vision_config: Any = self.vision_config
         text_config: Any = self.text_config
-        self.resampler_config = _with(self.resampler_config, patch_hidden_size=vision_config.hidden_size)
+        self.resampler_config = with_fields(self.resampler_config, patch_hidden_size=vision_config.hidden_size)
         self.is_encoder_decoder = bool(text_config.is_encoder_decoder)
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
-        num_layers, layer = getattr(self.vision_config, "num_hidden_layers", None), self.vision_feature_layer
-        if num_layers is not None and isinstance(layer, int) and not -num_layers - 1 <= layer <= num_layers:
-            raise ValueError(
-                f"vision_feature_layer is {layer}, but a tower of {num_layers} layers has hidden "
-                f"states 0 to {num_layers} (or -{num_layers + 1} to -1)."
-            )
+        check_feature_layer(self)
 
     def check_image_token(self) -> None:
         """
@@ -88,23 +84,7 @@ class GVTConfig(PreTrainedConfig):
         Raises:
             ValueError: if it is none; names its id and the size of the vocabulary.
         """
-        vocab_size = getattr(self.text_config, "vocab_size", None)
-        if vocab_size is not None and not 0 <= self.image_token_id < vocab_size:
-            raise ValueError(
-                f"image_token_id is {self.image_token_id}, but the language model has vocab_size={vocab_size}, ids 0 "
-                f"to {vocab_size - 1}: choose one of these, or give text_config a vocab_size of "
-                f"{self.image_token_id + 1} or more."
-            )
-
-
-def _with(config: Any, **values: Any) -> Any:
-    """A config with other values in those fields that it has: a copy, because the config may be the caller's."""
-    values = {name: value for name, value in values.items() if getattr(config, name, value) != value}
-    if values:
-        config = copy.deepcopy(config)
-    for name, value in values.items():
-        setattr(config, name, value)
-    return config
+        check_image_token(self)
 
 
 __all__ = ["GVTConfig"]

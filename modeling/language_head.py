@@ -1,8 +1,14 @@
 """The output head of a language model, outside of it: as its own class would compute the logits."""
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
+
+
+LOGIT_FIELDS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 
 def build_language_head(text_config: PreTrainedConfig) -> nn.Linear:
@@ -18,6 +24,18 @@ def build_language_head(text_config: PreTrainedConfig) -> nn.Linear:
     with torch.device("meta"):
         original = AutoModelForCausalLM.from_config(text_config).get_output_embeddings()
     return nn.Linear(original.in_features, original.out_features, bias=original.bias is not None)
+
+
+def logit_transform(text_config: PreTrainedConfig) -> Callable[[torch.Tensor], torch.Tensor] | None:
+    """
+    What a language model does to its logits behind the head (see [`scale_logits`]); `None` of most, which do nothing.
+
+    Args:
+        text_config (`PreTrainedConfig`): configuration of the language model.
+    """
+    if all(getattr(text_config, name, None) is None for name in LOGIT_FIELDS):
+        return None
+    return functools.partial(scale_logits, text_config=text_config)
 
 
 def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.Tensor:
@@ -38,4 +56,4 @@ def scale_logits(logits: torch.Tensor, text_config: PreTrainedConfig) -> torch.T
     return logits
 
 
-__all__ = ["build_language_head", "scale_logits"]
+__all__ = ["build_language_head", "logit_transform", "scale_logits"]

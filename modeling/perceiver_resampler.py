@@ -10,6 +10,7 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
+from .plain_matrix import is_plain_matrix
 from .visual_tokenizer import VisualTokenizer, VisualTokenizerOutput
 
 
@@ -26,14 +27,6 @@ def eager_attention_forward(module, query, key, value, attention_mask, scaling, 
         scores = scores + attention_mask
     attention = stable_softmax(scores)
     return torch.matmul(attention, value).transpose(1, 2).contiguous(), attention
-
-
-def _is_plain_matrix(projection: nn.Module) -> bool:
-    """
-    Whether a projection is its weight, and that is here to be read. A quantised or LoRA-adapted one is another thing;
-    an offloaded one (on the device "meta") or one that ZeRO-3 shards (`ds_id`) gets its weight while it is called.
-    """
-    return type(projection) is nn.Linear and not projection.weight.is_meta and not hasattr(projection.weight, "ds_id")
 
 
 class PerceiverAttention(nn.Module):
@@ -66,7 +59,7 @@ class PerceiverAttention(nn.Module):
         latents = self.latent_norm(latents)
         keys_values = torch.cat([self.patch_norm(patches), latents], dim=1)
         query = self.q_proj(latents).unflatten(-1, (self.num_heads, self.head_dim))
-        absorbable = _is_plain_matrix(self.k_proj) and _is_plain_matrix(self.v_proj)
+        absorbable = is_plain_matrix(self.k_proj) and is_plain_matrix(self.v_proj)
         if self.config.attention_formulation == "absorbed" and absorbable:
             update, attention = self._attend_absorbed(query, keys_values)
         else:

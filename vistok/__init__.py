@@ -22,8 +22,13 @@ _PUBLIC = {
     "GVTForConditionalGeneration": "modeling.modeling_gvt",
     "GVTModel": "modeling.modeling_gvt",
     "GVTProcessor": "processing.processing_gvt",
+    "MLPAdapter": "modeling.mlp_adapter",
+    "MLPAdapterConfig": "configuration.configuration_mlp_adapter",
     "PerceiverResampler": "modeling.perceiver_resampler",
     "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
+    "VTLMMConfig": "configuration.configuration_vtlmm",
+    "VTLMMForCausalLM": "modeling.modeling_vtlmm",
+    "VTLMMModel": "modeling.modeling_vtlmm",
     "VisionFeatures": "modeling.visual_tokenizer",
     "VisualLanguageCollator": "processing.collator",
     "VisualLanguageConfig": "trainer.visual_language_config",
@@ -67,6 +72,7 @@ def _register_auto_classes() -> None:
     from transformers import (
         AutoConfig,
         AutoModel,
+        AutoModelForCausalLM,
         AutoModelForImageClassification,
         AutoModelForImageTextToText,
         AutoProcessor,
@@ -74,22 +80,32 @@ def _register_auto_classes() -> None:
 
     from .configuration.configuration_eva import EvaVisionConfig
     from .configuration.configuration_gvt import GVTConfig
+    from .configuration.configuration_mlp_adapter import MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
+    from .configuration.configuration_vtlmm import VTLMMConfig
 
     AutoConfig.register("eva_vision", EvaVisionConfig)
     AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
+    AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig)
     AutoConfig.register("gvt", GVTConfig)
+    AutoConfig.register("vtlmm", VTLMMConfig)
 
+    from .modeling.mlp_adapter import MLPAdapter
     from .modeling.modeling_eva import EvaVisionForImageClassification, EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
+    from .modeling.modeling_vtlmm import VTLMMForCausalLM, VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler
     from .processing.processing_gvt import GVTProcessor
 
     AutoModel.register(EvaVisionConfig, EvaVisionModel)
     AutoModel.register(PerceiverResamplerConfig, PerceiverResampler)
+    AutoModel.register(MLPAdapterConfig, MLPAdapter)
     AutoModel.register(GVTConfig, GVTModel)
+    AutoModel.register(VTLMMConfig, VTLMMModel)
+    AutoModelForCausalLM.register(VTLMMConfig, VTLMMForCausalLM)
     AutoModelForImageClassification.register(EvaVisionConfig, EvaVisionForImageClassification)
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
+    AutoModelForImageTextToText.register(VTLMMConfig, VTLMMForCausalLM)
     AutoProcessor.register(GVTConfig, GVTProcessor)
 
 
@@ -98,7 +114,9 @@ _register_auto_classes()
 if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_eva import EvaVisionConfig as EvaVisionConfig
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
+    from .configuration.configuration_mlp_adapter import MLPAdapterConfig as MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
+    from .configuration.configuration_vtlmm import VTLMMConfig as VTLMMConfig
     from .evaluation.cider import cider as cider
     from .evaluation.gvtbench_builder import build_questions as build_questions
     from .evaluation.gvtbench_questions import load_questions as load_questions
@@ -112,10 +130,13 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.losses_visual_modeling import language_modeling_loss as language_modeling_loss
     from .modeling.losses_visual_modeling import visual_modeling_loss as visual_modeling_loss
     from .modeling.losses_visual_modeling import visual_token_loss as visual_token_loss
+    from .modeling.mlp_adapter import MLPAdapter as MLPAdapter
     from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
+    from .modeling.modeling_vtlmm import VTLMMForCausalLM as VTLMMForCausalLM
+    from .modeling.modeling_vtlmm import VTLMMModel as VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler as PerceiverResampler
     from .modeling.trained_weights import save_trained_weights as save_trained_weights
     from .modeling.visual_tokenizer import VisionFeatures as VisionFeatures

@@ -1,0 +1,67 @@
+"""What the configs of composed models have in common: a tower, a visual tokenizer and a language model that fit."""
+
+import copy
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+
+def with_fields(config: Any, **values: Any) -> Any:
+    """
+    A config with other values in those fields that it has: a copy, because the config may be the caller's.
+
+    Args:
+        config (`PreTrainedConfig`): stays as it is.
+        values: of its fields.
+    """
+    values = {name: value for name, value in values.items() if getattr(config, name, value) != value}
+    if values:
+        config = copy.deepcopy(config)
+    for name, value in values.items():
+        setattr(config, name, value)
+    return config
+
+
+def complete_tower(vision_config: Any) -> Any:
+    """The config of a tower that keeps all patches: ViT-MAE drops some even in evaluation."""
+    return with_fields(vision_config, mask_ratio=0.0)
+
+
+def check_feature_layer(config: PreTrainedConfig) -> None:
+    """
+    Makes sure that the tower has the layer that is read.
+
+    Args:
+        config (`PreTrainedConfig`): of a composed model.
+
+    Raises:
+        ValueError: if it has not; names the layers.
+    """
+    num_layers, layer = getattr(config.vision_config, "num_hidden_layers", None), config.vision_feature_layer
+    if num_layers is not None and isinstance(layer, int) and not -num_layers - 1 <= layer <= num_layers:
+        raise ValueError(
+            f"vision_feature_layer is {layer}, but a tower of {num_layers} layers has hidden "
+            f"states 0 to {num_layers} (or -{num_layers + 1} to -1)."
+        )
+
+
+def check_image_token(config: PreTrainedConfig) -> None:
+    """
+    Makes sure that the placeholder is a token of the language model.
+
+    Args:
+        config (`PreTrainedConfig`): of a composed model.
+
+    Raises:
+        ValueError: if it is none; names its id and the size of the vocabulary.
+    """
+    vocab_size = getattr(config.text_config, "vocab_size", None)
+    if vocab_size is not None and not 0 <= config.image_token_id < vocab_size:
+        raise ValueError(
+            f"image_token_id is {config.image_token_id}, but the language model has vocab_size={vocab_size}, ids 0 "
+            f"to {vocab_size - 1}: choose one of these, or give text_config a vocab_size of "
+            f"{config.image_token_id + 1} or more."
+        )
+
+
+__all__ = ["check_feature_layer", "check_image_token", "complete_tower", "with_fields"]

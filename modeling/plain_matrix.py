@@ -1,0 +1,40 @@
+"""Linear layers as the matrices that they are, for what multiplies with these in another way."""
+
+import torch
+from torch import nn
+
+
+def is_plain_matrix(projection: nn.Module) -> bool:
+    """
+    Whether a projection is its weight, and that is here to be read. A quantised or LoRA-adapted one is another thing;
+    an offloaded one (on the device "meta") or one that ZeRO-3 shards (`ds_id`) gets its weight while it is called.
+
+    Args:
+        projection (`nn.Module`): a linear layer.
+    """
+    return type(projection) is nn.Linear and not projection.weight.is_meta and not hasattr(projection.weight, "ds_id")
+
+
+def matrix_of(projection: nn.Module, in_features: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """
+    Weight and bias of a linear layer. Of one that is no plain matrix (see [`is_plain_matrix`]) they are found by
+    calling it, on the unit vectors, through which gradients reach whatever it consists of.
+
+    Args:
+        projection (`nn.Module`): computes `x · weightᵀ + bias`.
+        in_features (`int`): width of what it reads.
+        like (`torch.Tensor`): something that it reads: its device and dtype.
+
+    Returns:
+        `tuple`: the weight, `(out_features, in_features)`, and the bias, `(out_features,)`, or `None`.
+    """
+    if is_plain_matrix(projection):
+        return projection.weight, projection.bias
+    units = torch.eye(in_features, dtype=like.dtype, device=like.device)
+    if getattr(projection, "bias", None) is None:
+        return projection(units).t(), None
+    bias = projection(units.new_zeros(1, in_features))
+    return (projection(units) - bias).t(), bias[0]
+
+
+__all__ = ["is_plain_matrix", "matrix_of"]

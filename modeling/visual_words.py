@@ -1,0 +1,129 @@
+"""Reading visual tokens as words: distributions over the vocabulary, and the nearest text embeddings (VT-LMM)."""
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from transformers.modeling_outputs import ModelOutput
+
+from .vm_head import last_layer
+from .vocabulary_chunks import chunks
+from .vocabulary_distributions import distribution_statistics, top_k_tokens
+
+# Similarities that are held at once.
+SIMILARITIES = 2**24
+
+
+@dataclass
+class VisualTokenDistributions(ModelOutput):
+    """
+    What the visual modelling head makes of images: a distribution over the vocabulary for each visual token (VT-LMM,
+    Eq. 5).
+
+    Args:
+        probabilities (`torch.FloatTensor` of shape `(num_images, num_tokens, k)`):
+            Of the k most probable tokens of the vocabulary, the most probable first.
+        token_ids (`torch.LongTensor` of shape `(num_images, num_tokens, k)`): their ids.
+        entropy (`torch.FloatTensor` of shape `(num_images, num_tokens)`): of each distribution, in nats.
+        grid_size (`tuple[int, int]`, *optional*):
+            Height and width of an image in patches, whose order is row by row; unknown of cached features whose number
+            is no square.
+        distribution (`torch.FloatTensor` of shape `(num_images, num_tokens, vocab_size)`, *optional*):
+            The distributions as a whole, if they were asked for.
+    """
+
+    probabilities: torch.Tensor | None = None
+    token_ids: torch.Tensor | None = None
+    entropy: torch.Tensor | None = None
+    grid_size: tuple[int, int] | None = None
+    distribution: torch.Tensor | None = None
+
+
+@torch.no_grad()
+def visual_token_distributions(
+    image_features: torch.Tensor,
+    vm_head: nn.Module,
+    top_k: int = 5,
+    return_distribution: bool = False,
+    grid_size: tuple[int, int] | None = None,
+) -> VisualTokenDistributions:
+    """
+    Reads visual tokens with the visual modelling head, chunk by chunk: P' = softmax(W_VM X_image) (VT-LMM, Eq. 5).
+
+    Args:
+        image_features (`torch.FloatTensor` of shape `(num_images, num_tokens, hidden_size)`): the adapter's output.
+        vm_head (`nn.Module`): see [`build_vm_head`].
+        top_k (`int`, *optional*, defaults to 5): how many tokens of the vocabulary to return for each visual token.
+        return_distribution (`bool`, *optional*, defaults to `False`): whether to return whole distributions too.
+        grid_size (`tuple[int, int]`, *optional*): height and width of an image in patches.
+
+    Returns:
+        [`VisualTokenDistributions`], in float32 at least.
+
+    Raises:
+        ValueError: if the vocabulary has no `top_k` tokens.
+    """
+    features, weight = last_layer(vm_head, image_features)
+    features = features.to(weight.device)
+    statistics = distribution_statistics(features, weight)
+    probabilities, token_ids = top_k_tokens(features, weight, top_k)
+    distribution = None
+    if return_distribution:
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        logits = nn.functional.linear(features.to(weight.dtype), weight)
+        distribution = nn.functional.softmax(logits, dim=-1, dtype=dtype)
+    num_tokens = image_features.shape[1]
+    if grid_size is None and math.isqrt(num_tokens) ** 2 == num_tokens:  # images are padded to squares
+        grid_size = (math.isqrt(num_tokens),) * 2
+    return VisualTokenDistributions(probabilities, token_ids, statistics.entropy, grid_size, distribution)
+
+
+@torch.no_grad()
+def nearest_tokens(
+    image_features: torch.Tensor, table: torch.Tensor, top_k: int = 1, no_word: torch.Tensor | None = None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    The tokens of the vocabulary whose embeddings have the highest cosine similarity to each visual token (VT-LMM, Eq.
+    3, which prints argmin and means the closest), chunk by chunk over both.
+
+    Args:
+        image_features (`torch.FloatTensor` of shape `(..., hidden_size)`): the adapter's output.
+        table (`torch.FloatTensor` of shape `(vocab_size, hidden_size)`): text embeddings.
+        top_k (`int`, *optional*, defaults to 1): how many tokens for each.
+        no_word (`torch.FloatTensor` of shape `(hidden_size,)`, *optional*): rows that equal it are passed over.
+
+    Returns:
+        `tuple`: similarities from −1 to 1 and token ids, both `(..., top_k)`, the closest first.
+
+    Raises:
+        ValueError: if the vocabulary has no `top_k` words.
+    """
+    is_word = torch.ones(len(table), dtype=torch.bool, device=table.device)
+    if no_word is not None:
+        is_word = (table != no_word.to(table)).any(-1)
+    word_ids = is_word.nonzero().squeeze(-1)
+    if not 1 <= top_k <= len(word_ids):
+        raise ValueError(f"top_k is {top_k}, expected a number from 1 to the vocabulary's {len(word_ids)} words.")
+    dtype = torch.promote_types(image_features.dtype, torch.float32)
+    queries = nn.functional.normalize(image_features.flatten(0, -2).to(table.device, dtype), dim=-1)
+    rows = min(len(queries), 1024)
+    found = []
+    for chosen in chunks(len(queries), max(rows, 1)):
+        similarities = queries.new_empty(chosen.stop - chosen.start, 0)
+        token_ids = word_ids.new_empty(chosen.stop - chosen.start, 0)
+        for some in chunks(len(word_ids), max(SIMILARITIES // max(rows, 1), 1)):
+            words = nn.functional.normalize(table[word_ids[some]].to(dtype), dim=-1)
+            similarities = torch.cat([similarities, queries[chosen] @ words.t()], dim=1)
+            token_ids = torch.cat([token_ids, word_ids[some].expand(len(similarities), -1)], dim=1)
+            similarities, order = similarities.topk(min(top_k, similarities.shape[1]), dim=1)
+            token_ids = token_ids.gather(1, order)
+        found.append((similarities, token_ids))
+    if not found:
+        found = [(queries.new_empty(0, top_k), word_ids.new_empty(0, top_k))]
+    shape = (*image_features.shape[:-1], top_k)
+    similarities, token_ids = (torch.cat(parts).view(shape) for parts in zip(*found))
+    return similarities, token_ids
+
+
+__all__ = ["VisualTokenDistributions", "nearest_tokens", "visual_token_distributions"]

@@ -1,0 +1,80 @@
+"""The visual modelling head of VT-LMM: from visual tokens to distributions over the vocabulary (Eq. 5)."""
+
+import torch
+from torch import nn
+
+from .plain_matrix import matrix_of
+
+
+class LowRankVMHead(nn.Module):
+    """
+    A visual modelling head that is the product of two matrices.
+
+    Args:
+        in_features (`int`): width of a visual token.
+        out_features (`int`): size of the vocabulary.
+        rank (`int`): width between the two.
+    """
+
+    def __init__(self, in_features: int, out_features: int, rank: int):
+        super().__init__()
+        self.down = nn.Linear(in_features, rank, bias=False)
+        self.up = nn.Linear(rank, out_features, bias=False)
+
+    def forward(self, image_features: torch.Tensor) -> torch.Tensor:
+        """(..., in_features) -> logits, (..., out_features)."""
+        return self.up(self.down(image_features))
+
+
+def build_vm_head(in_features: int, out_features: int, rank: int | None = None) -> nn.Linear | LowRankVMHead:
+    """
+    Makes a visual modelling head: an unbiased linear layer, as in the paper (Section 3.1), or one of low rank.
+
+    Args:
+        in_features (`int`): width of a visual token.
+        out_features (`int`): size of the vocabulary.
+        rank (`int`, *optional*): of the product of two matrices; by default it is one.
+    """
+    if rank is None:
+        return nn.Linear(in_features, out_features, bias=False)
+    return LowRankVMHead(in_features, out_features, rank)
+
+
+def last_layer(vm_head: nn.Module, image_features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    A head as one matrix product: logits are `features · weightᵀ`.
+
+    Args:
+        vm_head (`nn.Module`): of [`build_vm_head`].
+        image_features (`torch.FloatTensor` of shape `(..., in_features)`): visual tokens.
+
+    Returns:
+        `tuple`: the features, `(..., in_features or rank)`, and the weight, `(vocab_size, in_features or rank)`.
+    """
+    if isinstance(vm_head, LowRankVMHead):
+        image_features, vm_head = vm_head.down(image_features), vm_head.up
+    weight, _ = matrix_of(vm_head, image_features.shape[-1], image_features)
+    return image_features, weight
+
+
+def resize_vm_head(vm_head: nn.Linear | LowRankVMHead, vocab_size: int, std: float) -> None:
+    """
+    Gives a head as many rows as the vocabulary has tokens, in place; new ones are drawn like the first ones.
+
+    Args:
+        vm_head (`nn.Module`): of [`build_vm_head`].
+        vocab_size (`int`): number of rows.
+        std (`float`): standard deviation of new rows.
+    """
+    layer = vm_head.up if isinstance(vm_head, LowRankVMHead) else vm_head
+    before = layer.weight
+    if len(before) == vocab_size:
+        return
+    weight = torch.empty(vocab_size, before.shape[1], dtype=before.dtype, device=before.device).normal_(0.0, std)
+    kept = min(len(before), vocab_size)
+    weight[:kept] = before.data[:kept]
+    layer.weight = nn.Parameter(weight, requires_grad=before.requires_grad)
+    layer.out_features = vocab_size
+
+
+__all__ = ["LowRankVMHead", "build_vm_head", "last_layer", "resize_vm_head"]
