@@ -118,7 +118,8 @@ class ReproducibleTrainer(Trainer):
             since_log = torch.load(self._loss_file(checkpoint), weights_only=True)
             self._tr_loss += since_log["loss"]
             self._globalstep_last_logged = since_log["last_logged_step"]
-            self._since_log |= since_log.get("sums", {})
+            for name, value in since_log.get("sums", {}).items():  # the next step may have begun to count
+                self._since_log[name] = self._since_log.get(name, 0.0) + value
 
     def _loss_file(self, checkpoint: str) -> Path:
         return Path(checkpoint, f"loss_since_log_{self.args.process_index}.pt")

@@ -16,7 +16,7 @@ from ..modeling.losses_visual_modeling import visual_modeling_loss, visual_token
 from ..modeling.plain_matrix import matrix_of
 from ..modeling.vm_head import last_layer
 from ..modeling.vocabulary_distributions import distribution_statistics
-from .answer_accuracy import answer_accuracy
+from .answer_accuracy import share_right
 
 STATISTICS = ("visual_perplexity", "visual_entropy", "punctuation_share")
 
@@ -234,8 +234,7 @@ class VisualModelingMetrics:
         sums = prediction.label_ids.astype("float64").sum(0).tolist()
         found = {"loss": self.loss(sums)}
         if sums[1]:
-            found |= {"loss_lm": sums[0] / sums[1]}
-            found |= {"answer_accuracy": answer_accuracy(prediction)["answer_accuracy"]}
+            found |= {"loss_lm": sums[0] / sums[1], "answer_accuracy": share_right(prediction.predictions)}
         if len(sums) > 2 and sums[-1]:
             found |= {"loss_vm": sums[2] / sums[-1], **statistics_of(sums[3:])}
         return found

@@ -33,6 +33,8 @@ _PUBLIC = {
     "VisualLanguageCollator": "processing.collator",
     "VisualLanguageConfig": "trainer.visual_language_config",
     "VisualLanguageTrainer": "trainer.visual_language_trainer",
+    "VisualModelingConfig": "trainer.visual_modeling_config",
+    "VisualModelingTrainer": "trainer.visual_modeling_trainer",
     "VisualTokenizer": "modeling.visual_tokenizer",
     "VisualTokenizerOutput": "modeling.visual_tokenizer",
     "build_questions": "evaluation.gvtbench_builder",
@@ -154,3 +156,5 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.scene_set import write_scenes as write_scenes
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer
+    from .trainer.visual_modeling_config import VisualModelingConfig as VisualModelingConfig
+    from .trainer.visual_modeling_trainer import VisualModelingTrainer as VisualModelingTrainer
