@@ -1,8 +1,8 @@
 """
 The losses of VT-LMM: language modelling (Eq. 4) and visual modelling in both directions (Eq. 6 and 9), in nats.
 
-Each has two implementations that agree. "plain" is the formula on the logits of all positions; "fused" computes loss and
-gradients together with the heads, chunk by chunk, and holds no such matrix.
+Each has two implementations that agree. "plain" is the formula on the logits of all positions; "fused" computes loss
+and gradients together with the heads, chunk by chunk, and holds no such matrix.
 """
 
 import math
@@ -30,10 +30,10 @@ def visual_modeling_loss(
     accumulate_in_fp32: bool = False,
 ) -> torch.Tensor:
     """
-    How far the language model's prediction Q of an image position is from its visual-token distribution P': the mean of
-    KL(P' ‖ Q) over positions (VT-LMM, Eq. 6), which stage IV trains the language model with. Q is the softmax of the
-    language-modelling head on the hidden state that predicts the position (Eq. 4), P' that of the visual-modelling head
-    on its image features (Eq. 5), a constant: no gradient reaches `image_features` and `vm_head_weight`.
+    How far the language model's prediction Q of an image position is from its visual-token distribution P': the mean
+    of KL(P' ‖ Q) over positions (VT-LMM, Eq. 6), which stage IV trains the language model with. Q is the softmax of
+    the language-modelling head on the hidden state that predicts the position (Eq. 4), P' that of the visual-modelling
+    head on its image features (Eq. 5), a constant: no gradient reaches `image_features` and `vm_head_weight`.
 
     Probabilities and the loss are computed in float32 (float64 if the inputs are), matrix products in the type of the
     inputs, or autocast's.
@@ -54,8 +54,8 @@ def visual_modeling_loss(
             What the language model does to its logits behind the head, row by row, such as a soft cap. Gets and
             returns logits in float32 of shape `(rows, vocab_size)`, and may hold no parameters that are trained.
         accumulate_in_fp32 (`bool`, *optional*, defaults to `False`):
-            "fused" alone: adds up the head's gradient in float32, also where its weight is narrower. Exacter over
-            thousands of positions, for four bytes more per weight during the computation.
+            Of "fused": adds up the head's gradient in float32, also where its weight is narrower. Exacter over
+            thousands of positions, for four bytes more per weight during the computation. "plain" adds nothing up.
 
     Returns:
         `torch.Tensor`: a scalar in nats per position; without positions 0, with a graph.
@@ -86,8 +86,8 @@ def visual_token_loss(
     accumulate_in_fp32: bool = False,
 ) -> torch.Tensor:
     """
-    How far the visual-token distribution P' of an image position is from the language model's prediction Q: the mean of
-    KL(Q ‖ P') over positions (VT-LMM, Eq. 9), which stage III trains the visual-modelling head with. Here Q is the
+    How far the visual-token distribution P' of an image position is from the language model's prediction Q: the mean
+    of KL(Q ‖ P') over positions (VT-LMM, Eq. 9), which stage III trains the visual-modelling head with. Here Q is the
     constant: no gradient reaches `hidden_states` and `lm_head_weight`.
 
     Args:
@@ -123,8 +123,8 @@ def language_modeling_loss(
     accumulate_in_fp32: bool = False,
 ) -> torch.Tensor:
     """
-    Cross-entropy of the next tokens of the text: the mean of −log Q(label) over the positions that have a label (VT-LMM,
-    Eq. 4). Rows are aligned, nothing is shifted here.
+    Cross-entropy of the next tokens of the text: the mean of −log Q(label) over the positions that have a label
+    (VT-LMM, Eq. 4). Rows are aligned, nothing is shifted here.
 
     Args:
         hidden_states (`torch.FloatTensor` of shape `(num_positions, hidden_size)`):
@@ -164,10 +164,6 @@ def _divergence(
     divisor = _divisor(num_items, len(prediction.features))
     if implementation == "fused":
         return fused_divergence(prediction, target, divisor, accumulate_in_fp32)
-    if accumulate_in_fp32:
-        raise ValueError(
-            'accumulate_in_fp32 is for implementation "fused", which adds up chunks; "plain" adds nothing.'
-        )
     log_prediction = nn.functional.log_softmax(prediction.logits(), dim=-1)
     if isinstance(target, torch.Tensor):
         return nn.functional.nll_loss(log_prediction, target, reduction="sum") / divisor
@@ -212,8 +208,8 @@ def _check_head(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(
-            f"The bias of {weight_name} has the shape {tuple(bias.shape)}, expected ({weight.shape[0]},), a number for "
-            "each token of the vocabulary."
+            f"The bias of {weight_name} has the shape {tuple(bias.shape)}, expected ({weight.shape[0]},), a number "
+            "for each token of the vocabulary."
         )
     if features.device != weight.device:
         raise ValueError(
@@ -230,13 +226,13 @@ def _check_both(
 ) -> None:
     if len(hidden_states) != len(image_features):
         raise ValueError(
-            f"hidden_states has {len(hidden_states)} rows and image_features {len(image_features)}: row t of one has to "
-            "predict the position of row t of the other."
+            f"hidden_states has {len(hidden_states)} rows and image_features {len(image_features)}: row t of one has "
+            "to predict the position of row t of the other."
         )
     if len(lm_head_weight) != len(vm_head_weight):
         raise ValueError(
-            f"lm_head_weight has {len(lm_head_weight)} tokens and vm_head_weight {len(vm_head_weight)}: both heads need "
-            "the same vocabulary. If tokens were added to one, resize the other too."
+            f"lm_head_weight has {len(lm_head_weight)} tokens and vm_head_weight {len(vm_head_weight)}: both heads "
+            "need the same vocabulary. If tokens were added to one, resize the other too."
         )
     if hidden_states.device != image_features.device:
         raise ValueError(
