@@ -7,7 +7,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedConfig
 
-
 LOGIT_FIELDS = ("logit_scale", "logits_scaling", "final_logit_softcapping")
 
 

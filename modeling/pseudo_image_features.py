@@ -19,7 +19,7 @@ def pseudo_image_features(image_features: torch.Tensor, vm_head: nn.Module, embe
     `image_features` where one is asked for. Never more than a chunk of the distributions is held.
 
     Args:
-        image_features (`torch.FloatTensor` of shape `(..., hidden_size)`): visual tokens, the adapter's output X_image.
+        image_features (`torch.FloatTensor` of shape `(..., hidden_size)`): the adapter's output X_image.
         vm_head (`nn.Module`): visual modelling head, see [`build_vm_head`].
         embeddings (`nn.Module`): input embeddings of the language model, as text enters it.
 

@@ -67,7 +67,81 @@ VICUNA = (
 {%- endfor -%}"""
 )
 
-CHAT_TEMPLATES = {"question-answer": QUESTION_ANSWER, "chatml": CHATML, "vicuna": VICUNA}
+# Images come before the words of their turn, where LLaVA-1.5 moves them (haotian-liu/LLaVA, llava/train/train.py);
+# words beside an image lose white space at their ends.
+_IMAGES_FIRST = """\
+{%- macro words(content) -%}
+{%- if content is string -%}{{ content }}{%- else -%}
+{%- for part in content -%}{%- if part['type'] == 'text' -%}{{ part['text'] }}{%- endif -%}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro images(content, after_image) -%}
+{%- if content is not string -%}
+{%- for part in content -%}{%- if part['type'] == 'image' -%}{{ image_token + after_image }}{%- endif -%}{%- endfor -%}
+{%- endif -%}
+{%- endmacro -%}
+{%- macro images_first(content) -%}
+{%- set shown = images(content, '\\n') -%}
+{%- if shown -%}{{ (shown + words(content) | trim) | trim }}{%- else -%}{{ words(content) }}{%- endif -%}
+{%- endmacro -%}
+"""
+
+# Vicuna v1 with its system prompt (haotian-liu/LLaVA, llava/conversation.py, conv_vicuna_v1): that of LLaVA-1.5.
+VICUNA_V1 = (
+    _IMAGES_FIRST
+    + """\
+{%- if messages and messages[0]['role'] != 'system' -%}
+{{ 'A chat between a curious user and an artificial intelligence assistant. ' }}
+{{- "The assistant gives helpful, detailed, and polite answers to the user's questions. " }}
+{%- endif -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}{{ words(message['content']) + ' ' }}
+{%- elif message['role'] == 'assistant' -%}
+{% generation %}{{ ' ' + words(message['content']) + eos_token }}{% endgeneration %}
+{%- else -%}
+{{ 'USER: ' + images_first(message['content']) + ' ASSISTANT:' }}
+{%- endif -%}
+{%- endfor -%}"""
+)
+
+# Mistral-instruct (haotian-liu/LLaVA, llava/conversation.py, conv_mistral_instruct): a space stands before the end.
+MISTRAL = (
+    _IMAGES_FIRST
+    + """\
+{%- set system = namespace(text='') -%}
+{%- for message in messages -%}
+{%- if message['role'] == 'system' -%}
+{%- set system.text = '<<SYS>>\\n' + words(message['content']) + '\\n<</SYS>>\\n\\n' -%}
+{%- elif message['role'] == 'assistant' -%}
+{% generation %}{{ ' ' + words(message['content']) + ' ' + eos_token }}{% endgeneration %}
+{%- else -%}
+{{ '[INST] ' + system.text + images_first(message['content']) + ' [/INST]' }}
+{%- set system.text = '' -%}
+{%- endif -%}
+{%- endfor -%}"""
+)
+
+# Captions of images, without questions: what LLaVA-1.5 aligns its adapter with (conv_llava_plain).
+PLAIN = (
+    _IMAGES_FIRST
+    + """\
+{%- for message in messages -%}
+{%- if message['role'] == 'assistant' -%}
+{% generation %}{{ words(message['content']) + '\\n' }}{% endgeneration %}
+{%- elif message['role'] != 'system' -%}
+{{ images(message['content'], '') }}
+{%- endif -%}
+{%- endfor -%}"""
+)
+
+CHAT_TEMPLATES = {
+    "question-answer": QUESTION_ANSWER,
+    "chatml": CHATML,
+    "vicuna": VICUNA,
+    "vicuna-v1": VICUNA_V1,
+    "mistral": MISTRAL,
+    "plain": PLAIN,
+}
 
 
 def get_chat_template(name: str, image_token: str = "<image>") -> str:
@@ -75,7 +149,8 @@ def get_chat_template(name: str, image_token: str = "<image>") -> str:
     A chat template by its name.
 
     Args:
-        name (`str`): `"question-answer"`, `"chatml"` or `"vicuna"`; or a Jinja template, returned as it is.
+        name (`str`): `"question-answer"`, `"chatml"`, `"vicuna"`, `"vicuna-v1"`, `"mistral"` or `"plain"`; or a Jinja
+            template, returned as it is.
         image_token (`str`): placeholder of an image.
 
     Returns:

@@ -29,6 +29,7 @@ _PUBLIC = {
     "VTLMMConfig": "configuration.configuration_vtlmm",
     "VTLMMForCausalLM": "modeling.modeling_vtlmm",
     "VTLMMModel": "modeling.modeling_vtlmm",
+    "VTLMMProcessor": "processing.processing_vtlmm",
     "VisionFeatures": "modeling.visual_tokenizer",
     "VisualLanguageCollator": "processing.collator",
     "VisualLanguageConfig": "trainer.visual_language_config",
@@ -98,6 +99,7 @@ def _register_auto_classes() -> None:
     from .modeling.modeling_vtlmm import VTLMMForCausalLM, VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler
     from .processing.processing_gvt import GVTProcessor
+    from .processing.processing_vtlmm import VTLMMProcessor
 
     AutoModel.register(EvaVisionConfig, EvaVisionModel)
     AutoModel.register(PerceiverResamplerConfig, PerceiverResampler)
@@ -109,6 +111,7 @@ def _register_auto_classes() -> None:
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
     AutoModelForImageTextToText.register(VTLMMConfig, VTLMMForCausalLM)
     AutoProcessor.register(GVTConfig, GVTProcessor)
+    AutoProcessor.register(VTLMMConfig, VTLMMProcessor)
 
 
 _register_auto_classes()
@@ -147,6 +150,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .processing.collator import VisualLanguageCollator as VisualLanguageCollator
     from .processing.images import load_image as load_image
     from .processing.processing_gvt import GVTProcessor as GVTProcessor
+    from .processing.processing_vtlmm import VTLMMProcessor as VTLMMProcessor
     from .trainer.cutouts import CutoutLibrary as CutoutLibrary
     from .trainer.data_sources import DataSource as DataSource
     from .trainer.data_sources import load_data_source as load_data_source
