@@ -9,9 +9,9 @@ import torch
 from ..hub_cards.card_facts import is_hub_id
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
 from ..modeling.modeling_vtlmm import VTLMMForCausalLM
-from ..processing.chat_templates import get_chat_template
 from ..processing.processing_gvt import GVTProcessor
 from ..processing.processing_vtlmm import VTLMMProcessor
+from ..processing.square_images import prepared_side
 
 DEFAULT_VISION, DEFAULT_TEXT = "vistok:dinov2-small", "vistok:smollm2-135m"
 
@@ -24,18 +24,21 @@ class ModelKind:
     Args:
         model_class, processor_class (`type`): its classes.
         tokenizer (`str`): the recipe's section for its visual tokenizer: `"resampler"` or `"adapter"`.
+        one_token_per_patch (`bool`, *optional*, defaults to `False`): whether the number of visual tokens follows the
+            size of images, and nothing else.
         switches (`tuple[str, ...]`, *optional*): fields of its config that a checkpoint may be loaded with otherwise.
     """
 
     model_class: Any
     processor_class: Any
     tokenizer: str
+    one_token_per_patch: bool = False
     switches: tuple[str, ...] = ()
 
 
 KINDS = {
     "gvt": ModelKind(GVTForConditionalGeneration, GVTProcessor, "resampler"),
-    "vtlmm": ModelKind(VTLMMForCausalLM, VTLMMProcessor, "adapter", ("pseudo_image_features",)),
+    "vtlmm": ModelKind(VTLMMForCausalLM, VTLMMProcessor, "adapter", True, ("pseudo_image_features",)),
 }
 
 
@@ -107,6 +110,7 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
     if recipe.checkpoint is not None or recipe.vision is None or recipe.text is None:  # without one, both are set
         return _load_checkpoint(recipe, dtype)
     kind = KINDS[recipe.kind]
+    sized = {"image_size": recipe.image_size} if kind.one_token_per_patch else {}
     model = kind.model_class.from_vision_text_pretrained(
         recipe.vision,
         recipe.text,
@@ -114,14 +118,15 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
         attn_implementation=recipe.attn_implementation,
         **recipe.config,
         **{f"{kind.tokenizer}_config": getattr(recipe, kind.tokenizer)},
+        **sized,
     )
+    counted = {} if kind.one_token_per_patch else {"num_image_tokens": model.model.visual_tokenizer.max_num_tokens}
     processor = kind.processor_class.from_vision_text_pretrained(
         recipe.vision,
         recipe.text,
         image_size=recipe.image_size,
-        num_image_tokens=model.model.visual_tokenizer.max_num_tokens,
         chat_template=recipe.chat_template,
-        **recipe.processor,
+        **{**counted, **recipe.processor},
     )
     return model, processor
 
@@ -154,8 +159,12 @@ def _load_checkpoint(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[An
             raise _is_otherwise(recipe, part, value, found)
     processor = kind.processor_class.from_pretrained(recipe.checkpoint, **recipe.processor)
     if recipe.chat_template is not None:
-        processor.chat_template = get_chat_template(recipe.chat_template, processor.image_token)
-    if recipe.image_size is not None:
+        processor.chat_template = processor.named_chat_template(recipe.chat_template)
+    if recipe.image_size is not None and kind.one_token_per_patch:
+        found = prepared_side(processor.image_processor)
+        if found != recipe.image_size:  # the number of placeholders follows it
+            raise _is_otherwise(recipe, "image_size", recipe.image_size, found)
+    elif recipe.image_size is not None:
         processor.image_processor.size = {"height": recipe.image_size, "width": recipe.image_size}
     return model, processor
 
