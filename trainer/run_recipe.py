@@ -84,6 +84,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         STARTED_FROM: whole_run.get(STARTED_FROM),
         "steps": trainer.state.global_step,
         "epochs": None if isinstance(run.train_dataset, IterableDataset) else trainer.state.epoch,
+        **_sizes(run),
         "train_loss": mean_training_loss(history, output.training_loss),
         "train_seconds": round(seconds_trained(trainer.state), 1),
         "environment": run_environment(),
@@ -94,6 +95,12 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "log_history": history,
     }
     return _measured(run, _recorded(run, results)) if trainer.is_world_process_zero() else results
+
+
+def _sizes(run: PreparedRun) -> dict[str, int]:
+    """How many examples there are, and rows that these share, if they were counted."""
+    datasets = {"examples": run.train_dataset, "rows": run.trainer.train_dataset}
+    return {name: len(data) for name, data in datasets.items() if not isinstance(data, IterableDataset)}
 
 
 def _recorded(run: PreparedRun, results: dict[str, Any]) -> dict[str, Any]:
