@@ -20,6 +20,7 @@ from .loss_curve import draw_loss_curve, series
 from .recipe_sections import PreparedRun, Recipe
 from .reproducible_trainer import ReproducibleTrainer
 from .run_lineage import STARTED_FROM, described_run
+from .sharded_training import whole_weights
 from .training_record import TrainingRecord, check_same_recipe, seconds_trained
 
 logger = logging.get_logger(__name__)
@@ -71,8 +72,9 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
             "is. To train once more, start with --resume never (resume=False)."
         )
         return recorded
-    if trainer.is_world_process_zero():
-        trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
+    with whole_weights(trainer.model):
+        if trainer.is_world_process_zero():
+            trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
     metrics = final_metrics(trainer, run.eval_datasets)
     skipped = SkippedSamples([dataset.skipped_samples for dataset in (run.train_dataset, *run.eval_datasets.values())])
     if skipped.count:

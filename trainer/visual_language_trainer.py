@@ -24,6 +24,7 @@ from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.collator import IGNORED, VisualLanguageCollator
 from ..processing.feature_cache import FeatureCache
 from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
+from .blank_images import BlankImages
 from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
@@ -100,6 +101,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             eval_collator=eval_collator,
             **kwargs,
         )
+        self._blank_images = BlankImages(model, processing_class, features)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
 
@@ -142,12 +144,9 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             inputs = {**inputs, "skip_logits": True}
         if model.training:
             rest_frozen_parts(self.model, self.args.trainable)
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        if model.training and "pixel_values" not in inputs and "vision_features" not in inputs:
-            # A batch of text alone teaches a resampler nothing, but all processes wait for its gradients.
-            nothing = 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
-            result = (result[0] + nothing, result[1]) if return_outputs else result + nothing
-        return result
+            if "pixel_values" not in inputs and "vision_features" not in inputs and self._blank_images.are_needed:
+                inputs = self._blank_images.add_to(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss; of each row which answers are exactly right (see [`right_answers`]); and its loss ([`row_losses`])."""

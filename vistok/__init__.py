@@ -24,6 +24,7 @@ _PUBLIC = {
     "GVTProcessor": "processing.processing_gvt",
     "MLPAdapter": "modeling.mlp_adapter",
     "MLPAdapterConfig": "configuration.configuration_mlp_adapter",
+    "ImageCollator": "processing.image_collator",
     "PerceiverResampler": "modeling.perceiver_resampler",
     "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
     "VTLMMConfig": "configuration.configuration_vtlmm",
@@ -148,6 +149,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.visual_tokenizer import VisualTokenizer as VisualTokenizer
     from .modeling.visual_tokenizer import VisualTokenizerOutput as VisualTokenizerOutput
     from .processing.collator import VisualLanguageCollator as VisualLanguageCollator
+    from .processing.image_collator import ImageCollator as ImageCollator
     from .processing.images import load_image as load_image
     from .processing.processing_gvt import GVTProcessor as GVTProcessor
     from .processing.processing_vtlmm import VTLMMProcessor as VTLMMProcessor
