@@ -1,4 +1,4 @@
-"""Files that ship with the package: training recipes, small trained adapters, and modules of metrics."""
+"""Files that ship with the package: training recipes with what they name, small trained adapters, and modules of metrics."""
 
 from pathlib import Path
 
@@ -33,4 +33,23 @@ def shipped_path(name: str) -> Path:
     raise FileNotFoundError(f"vistok ships nothing named {name!r}. It ships: {', '.join(found) or 'nothing'}.")
 
 
-__all__ = ["shipped_path"]
+def here_or_shipped(name: str) -> Path:
+    """
+    A file as it is named from here, or else the one of this name that ships with vistok.
+
+    Args:
+        name (`str`): path, such as `"recipes/gvt/demo.yaml"`.
+
+    Returns:
+        `Path`: that of the file; as it was given where neither is there.
+    """
+    path = Path(name)
+    if path.exists() or path.is_absolute():
+        return path
+    try:
+        return shipped_path(path.as_posix())
+    except FileNotFoundError:
+        return path
+
+
+__all__ = ["here_or_shipped", "shipped_path"]

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
-from . import card_facts, distillation_card
+from . import card_facts, distillation_card, vtlmm_card
 from .card_evaluation import (
     evaluation_table,
     further_metrics,
@@ -28,8 +28,16 @@ from .run_results import RESULTS_NAME, merge_results
 CARD_NAME = "README.md"
 LOSS_CURVE_NAME = "loss.png"
 # By the kind of model: its type, or the trainer of the recipe that made it.
-TEMPLATES = {"gvt": "gvt_card.md.jinja", distillation_card.KIND: "distillation_card.md.jinja"}
-PIPELINE_TAGS = {"gvt": "image-text-to-text", distillation_card.KIND: "image-feature-extraction"}
+TEMPLATES = {
+    "gvt": "gvt_card.md.jinja",
+    vtlmm_card.KIND: "vtlmm_card.md.jinja",
+    distillation_card.KIND: "distillation_card.md.jinja",
+}
+PIPELINE_TAGS = {
+    "gvt": "image-text-to-text",
+    vtlmm_card.KIND: "image-text-to-text",
+    distillation_card.KIND: "image-feature-extraction",
+}
 _MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
 
@@ -170,6 +178,8 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
     )
     environment.filters["table"] = markdown_table
     values = card_values(folder, results, config)
+    if kind == vtlmm_card.KIND:
+        values |= vtlmm_card.vtlmm_card_values(folder, results, config)
     if kind == distillation_card.KIND:
         values |= distillation_card.distillation_card_values(folder, results, config)
     values["header"] = _header(kind, config, results, values)
@@ -215,7 +225,7 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "fetch": f"vistok fetch {' '.join(to_fetch)}" if to_fetch else "",
         "only_trained": (folder / TRAINED_WEIGHTS_NAME).is_file(),
         "architecture": []
-        if not hasattr(config, "text_config")
+        if not hasattr(config, "resampler_config")
         else card_facts.gvt_architecture(config, model.get("image_size")),
         "base_models": [
             [entry.part, f"`{entry.name}`", entry.package.description if entry.package else ""] for entry in models

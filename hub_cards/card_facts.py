@@ -86,17 +86,12 @@ def gvt_architecture(config: PreTrainedConfig, image_size: int | None = None) ->
         config ([`GVTConfig`]): the model's.
         image_size (`int`, *optional*): side of the images, in pixels.
     """
-    vision, text, tokenizer = config.vision_config, config.text_config, config.resampler_config
-    patch_size = getattr(vision, "patch_size", None)
-    patches = f", patches of {patch_size} × {patch_size} pixels" if isinstance(patch_size, int) else ""
-    tokens = "all its tokens" if config.vision_feature_select_strategy == "full" else "patches only"
-    layer = config.vision_feature_layer
-    features = "its features after the final norm" if layer == "final" else f"its `hidden_states[{layer}]`"
+    text, tokenizer = config.text_config, config.resampler_config
     heads = getattr(tokenizer, "num_attention_heads", None), getattr(tokenizer, "head_dim", None)
     width = getattr(tokenizer, "intermediate_size", None)
     rows = [
         ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
-        ("vision tower", f"{kind_in_words(vision)}{patches}; {features}, {tokens}"),
+        ("vision tower", tower_in_words(config)),
         (
             "visual tokenizer",
             kind_in_words(tokenizer)
@@ -105,12 +100,33 @@ def gvt_architecture(config: PreTrainedConfig, image_size: int | None = None) ->
         ),
         ("visual tokens per image", number(getattr(tokenizer, "num_latents", ""))),
         ("projection", f"{tokenizer.hidden_size} → {text.hidden_size}"),
-        ("language model", f"{kind_in_words(text)}, vocabulary of {number(text.vocab_size)} tokens"),
+        ("language model", language_model_in_words(config)),
+        ("LoRA", lora_in_words(config)),
     ]
-    if lora := config.lora_config:
-        rank, alpha, modules = (plain(lora.get(key)) for key in ("r", "lora_alpha", "target_modules"))
-        rows.append(("LoRA", f"rank {rank}, alpha {alpha}, on `{modules}`"))
     return [(name, value) for name, value in rows if value]
+
+
+def tower_in_words(config: PreTrainedConfig) -> str:
+    """The vision tower of a composed model, and what is read of it."""
+    vision, layer = config.vision_config, config.vision_feature_layer
+    patch_size = getattr(vision, "patch_size", None)
+    patches = f", patches of {patch_size} × {patch_size} pixels" if isinstance(patch_size, int) else ""
+    tokens = "all its tokens" if config.vision_feature_select_strategy == "full" else "patches only"
+    features = "its features after the final norm" if layer == "final" else f"its `hidden_states[{layer}]`"
+    return f"{kind_in_words(vision)}{patches}; {features}, {tokens}"
+
+
+def language_model_in_words(config: PreTrainedConfig) -> str:
+    """The language model of a composed model."""
+    return f"{kind_in_words(config.text_config)}, vocabulary of {number(config.text_config.vocab_size)} tokens"
+
+
+def lora_in_words(config: PreTrainedConfig) -> str:
+    """The adapters of a composed model; empty if it has none."""
+    if not (lora := config.lora_config):
+        return ""
+    rank, alpha, modules = (plain(lora.get(key)) for key in ("r", "lora_alpha", "target_modules"))
+    return f"rank {rank}, alpha {alpha}, on `{modules}`"
 
 
 def kind_in_words(config: PreTrainedConfig) -> str:
@@ -172,6 +188,7 @@ def data_table(sources: Iterable[Mapping[str, Any]]) -> list[list[str]]:
             "source": source_label(source),
             "format": str(source.get("format") or ""),
             "split": str(source.get("split") or ""),
+            "where": ", ".join(f"{key}: {plain(value)}" for key, value in (source.get("where") or {}).items()),
             "at most": number(source["max_samples"]) if source.get("max_samples") else "",
             "weight": _weight(source["weight"], total) if source.get("weight") and len(sources) > 1 else "",
             "from": _origin(source),
@@ -269,8 +286,11 @@ __all__ = [
     "hyper_parameters",
     "is_hub_id",
     "kind_in_words",
+    "language_model_in_words",
     "licence_table",
+    "lora_in_words",
     "number",
     "plain",
     "source_label",
+    "tower_in_words",
 ]

@@ -1,5 +1,7 @@
 """Which answers a model would give exactly right, from one pass over the right answers."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from transformers.trainer_utils import EvalPrediction
@@ -69,9 +71,19 @@ def answer_accuracy(prediction: EvalPrediction) -> dict[str, float]:
     right, losses = prediction.predictions, prediction.label_ids
     loss, num_tokens = losses.astype("float64").sum(0)
     return {
-        "answer_accuracy": float((right == 1).sum() / max((right >= 0).sum(), 1)),
+        "answer_accuracy": share_right(right),
         "loss": float(loss / max(num_tokens, 1)),
     }
 
 
-__all__ = ["answer_accuracy", "answer_numbers", "right_answers", "row_losses"]
+def share_right(right: Any) -> float:
+    """
+    Share of answers that are exactly right.
+
+    Args:
+        right (`np.ndarray` of shape `(rows, answers)`): of [`right_answers`].
+    """
+    return float((right == 1).sum() / max((right >= 0).sum(), 1))
+
+
+__all__ = ["answer_accuracy", "answer_numbers", "right_answers", "row_losses", "share_right"]

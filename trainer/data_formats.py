@@ -50,6 +50,8 @@ class DataSource:
             and the format does not read lazily. (Of webdataset shards and of streamed Hub data, every data loader
             worker takes its share from its own shards.)
         seed (`int`, *optional*): shuffle with this seed; `None` keeps the source's order.
+        where (`dict`): use only examples whose columns have these values, such as `{"kind": "caption"}`, or one of a list
+            of values; `max_samples` counts those.
         on_error (`str`): `"raise"` stops at a bad sample (a structural one when loading, an unreadable image when it
             is read, one of which `max_length` leaves no answer when it is in a batch); `"skip"` leaves it out and
             counts it, for which every image is read and every text tokenized once beforehand (in a stream: each time
@@ -73,6 +75,7 @@ class DataSource:
     streaming: bool = False
     max_samples: int | None = None
     seed: int | None = None
+    where: dict[str, Any] = field(default_factory=dict)
     on_error: str = "raise"
     prompt: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
@@ -87,8 +90,11 @@ class DataSource:
         self._check_positive("weight", (int, float), "number")
         for attribute in ("max_samples", "shuffle_buffer", "num_proc"):
             self._check_positive(attribute, int, "whole number")
-        if not isinstance(self.options, Mapping):
-            raise ValueError(f"options of data source {self.name!r} must be a mapping, got {self.options!r}.")
+        for attribute in ("options", "where"):
+            if not isinstance(getattr(self, attribute), Mapping):
+                raise ValueError(
+                    f"{attribute} of data source {self.name!r} must be a mapping, got {getattr(self, attribute)!r}."
+                )
         if self.prompt is not None:
             check_prompt(self.prompt)
 

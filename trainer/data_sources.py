@@ -132,7 +132,7 @@ def load_data_source(source: DataSource | Mapping[str, Any]) -> Dataset | Iterab
     report = SkippedSamples(sources=[str(source.name)] if source.on_error == "skip" else [])
     if isinstance(dataset, Dataset):
         dataset = _with_distinct_ids(dataset)
-    dataset = _limit(dataset, source)
+    dataset = _limit(_those_where(dataset, source), source)
     if isinstance(dataset, Dataset) and source.streaming:
         dataset = _as_stream(dataset)
     if isinstance(dataset, IterableDataset):
@@ -144,6 +144,38 @@ def load_data_source(source: DataSource | Mapping[str, Any]) -> Dataset | Iterab
         dataset = dataset.shuffle(seed=source.seed, **buffer)
     dataset.skipped_samples = report
     return dataset
+
+
+def _those_where(dataset: Dataset | IterableDataset, source: DataSource) -> Dataset | IterableDataset:
+    if not source.where:
+        return dataset
+    for name in source.where:
+        if dataset.column_names is not None:
+            known(f"column in `where` of data source {source.name!r}", name, dataset.column_names)
+    wanted = _Where({name: _one_or_several(values) for name, values in source.where.items()})
+    if isinstance(dataset, IterableDataset):
+        return dataset.filter(wanted)
+    columns = {name: list(dataset[name]) for name in [*source.where, PROBLEM] if name in dataset.column_names}
+    rows = [row for row in range(len(dataset)) if wanted({name: column[row] for name, column in columns.items()})]
+    if not rows:
+        raise ValueError(f"data source {source.name!r} has no example where {dict(source.where)}.")
+    return dataset.select(rows)
+
+
+class _Where:
+    """Filter by the values of columns, which bad samples pass; a class, because data loader workers pickle it."""
+
+    def __init__(self, wanted: Mapping[str, Sequence[Any]]):
+        self.wanted = dict(wanted)
+
+    def __call__(self, example: Mapping[str, Any]) -> bool:
+        if example.get(PROBLEM) is not None:
+            return True
+        return all(example.get(name) in values for name, values in self.wanted.items())
+
+
+def _one_or_several(values: Any) -> Sequence[Any]:
+    return values if isinstance(values, list | tuple) else (values,)
 
 
 def _limit(dataset: Dataset | IterableDataset, source: DataSource) -> Dataset | IterableDataset:

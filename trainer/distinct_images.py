@@ -47,7 +47,7 @@ def distinct_images(dataset: Dataset | IterableDataset) -> Dataset | IterableDat
                 rows.append(row)
                 positions.append(position)
     if not rows:
-        raise ValueError("The data has no images: there is nothing to distil on.")
+        raise ValueError("The data has no images: there is nothing to learn from.")
     chosen = dataset.select(rows)
     if column == "images" and (any(positions) or any(len(images) > 1 for images in chosen["images"])):
         numbered = chosen.add_column("_position", positions)

@@ -2,7 +2,8 @@
 
 import io
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ class CurveLabels:
         score_name (`str`): what the score is called.
         score_axis (`str`): label of its axis, with its unit.
         score_factor (`float`): from the score to this unit. The axis ends at this number.
+        parts (`dict[str, str]`, *optional*): parts that the training loss is the sum of: what they are logged as, and
+            what they are called. Those that were logged are shown in place of their sum.
     """
 
     loss: str
@@ -27,6 +30,7 @@ class CurveLabels:
     score_name: str
     score_axis: str
     score_factor: float
+    parts: Mapping[str, str] = field(default_factory=dict)
 
 
 def draw_loss_curve(log_history: list[dict[str, Any]], path: str | os.PathLike, labels: CurveLabels) -> None:
@@ -44,7 +48,9 @@ def draw_loss_curve(log_history: list[dict[str, Any]], path: str | os.PathLike, 
     figure_module, ticker = require("matplotlib.figure", "train"), require("matplotlib.ticker", "train")
     figure = figure_module.Figure(figsize=(8, 4.5), layout="constrained")
     losses = figure.add_subplot()
-    losses.plot(*series(log_history, "loss"), color="tab:blue", linewidth=0.8, alpha=0.8, label="training loss")
+    parts = {key: name for key, name in labels.parts.items() if series(log_history, key)[0]}
+    for color, (key, name) in zip(("tab:blue", "tab:gray"), (parts or {"loss": "training loss"}).items()):
+        losses.plot(*series(log_history, key), color=color, linewidth=0.8, alpha=0.8, label=name)
     losses.set_xlabel("step")
     losses.set_ylabel(labels.loss)
     losses.set_yscale("log", subs=[])

@@ -8,11 +8,14 @@ from typing import Any
 
 from ..configuration.optional import require
 from .feature_distillation_recipe import FeatureDistillationRecipe
+from .model_recipe import ModelRecipe
 from .recipe_sections import DEFAULT_TRAINER, DataRecipe, Recipe, mapping
-from .visual_language_recipe import ModelRecipe, VisualLanguageRecipe
+from .visual_language_recipe import VisualLanguageRecipe
+from .visual_modeling_recipe import VisualModelingRecipe
 
 TRAINERS: dict[str, type[Recipe]] = {
-    recipe_class.trainer: recipe_class for recipe_class in (VisualLanguageRecipe, FeatureDistillationRecipe)
+    recipe_class.trainer: recipe_class
+    for recipe_class in (VisualLanguageRecipe, VisualModelingRecipe, FeatureDistillationRecipe)
 }
 """The recipe class of each trainer, by the name that `trainer` has in a recipe: the one place to add another."""
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
+from ..configuration.shipped import here_or_shipped
 from ..hub_cards.card_header import check_card_fields
 from .data_formats import DataSource
 from .loss_curve import CurveLabels
@@ -126,7 +127,13 @@ class Recipe:
 
     def arguments(self) -> TrainingArguments:
         """The trainer's arguments."""
-        return self.arguments_class(**self.training)
+        return self.arguments_class(**self._arguments())
+
+    def _arguments(self) -> dict[str, Any]:
+        training = dict(self.training)
+        if isinstance(training.get("deepspeed"), str):  # may name a file that ships with vistok
+            training["deepspeed"] = str(here_or_shipped(training["deepspeed"]))
+        return training
 
     def prepare(self, args: TrainingArguments) -> PreparedRun:
         """

@@ -33,6 +33,8 @@ class ReproducibleTrainer(Trainer):
             # One process could only split a batch by rows, and images are no rows.
             logger.warning(f"Training on one of {args.n_gpu} GPUs: start with `accelerate launch` to use all of them.")
             args._n_gpu = 1
+        # What a subclass adds up between two logs, by name: a run that resumes in between goes on with it.
+        self._since_log: dict[str, torch.Tensor | float] = {}
         self._train_collator = data_collator
         self._eval_collator = data_collator if eval_collator is None else eval_collator
         super().__init__(args=args, data_collator=data_collator, **kwargs)
@@ -106,7 +108,8 @@ class ReproducibleTrainer(Trainer):
     def _save_rng_state(self, output_dir: str) -> None:
         super()._save_rng_state(output_dir)
         since_log = {"loss": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
-        torch.save(since_log, self._loss_file(output_dir))
+        sums = {name: float(value) for name, value in self._since_log.items()}
+        torch.save({**since_log, "sums": sums}, self._loss_file(output_dir))
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
@@ -115,6 +118,8 @@ class ReproducibleTrainer(Trainer):
             since_log = torch.load(self._loss_file(checkpoint), weights_only=True)
             self._tr_loss += since_log["loss"]
             self._globalstep_last_logged = since_log["last_logged_step"]
+            for name, value in since_log.get("sums", {}).items():  # the next step may have begun to count
+                self._since_log[name] = self._since_log.get(name, 0.0) + value
 
     def _loss_file(self, checkpoint: str) -> Path:
         return Path(checkpoint, f"loss_since_log_{self.args.process_index}.pt")

@@ -19,6 +19,8 @@ from .data_sources import SkippedSamples
 from .loss_curve import draw_loss_curve, series
 from .recipe_sections import PreparedRun, Recipe
 from .reproducible_trainer import ReproducibleTrainer
+from .run_lineage import STARTED_FROM, described_run
+from .sharded_training import whole_weights
 from .training_record import TrainingRecord, check_same_recipe, seconds_trained
 
 logger = logging.get_logger(__name__)
@@ -50,12 +52,13 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     require("matplotlib.figure", "train")  # not found out about at the end of a run
     args = recipe.arguments()
     checkpoint = checkpoint_to_resume(resume, args.output_dir)
+    whole_run = described_run(recipe)
     if checkpoint is not None:
-        check_same_recipe(checkpoint, recipe.to_dict())
+        check_same_recipe(checkpoint, whole_run)
     set_seed(args.seed)
     run = recipe.prepare(args)
     trainer = run.trainer
-    trainer.add_callback(TrainingRecord(recipe.to_dict()))
+    trainer.add_callback(TrainingRecord(whole_run))
     steps_before = check_checkpoint(checkpoint).global_step if checkpoint is not None else 0
     output = trainer.train(resume_from_checkpoint=checkpoint)
     described = recipe.to_dict()
@@ -69,8 +72,9 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
             "is. To train once more, start with --resume never (resume=False)."
         )
         return recorded
-    if trainer.is_world_process_zero():
-        trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
+    with whole_weights(trainer.model):
+        if trainer.is_world_process_zero():
+            trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
     metrics = final_metrics(trainer, run.eval_datasets)
     skipped = SkippedSamples([dataset.skipped_samples for dataset in (run.train_dataset, *run.eval_datasets.values())])
     if skipped.count:
@@ -79,8 +83,10 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     results = {
         "command": command,
         "recipe": described,
+        STARTED_FROM: whole_run.get(STARTED_FROM),
         "steps": trainer.state.global_step,
         "epochs": None if isinstance(run.train_dataset, IterableDataset) else trainer.state.epoch,
+        **_sizes(run),
         "train_loss": mean_training_loss(history, output.training_loss),
         "train_seconds": round(seconds_trained(trainer.state), 1),
         "environment": run_environment(),
@@ -91,6 +97,12 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "log_history": history,
     }
     return _measured(run, _recorded(run, results)) if trainer.is_world_process_zero() else results
+
+
+def _sizes(run: PreparedRun) -> dict[str, int]:
+    """How many examples there are, and rows that these share, if they were counted."""
+    datasets = {"examples": run.train_dataset, "rows": run.trainer.train_dataset}
+    return {name: len(data) for name, data in datasets.items() if not isinstance(data, IterableDataset)}
 
 
 def _recorded(run: PreparedRun, results: dict[str, Any]) -> dict[str, Any]:

@@ -1,28 +1,20 @@
 """Studies: which vision tower makes a good visual tokenizer, asked of any encoders (GVT, Sections 2 and 3)."""
 
-import os
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from transformers.utils import logging
 
 from ..configuration.optional import require
-from ..hub_cards.published_text import published_values
 from ..modeling.base_weights import require_fetched
-from .study_jobs import Outcome, check_unchanged, clear_changed, job_state, run_jobs, write_json
+from .study_jobs import Outcome, job_state
 from .study_plan import ANSWERS, plan_study
-from .study_process import LOG, launch_in_process
 from .study_recipe import StudyRecipe
 from .study_report import write_report
 from .study_results import collect_study
+from .study_workers import StudyError, raise_failures, run_plan
 
 logger = logging.get_logger(__name__)
-
-
-class StudyError(ValueError):
-    """Jobs of a study failed; the message names them and their logs."""
 
 
 def run_study(
@@ -56,31 +48,12 @@ def run_study(
         StudyError: if a job failed. All others that could be done were done before, and the report was written.
     """
     _check_at_hand(recipe)
-    rank, local_rank = (int(os.environ.get(name, "0")) for name in ("RANK", "LOCAL_RANK"))
-    if workers < 1:
-        raise ValueError(f"workers is {workers}, expected at least 1.")
-    output, plan = Path(recipe.output_dir), plan_study(recipe)
-    output.mkdir(parents=True, exist_ok=True)
-    jobs = plan.chosen(only)
-    (clear_changed if recompute else check_unchanged)(output, plan, jobs)
-    if rank == 0:
-        write_json(output / "recipe.json", published_values(recipe.to_dict()))
-    stop = threading.Event()
-    launchers = [
-        launch_in_process(output, recipe.threads, local_rank * workers + number, stop) for number in range(workers)
-    ]
-    with ThreadPoolExecutor(workers) as pool:  # a thread waits for processes, and computes nothing
-        working = [pool.submit(run_jobs, output, plan, jobs, launch, stop=stop) for launch in launchers]
-        try:
-            outcome, *_ = [worker.result() for worker in working]
-        except BaseException:
-            stop.set()
-            raise
-    if rank != 0:  # a launcher ends all processes when one fails: the first speaks for all
+    output = Path(recipe.output_dir)
+    outcome = run_plan(plan_study(recipe), output, recipe.to_dict(), recipe.threads, only, recompute, workers)
+    if outcome is None:
         return {}
     files = report_study(recipe, command) if _has_cells(outcome) else {}
-    if outcome.failed:
-        raise StudyError(_failure(output, outcome))
+    raise_failures(output, outcome)
     return files
 
 
@@ -130,15 +103,6 @@ def study_states(recipe: StudyRecipe, only: str | None = None) -> dict[str, str]
 
 def _has_cells(outcome: Outcome) -> bool:
     return any(name.rpartition("/")[2] == ANSWERS for name in outcome.finished)
-
-
-def _failure(output: Path, outcome: Outcome) -> str:
-    blocked = f" {len(outcome.blocked)} jobs that need them were not begun." if outcome.blocked else ""
-    logs = ", ".join(str(output / name / LOG) for name in outcome.failed[:3])
-    return (
-        f"{len(outcome.failed)} jobs failed: {', '.join(outcome.failed)}.{blocked} See {logs}. What is finished "
-        "stays; start the study again to go on."
-    )
 
 
 def summary(states: dict[str, str]) -> dict[str, Any]:

@@ -188,11 +188,12 @@ def prepare_process() -> None:
 
 if __name__ == "__main__":
     prepare_process()
-    from .study_cells import KINDS
+    from .stage_comparison_jobs import KINDS as STAGES
+    from .study_cells import KINDS as CELLS
 
     basicConfig(format="%(message)s", level=WARNING)
     getLogger("vistok").setLevel(INFO)
-    sys.exit(do_job(Path(sys.argv[1]), sys.argv[2], KINDS))
+    sys.exit(do_job(Path(sys.argv[1]), sys.argv[2], {**CELLS, **STAGES}))
 
 
 __all__ = ["Cost", "do_job", "job_environment", "launch_in_process", "prepare_process"]

@@ -58,6 +58,8 @@ class VisualLanguageConfig(TrainingArguments):
     _VALID_DICT_FIELDS = [*TrainingArguments._VALID_DICT_FIELDS, "trainable", "lora", "learning_rates"]
 
     def __post_init__(self):
+        if self.bf16 and not torch.accelerator.is_available():
+            self.use_cpu = True  # or transformers, which looks for a GPU, refuses what CPUs can do
         super().__post_init__()
         if self.device.type == "cpu":
             self.dataloader_pin_memory = False

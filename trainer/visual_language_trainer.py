@@ -24,6 +24,7 @@ from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.collator import IGNORED, VisualLanguageCollator
 from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder
 from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
+from .blank_images import BlankImages
 from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
@@ -72,17 +73,13 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
         set_trainable(model, args.trainable, args.lora)
-        upcast_trained(model)
+        if not args.deepspeed:  # which keeps a copy of them in float32
+            upcast_trained(model)
         features = None
         if args.cache_features:
             features = self._cache_features(model, args, processing_class, train_dataset, eval_dataset)
         if data_collator is None:
-            data_collator = VisualLanguageCollator(
-                processing_class,
-                features=features,
-                max_length=args.max_length,
-                is_encoder_decoder=model.config.is_encoder_decoder,
-            )
+            data_collator = self._make_collator(model, args, processing_class, features)
         eval_collator = data_collator
         train_dataset = leave_out_refused(train_dataset, data_collator)
         eval_dataset = leave_out_refused(eval_dataset, data_collator)
@@ -105,8 +102,18 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             eval_collator=eval_collator,
             **kwargs,
         )
+        self._blank_images = BlankImages(model, processing_class, features)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
+
+    @staticmethod
+    def _make_collator(model, args, processing_class, features: FeatureCache | None) -> VisualLanguageCollator:
+        return VisualLanguageCollator(
+            processing_class,
+            features=features,
+            max_length=args.max_length,
+            is_encoder_decoder=model.config.is_encoder_decoder,
+        )
 
     @staticmethod
     def _cache_features(model, args, processing_class, train_dataset, eval_dataset) -> FeatureCache:
@@ -136,34 +143,35 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             inputs = {**inputs, "skip_logits": True}
         if model.training:
             rest_frozen_parts(self.model, self.args.trainable)
-        result = super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
-        if model.training and "pixel_values" not in inputs and "vision_features" not in inputs:
-            # A batch of text alone teaches a resampler nothing, but all processes wait for its gradients.
-            nothing = 0.0 * sum(p.sum() for p in self.model.parameters() if p.requires_grad)
-            result = (result[0] + nothing, result[1]) if return_outputs else result + nothing
-        return result
+            if "pixel_values" not in inputs and "vision_features" not in inputs and self._blank_images.are_needed:
+                inputs = self._blank_images.add_to(inputs)
+        return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss; of each row which answers are exactly right (see [`right_answers`]); and its loss ([`row_losses`])."""
         inputs = dict(self._prepare_inputs(inputs))
         labels = inputs.pop("labels")
         with torch.no_grad(), self.compute_loss_context_manager():
-            if self.model.config.is_encoder_decoder:
-                logits, targets = model(**inputs, labels=labels).logits, labels
-                numbers = answer_numbers(targets)
-            else:
-                shifted = labels[:, 1:]
-                positions = (shifted != IGNORED).any(0).nonzero().squeeze(-1)
-                logits, targets = model(**inputs, logits_to_keep=positions).logits, shifted[:, positions]
-                numbers = answer_numbers(shifted)[:, positions]
-        losses = row_losses(logits, targets)
+            _, right, losses = self._measure_answers(model, inputs, labels)
         loss = losses[:, 0].sum() / losses[:, 1].sum()
-        if prediction_loss_only:
-            return loss, None, None
+        return (loss, None, None) if prediction_loss_only else (loss, right, losses)
+
+    def _measure_answers(self, model, inputs, labels) -> tuple[Any, torch.Tensor, torch.Tensor]:
+        """The output of the model, [`right_answers`] and [`row_losses`]."""
+        if self.model.config.is_encoder_decoder:
+            outputs, targets = model(**inputs, labels=labels), labels
+            numbers = answer_numbers(targets)
+        else:
+            shifted = labels[:, 1:]
+            positions = (shifted != IGNORED).any(0).nonzero().squeeze(-1)
+            outputs, targets = model(**inputs, logits_to_keep=positions), shifted[:, positions]
+            numbers = answer_numbers(shifted)[:, positions]
+        logits = outputs.logits
+        losses = row_losses(logits, targets)
         # What generate() never writes, the image placeholder, is no answer of greedy decoding.
         suppressed = getattr(getattr(self.model, "generation_config", None), "suppress_tokens", None)
         logits[..., list(suppressed or [])] = -torch.inf
-        return loss, right_answers(logits.argmax(-1), targets, numbers), losses
+        return outputs, right_answers(logits.argmax(-1), targets, numbers), losses
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         # Adapters are resumed from as they are, and merged at the end.

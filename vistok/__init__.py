@@ -24,6 +24,7 @@ _PUBLIC = {
     "GVTProcessor": "processing.processing_gvt",
     "MLPAdapter": "modeling.mlp_adapter",
     "MLPAdapterConfig": "configuration.configuration_mlp_adapter",
+    "ImageCollator": "processing.image_collator",
     "PerceiverResampler": "modeling.perceiver_resampler",
     "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
     "VTLMMConfig": "configuration.configuration_vtlmm",
@@ -34,6 +35,8 @@ _PUBLIC = {
     "VisualLanguageCollator": "processing.collator",
     "VisualLanguageConfig": "trainer.visual_language_config",
     "VisualLanguageTrainer": "trainer.visual_language_trainer",
+    "VisualModelingConfig": "trainer.visual_modeling_config",
+    "VisualModelingTrainer": "trainer.visual_modeling_trainer",
     "VisualTokenizer": "modeling.visual_tokenizer",
     "VisualTokenizerOutput": "modeling.visual_tokenizer",
     "build_questions": "evaluation.gvtbench_builder",
@@ -146,6 +149,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.visual_tokenizer import VisualTokenizer as VisualTokenizer
     from .modeling.visual_tokenizer import VisualTokenizerOutput as VisualTokenizerOutput
     from .processing.collator import VisualLanguageCollator as VisualLanguageCollator
+    from .processing.image_collator import ImageCollator as ImageCollator
     from .processing.images import load_image as load_image
     from .processing.processing_gvt import GVTProcessor as GVTProcessor
     from .processing.processing_vtlmm import VTLMMProcessor as VTLMMProcessor
@@ -158,3 +162,5 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.scene_set import write_scenes as write_scenes
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer
+    from .trainer.visual_modeling_config import VisualModelingConfig as VisualModelingConfig
+    from .trainer.visual_modeling_trainer import VisualModelingTrainer as VisualModelingTrainer

@@ -4,10 +4,13 @@ import argparse
 import os
 import signal
 import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 from .cli_train import find_recipe
 
-SUMMARY = "compare vision towers as visual tokenizers"
+SUMMARY = "compare vision towers as visual tokenizers, or arms of a training in stages"
 DESCRIPTION = """
 Runs a study: for each encoder, frozen or tuned, and each seed a model is trained with one protocol and asked the same
 questions. It ends with tables, figures, attention maps, and paired differences with intervals: study.md, study.csv,
@@ -18,8 +21,13 @@ machines with a common folder share its jobs:
   accelerate launch --num_processes 4 -m vistok.cli study recipes/gvt/study.yaml           (a GPU each)
   torchrun --standalone --nproc_per_node 2 -m vistok.cli study recipes/gvt/study.yaml
 
+A recipe with `study: stages` compares arms of a training in stages, such as visual modelling with language modelling
+alone: the stages before are trained once, the last one with each seed, and all arms are asked the same questions. It
+ends with comparison.md, comparison.csv and comparison.json. Its sections: stages, arms, compare, seeds, changes,
+evaluation.
+
 Behind the recipe any field of it can be overridden by --section.field value, and what is no section by --threads 2,
---title "My towers", --seeds "[0, 1, 2]". Its sections:
+--title "My towers", --seeds "[0, 1, 2]". Sections of a study of towers:
   scenes            arguments of vistok scenes, of the train and test split
   encoders          what is compared, by name: pretrained, random, supervised or distilled
   tuning, seeds     frozen, tuned or both; seeds of the training
@@ -31,6 +39,7 @@ Behind the recipe any field of it can be overridden by --section.field value, an
 example:
   vistok study recipes/gvt/study.yaml --list
   vistok study recipes/gvt/study.yaml --only 'cells/dinov2-*' --protocol.training.max_steps 20
+  vistok study recipes/vtlmm/demo/comparison.yaml --only 'stages/*' --changes.training.max_steps 5
   vistok study recipes/gvt/study.yaml --recompute --evaluation.max_new_tokens 30   (asks anew, trains nothing anew)
 """
 
@@ -56,27 +65,46 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`vistok study`"""
-    from .trainer.study import report_study, run_study, study_states, summary
-    from .trainer.study_recipe import load_study
+    from .trainer.study import summary
 
     path = find_recipe(options.recipe)
     if options.rest and not path.is_file():
         raise FileNotFoundError(f"There is no study {path}. RECIPE, a YAML file, comes before the overrides: {USAGE}.")
-    recipe = load_study(path, options.rest)
+    load, run_it, report, states_of = _functions(path)
+    recipe = load(path, options.rest)
     if options.output:
         recipe.output_dir = options.output
     if options.list:
-        states = study_states(recipe, options.only)
+        states = states_of(recipe, options.only)
         for name, state in states.items():
             print(f"{state:<12} {name}")
         print(", ".join(f"{number} {state}" for state, number in summary(states).items()))
         return
     if options.report:
-        files = report_study(recipe, options.command_line)
+        files = report(recipe, options.command_line)
     else:
         # A launcher ends its processes by this signal; what they started has to end with them.
         signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-        files = run_study(recipe, options.only, options.recompute, options.workers, options.command_line)
+        files = run_it(recipe, options.only, options.recompute, options.workers, options.command_line)
     if os.environ.get("RANK", "0") == "0":
         for file in files.values():
             print(file)
+
+
+def _functions(path: Path) -> tuple[Callable[..., Any], ...]:
+    """What loads, runs, reports on and lists a study of the kind that its recipe says."""
+    from .trainer import stage_comparison, stage_comparison_recipe, stage_comparison_report, study, study_recipe
+    from .trainer.recipe import read_yaml
+
+    kind = None
+    if path.is_file():
+        values = read_yaml(path.read_text(encoding="utf-8"), str(path))
+        kind = values.get("study") if isinstance(values, dict) else None
+    if kind == stage_comparison_recipe.KIND:
+        return (
+            stage_comparison_recipe.load_comparison,
+            stage_comparison.run_comparison,
+            stage_comparison_report.write_comparison,
+            stage_comparison.comparison_states,
+        )
+    return study_recipe.load_study, study.run_study, study.report_study, study.study_states

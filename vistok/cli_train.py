@@ -3,14 +3,20 @@
 import argparse
 import os
 from pathlib import Path
+from typing import Any
 
-SUMMARY = "train as a recipe says"
+SUMMARY = "train as a recipe says, or as several say, one after another"
 DESCRIPTION = """
 Trains as a recipe says, and ends with a folder that from_pretrained and pipeline load: the trained weights, the
 processor, a card, results.json and the loss curve. A run that was killed continues from its last checkpoint.
 
-Behind the recipe any field of it can be overridden by --section.field value. Its sections:
-  trainer           visual-language (the default) or feature-distillation
+Several recipes run one after another. Each starts from the folder that its model.checkpoint names, which an earlier
+one may leave; one that names none starts from the folder of the one before it. Those that are finished, with the same
+recipe and the same start, are passed over (--resume never runs all anew).
+
+Behind the recipes any field can be overridden: by --section.field value in all of them, by --2.section.field value in
+the second alone. Where that moves an output folder, what starts from it follows. The sections of a recipe:
+  trainer           visual-language (the default), visual-modeling or feature-distillation
   data              train and eval, lists of data sources; their mixture
   training          any field of transformers' TrainingArguments, and of the trainer's own
   card              title, license, language, description, limits
@@ -18,6 +24,7 @@ of visual-language, which trains a multimodal language model on images and conve
   model             what it is composed of: vision, text, resampler …
   trainable         frozen, full or lora for each part: vision, resampler, llm
   lora              fields of peft.LoraConfig
+of visual-modeling, which trains a VT-LMM in one of four stages (training.stage), the same sections
 of feature-distillation, which trains a vision tower to have another's features:
   teacher           whose features: model, feature_layer …
   student           what learns them: same, wei or a checkpoint
@@ -27,16 +34,19 @@ example:
   vistok train recipes/gvt/demo.yaml
   vistok train recipes/gvt/demo.yaml --training.max_steps 100 --training.output_dir runs/try
   vistok train recipes/gvt/distill-demo.yaml
+  vistok train recipes/vtlmm/demo/1-alignment.yaml recipes/vtlmm/demo/2-instruction.yaml --2.training.max_steps 100
 """
 
 TAKES_OVERRIDES = True
-USAGE = "vistok train RECIPE [--resume auto|never|FOLDER] [--section.field VALUE ...]"
+USAGE = "vistok train RECIPE [RECIPE ...] [--resume auto|never|FOLDER] [--section.field VALUE ...]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.usage = USAGE
-    parser.add_argument("recipe", metavar="RECIPE", help="a YAML file, such as recipes/gvt/demo.yaml")
+    parser.add_argument(
+        "recipes", nargs="+", metavar="RECIPE", help="a YAML file, such as recipes/gvt/demo.yaml, or several"
+    )
     parser.add_argument(
         "--resume",
         default="auto",
@@ -48,42 +58,43 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> None:
     """`vistok train`"""
-    from .trainer.recipe import load_recipe
-    from .trainer.run_recipe import run_recipe
+    from .trainer.recipe_chain import load_recipes, run_recipes
 
-    path = find_recipe(options.recipe)
-    if options.rest and not path.is_file():
+    paths = [find_recipe(name) for name in options.recipes]
+    absent = [path for path in paths if not path.is_file()]
+    if options.rest and absent:
         raise FileNotFoundError(
-            f"There is no recipe {path}. RECIPE, a YAML file, comes before the overrides: {USAGE}."
+            f"There is no recipe {absent[0]}. RECIPE, a YAML file, comes before the overrides: {USAGE}."
         )
-    recipe = load_recipe(path, options.rest)
+    recipes = load_recipes(paths, options.rest)
     resume: bool | str = options.resume if options.resume != "never" else False
     if resume and resume != "auto" and not Path(options.resume).is_dir():
         raise FileNotFoundError(f"There is no checkpoint {resume}: --resume takes auto, never or a folder.")
-    results = run_recipe(recipe, resume=resume, command=options.command_line)
-    if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
-        folder = recipe.training.get("output_dir") or "trainer_output"
-        print(f"Trained {results['steps']} steps in {results['train_seconds']:.0f} s.")
-        for name, value in results["metrics"].items():
-            if name.endswith("answer_accuracy"):
-                print(f"{name}: {100 * value:.2f} %")
-            elif name.endswith(("cosine_similarity", "explained_variance")):
-                print(f"{name}: {value:.3f}")
-        for name, scores in (results.get("representation") or {}).items():
-            if isinstance(scores, dict):
-                words = [f"{probe} {score['accuracy']:.1f} %" for probe, score in scores.items()]
-                print(f"{name}: {', '.join(words)}")
-        print(f"Model, card, results.json and loss.png: {folder}")
+
+    def tell(number: int, results: dict[str, Any]) -> None:
+        if os.environ.get("RANK", "0") == "0":  # of several processes one speaks
+            name = f"{options.recipes[number]}: " if len(paths) > 1 else ""
+            _tell(results, recipes[number].training.get("output_dir") or "trainer_output", name)
+
+    run_recipes(recipes, resume=resume, command=options.command_line, on_end=tell)
+
+
+def _tell(results: dict[str, Any], folder: str, name: str) -> None:
+    print(f"{name}Trained {results['steps']} steps in {results['train_seconds']:.0f} s.")
+    for metric, value in results["metrics"].items():
+        if metric.endswith("answer_accuracy"):
+            print(f"{metric}: {100 * value:.2f} %")
+        elif metric.endswith(("cosine_similarity", "explained_variance", "loss_vm")):
+            print(f"{metric}: {value:.3f}")
+    for metric, scores in (results.get("representation") or {}).items():
+        if isinstance(scores, dict):
+            words = [f"{probe} {score['accuracy']:.1f} %" for probe, score in scores.items()]
+            print(f"{metric}: {', '.join(words)}")
+    print(f"Model, card, results.json and loss.png: {folder}")
 
 
 def find_recipe(name: str) -> Path:
     """A file as it is named from here, or else the recipe of this name that ships with vistok."""
-    from .configuration.shipped import shipped_path
+    from .configuration.shipped import here_or_shipped
 
-    path = Path(name)
-    if path.exists() or path.is_absolute():
-        return path
-    try:
-        return shipped_path(path.as_posix())
-    except FileNotFoundError:
-        return path
+    return here_or_shipped(name)

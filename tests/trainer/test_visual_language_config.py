@@ -11,8 +11,9 @@ from vistok.trainer.freezing import MODES
 from vistok.trainer.recipe import load_recipe
 from vistok.trainer.visual_language_recipe import VisualLanguageRecipe
 
-# A study is no training: see test_study_recipe.py.
-RECIPES = sorted(path for path in Path(shipped_path("recipes")).rglob("*.yaml") if path.name != "study.yaml")
+# A study is no training: see test_study_recipe.py and test_stage_comparison.py.
+STUDIES = ("study.yaml", "comparison.yaml")
+RECIPES = sorted(path for path in Path(shipped_path("recipes")).rglob("*.yaml") if path.name not in STUDIES)
 
 
 def is_visual_language(path) -> bool:
@@ -79,8 +80,8 @@ def test_what_does_not_go_together_is_refused(options, message):
 @pytest.mark.parametrize("path", [path for path in RECIPES if is_visual_language(path)], ids=lambda path: path.name)
 def test_every_shipped_recipe_makes_valid_arguments(path, tmp_path):
     recipe = load_recipe(path, ["--training.use_cpu", "true"])
-    settings = {**recipe.training, "output_dir": str(tmp_path), "report_to": "none"}
-    args = VisualLanguageConfig(trainable=recipe.trainable, lora=recipe.lora, **settings)
+    settings = {**recipe.training, "output_dir": str(tmp_path), "report_to": "none", "deepspeed": None}
+    args = recipe.arguments_class(trainable=recipe.trainable, lora=recipe.lora, **settings)
     assert set(args.trainable.values()) <= set(MODES)
     assert args.max_steps > 0 or args.num_train_epochs > 0
     assert recipe.data.train and recipe.training["output_dir"]

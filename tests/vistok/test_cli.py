@@ -211,7 +211,7 @@ class TestTrain:
             calls.append(argparse.Namespace(recipe=recipe, resume=resume, command=command))
             return {"steps": 7, "train_seconds": 3.2, "metrics": {"eval_mine_answer_accuracy": 0.875}}
 
-        monkeypatch.setattr("vistok.trainer.run_recipe.run_recipe", run_recipe)
+        monkeypatch.setattr("vistok.trainer.recipe_chain.run_recipe", run_recipe)
         return calls
 
     @pytest.fixture

@@ -95,7 +95,7 @@ def planted_jobs(monkeypatch):
 
         return launch
 
-    monkeypatch.setattr("vistok.trainer.study.launch_in_process", make)
+    monkeypatch.setattr("vistok.trainer.study_workers.launch_in_process", make)
     return done, failing
 
 

@@ -1,0 +1,120 @@
+"""What the card of a VT-LMM says, gathered from its config and from what its training recorded."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from . import card_facts
+
+KIND = "vtlmm"
+"""The type of such a model."""
+
+_STAGES = {
+    "alignment": ("I, alignment: the adapter learns from captions", "Loss_LM (Eq. 4)"),
+    "instruction": ("II, instruction: adapter and language model learn from conversations", "Loss_LM (Eq. 4)"),
+    "visual_tokens": ("III, visual tokens: the VM head learns from images without text", "Loss'_VM = KL(Q‖P') (Eq. 9)"),
+    "visual_modeling": (
+        "IV, visual modelling: the language model learns from conversations and from the images in them",
+        "Loss_LM + Loss_VM, Loss_VM = KL(P'‖Q) (Eq. 6 and 7)",
+    ),
+}
+_MEASURED = {
+    "loss_lm": ("text: loss (nats per answer token)", 1.0, "{:.4g}"),
+    "answer_accuracy": ("answers right (%)", 100.0, "{:.2f}"),
+    "loss_vm": ("images: loss (nats per visual token)", 1.0, "{:.4g}"),
+    "visual_perplexity": ("perplexity of visual tokens", 1.0, "{:.4g}"),
+    "visual_entropy": ("entropy of visual tokens (nats)", 1.0, "{:.4g}"),
+    "punctuation_share": ("most probable word is a punctuation mark (%)", 100.0, "{:.1f}"),
+}
+
+
+def vtlmm_card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConfig | None) -> dict[str, Any]:
+    """
+    What the template of a VT-LMM shows, beside what all cards show.
+
+    Args:
+        folder (`Path`): of the model.
+        results (`Mapping`): as they stand in `results.json`.
+        config (`PreTrainedConfig`, *optional*): the model's.
+
+    Returns:
+        `dict`: values of the template.
+    """
+    recipe = results.get("recipe") or {}
+    model, training = recipe.get("model") or {}, recipe.get("training") or {}
+    models = card_facts.base_models(getattr(config, "base_models", None), folder)
+    return {
+        "summary": _summary(config, models),
+        "architecture": [] if config is None else _architecture(config, model.get("image_size")),
+        "stage": _stage(recipe.get("trainer"), training),
+        "while_training": _while_training(results.get("metrics") or {}),
+    }
+
+
+def _summary(config: PreTrainedConfig | None, models: Sequence[card_facts.BaseModel]) -> str:
+    names = {entry.part: f" ({entry.name})" for entry in models}
+    count = getattr(getattr(config, "adapter_config", None), "num_tokens", None)
+    return (
+        f"A VT-LMM, which answers questions about images and reads images as words: a vision tower"
+        f"{names.get('vision', '')} sees the image, an adapter turns {f'its {count} patches' if count else 'its patches'} "
+        f"into visual tokens, a language model{names.get('text', '')} reads them as if they were words, and a visual "
+        "modelling head says of each which words of the vocabulary it stands for."
+    )
+
+
+def _architecture(config: PreTrainedConfig, image_size: int | None) -> list[card_facts.Row]:
+    vision, text, adapter = config.vision_config, config.text_config, config.adapter_config
+    inner = getattr(adapter, "intermediate_size", None)
+    rank = config.vm_head_rank
+    rows = [
+        ("images", f"{image_size} × {image_size} pixels, padded to squares" if image_size else ""),
+        ("vision tower", card_facts.tower_in_words(config)),
+        ("adapter", f"{vision.hidden_size} → {inner} → {text.hidden_size}" if inner else adapter.model_type),
+        ("visual tokens per image", card_facts.number(getattr(adapter, "num_tokens", "") or "")),
+        ("language model", card_facts.language_model_in_words(config)),
+        (
+            "visual modelling head",
+            f"{text.hidden_size} → {card_facts.number(text.vocab_size)}" + (f", of rank {rank}" if rank else ""),
+        ),
+        ("read by the language model", "pseudo image features (Eq. 8)" if config.pseudo_image_features else ""),
+        ("LoRA", card_facts.lora_in_words(config)),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _stage(trainer: Any, training: Mapping[str, Any]) -> list[card_facts.Row]:
+    if trainer != "visual-modeling":
+        return []
+    what, loss = _STAGES.get(training.get("stage") or "alignment", ("", ""))
+    weight = training.get("visual_loss_weight")
+    if training.get("stage") == "visual_modeling" and weight is not None and weight != 1:
+        loss = f"Loss_LM + {weight:g} · Loss_VM" if weight else "Loss_LM alone: a control for visual modelling"
+    return [("stage", what), ("loss", loss)] if what else []
+
+
+def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """The trainer's own measurements: of `eval_<name>_<measure>` a row each name, a column each measure."""
+    names = dict.fromkeys(
+        key.removeprefix("eval_").removesuffix("loss").strip("_")
+        for key in metrics
+        if key.startswith("eval_") and key.endswith("loss")
+    )
+
+    def of(name: str, measure: str) -> Any:
+        return metrics.get(f"eval_{name}_{measure}" if name else f"eval_{measure}")
+
+    columns = [measure for measure in _MEASURED if any(of(name, measure) is not None for name in names)]
+    rows = [
+        [name or "evaluation data", *(_value(of(name, measure), *_MEASURED[measure][1:]) for measure in columns)]
+        for name in names
+    ]
+    return [["on", *(_MEASURED[measure][0] for measure in columns)], *rows] if rows and columns else []
+
+
+def _value(value: Any, factor: float, form: str) -> str:
+    return "–" if value is None else form.format(factor * value)
+
+
+__all__ = ["KIND", "vtlmm_card_values"]

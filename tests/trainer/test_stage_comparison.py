@@ -1,0 +1,198 @@
+"""Comparisons of arms: their jobs, what is refused, a whole tiny one, and what its report allows to conclude."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.tiny import tiny_image
+from tests.trainer.tiny_visual_modeling import NUM_TOKENS
+from vistok.configuration.shipped import shipped_path
+from vistok.modeling.trained_weights import read_trained_weights
+from vistok.trainer.run_lineage import weights_digest
+from vistok.trainer.stage_comparison_jobs import KINDS, plan_comparison
+from vistok.trainer.stage_comparison_recipe import StageComparison, load_comparison
+from vistok.trainer.stage_comparison_report import collect_comparison, comparison_markdown, write_comparison
+from vistok.trainer.study_jobs import job_state, run_jobs
+from vistok.trainer.study_process import do_job
+
+STAGES = ("alignment", "instruction", "visual_tokens", "visual_modeling")
+
+
+@pytest.fixture
+def comparison(base_models, tmp_path, monkeypatch):
+    """Makes a comparison of two arms on eight questions about four images."""
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    lines = []
+    for index in range(8):
+        tiny_image(index // 2).save(tmp_path / f"{index // 2}.png")
+        turns = [{"from": "human", "value": "<image>\na dog?"}, {"from": "gpt", "value": ("no", "yes", "no")[index % 3]}]
+        lines.append(json.dumps({"id": str(index), "image": f"{index // 2}.png", "conversations": turns}))
+    (tmp_path / "data.jsonl").write_text("\n".join(lines))
+    source = {"format": "llava", "path": str(tmp_path / "data.jsonl"), "images": str(tmp_path)}
+    for stage in STAGES:
+        model = {"vision": base_models[0], "text": base_models[1], "image_size": 24, "chat_template": "chatml"}
+        training = {"stage": stage, "use_cpu": True, "max_steps": 2, "per_device_train_batch_size": 2}
+        training |= {"save_strategy": "no", "logging_steps": 1}
+        recipe = {
+            "trainer": "visual-modeling",
+            "model": {**(model if stage == "alignment" else {"checkpoint": "runs/elsewhere"}), "kind": "vtlmm"},
+            "data": {"train": [source]},
+            "training": {**training, "output_dir": f"runs/{stage}"},
+        }
+        (tmp_path / f"{stage}.yaml").write_text(json.dumps(recipe))
+
+    def make(**changes) -> StageComparison:
+        last = str(tmp_path / "visual_modeling.yaml")
+        values = {
+            "stages": {stage: str(tmp_path / f"{stage}.yaml") for stage in STAGES[:3]},
+            "arms": {
+                "stop": {"after": "instruction", "label": "stages I and II"},
+                "text": {"after": "visual_tokens", "recipe": last, "changes": {"training": {"visual_loss_weight": 0.0}}},
+                "images": {"after": "visual_tokens", "recipe": last},
+            },
+            "compare": [["images", "text"], ["images", "stop"]],
+            "seeds": [0, 1],
+            "evaluation": {"tasks": {"mine": {"test": source, "train": source}}, "max_new_tokens": 2, "batch_size": 4},
+            "output_dir": str(tmp_path / "out"),
+        }
+        return StageComparison(**{**values, **changes})
+
+    return make
+
+
+def test_the_shipped_comparison_has_two_controls_and_three_seeds():
+    recipe = load_comparison(shipped_path("recipes/vtlmm/demo/comparison.yaml"), ["--changes.training.max_steps", "5"])
+    plan = plan_comparison(recipe)
+    trained = [job.name for job in plan.jobs if job.kind == "stage"]
+    assert len(trained) == 3 + 2 * 3 and recipe.seeds == [0, 1, 2]
+    configs = {job.name: job.config for job in plan.jobs}
+    one, other = (configs[f"arms/{arm}-seed1/training"] for arm in ("text-alone", "visual-modelling"))
+    assert one["start"] == other["start"] == "stages/visual-tokens/training"
+    # The two differ in the weight of the visual loss alone.
+    assert one["recipe"]["training"].pop("visual_loss_weight") == 0.0
+    assert one["recipe"] == other["recipe"] and one["recipe"]["training"]["seed"] == 1
+    assert all(configs[name]["recipe"]["training"]["max_steps"] == 5 for name in trained)
+
+
+def test_jobs_need_the_stage_they_come_after_and_a_change_of_it_changes_them(comparison):
+    plan = plan_comparison(comparison())
+    assert [job.name for job in plan.jobs][:4] == [*(f"stages/{s}/training" for s in STAGES[:3]), "stages/instruction/answers"]
+    changed = plan_comparison(comparison(changes={"training": {"learning_rate": 0.5}}))
+    relabelled = plan_comparison(comparison(title="Other"))
+    for job in plan.jobs:
+        assert plan.configurations[job.name]["hash"] != changed.configurations[job.name]["hash"]
+        assert plan.configurations[job.name] == relabelled.configurations[job.name]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"stages": {}}, "needs stages"),
+        ({"seeds": [0, 0]}, r"seeds of the comparison are \[0, 0\]"),
+        ({"arms": {"a": {"after": "instructoin"}}}, "unknown stage that arms.a comes after 'instructoin'.*Did you mean"),
+        ({"arms": {"a": {"after": "instruction", "changes": {}}}}, "arms.a has changes, but no recipe"),
+        ({"compare": [["images", "nobody"]]}, r"compare holds \['images', 'nobody'\]"),
+        ({"evaluation": {}}, "evaluation has no tasks"),
+        ({"evaluation": {"tasks": {"mine": {"number": 3}}}}, "unknown field of evaluation.tasks.mine 'number'"),
+        ({"changes": {"training": {"max_stepps": 3}}}, "stages.alignment of the comparison: 'max_stepps' is no field"),
+        ({"threads": 0}, "threads of the comparison is 0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_anything_is_trained(comparison, changes, message):
+    with pytest.raises(ValueError, match=message):
+        comparison(**changes)
+
+
+def test_a_whole_comparison_trains_asks_and_reports(comparison, tmp_path):
+    recipe, output = comparison(seeds=[0]), tmp_path / "out"
+    plan, done = plan_comparison(recipe), []
+
+    def launch(configuration):
+        done.append(configuration["job"])
+        assert do_job(output, configuration["job"], KINDS) == 0
+
+    outcome = run_jobs(output, plan, plan.jobs, launch)
+    assert outcome.finished == [job.name for job in plan.jobs] == done and not outcome.failed
+    assert run_jobs(output, plan, plan.jobs, launch).finished == done  # and nothing is done twice
+    assert len(done) == len(plan.jobs) and set(map(lambda c: job_state(output, c), plan.configurations.values())) == {"finished"}
+
+    folders = {name: output / name / "training" / "model" for name in ("stages/visual_tokens", "arms/text-seed0", "arms/images-seed0")}
+    start = weights_digest(folders["stages/visual_tokens"])
+    for arm in ("arms/text-seed0", "arms/images-seed0"):
+        results = json.loads((folders[arm] / "results.json").read_text())
+        assert results["started_from"] == start
+    heads = [read_trained_weights(str(folder))["model.vm_head.weight"] for folder in folders.values()]
+    assert (heads[0] == heads[1]).all() and (heads[0] == heads[2]).all()  # shared by both arms
+
+    found = collect_comparison(recipe)
+    assert found["tasks"] == {"mine": 8} and not found["missing"]
+    assert found["trainings"]["stages/alignment/training"]["examples"] == 8
+    assert found["trainings"]["stages/visual_tokens/training"]["rows"] == 4  # each image once
+    assert found["arms"]["stop"]["floors"]["mine"].keys() == {"majority", "question_only_prior"}
+    files = write_comparison(recipe, "vistok study mine.yaml")
+    text = files["comparison.md"].read_text()
+    assert "stages I and II" in text and "no conclusion" in text and str(tmp_path) not in text
+    assert NUM_TOKENS == 9
+
+
+class TestReport:
+    """Planted: arm `images` is right where `text` is, and on every tenth question more."""
+
+    NUM_IMAGES, PER_IMAGE = 500, 5
+
+    @pytest.fixture
+    def planted(self, comparison, tmp_path):
+        def plant(level=0.6, more=0.1, prior=40.0, recipe=None):
+            recipe, generator = recipe or comparison(), np.random.default_rng(0)
+            output, plan = Path(recipe.output_dir), plan_comparison(recipe)
+            right = generator.random(self.NUM_IMAGES * self.PER_IMAGE) < level
+            for job in plan.jobs:
+                folder = output / job.name
+                folder.mkdir(parents=True)
+                flips = generator.random(len(right)) < 0.02  # of every model
+                values = right ^ flips
+                if "images" in job.name:
+                    values |= generator.random(len(right)) < more / (1 - level)
+                results = {"steps": 3, "epochs": 1.0, "examples": 8, "rows": 8, "train_loss": 1.0, "parameters": {"trained": 5}}
+                if job.kind == "stage-answers":
+                    results = {"mine": {
+                        "score": 100 * float(values.mean()), "num_questions": len(values), "num_unanswered": 0,
+                        "shuffled": prior, "num_shuffled": 100, "floors": {"majority": 30.0, "question_only_prior": prior},
+                        "values": (100 * values.astype(int)).tolist(),
+                        "images": [f"{index // self.PER_IMAGE}.png" for index in range(len(values))],
+                    }}  # fmt: skip
+                document = {**plan.configurations[job.name], "cost": {"cpu_seconds": 60.0}, "results": results}
+                (folder / "results.json").write_text(json.dumps(document))
+            return recipe
+
+        return plant
+
+    def test_a_planted_difference_is_found_and_told(self, planted):
+        found = collect_comparison(planted())
+        (entry, _) = found["differences"]
+        assert entry["arms"] == ["images", "text"] and len(entry["mine"]["seeds"]) == 2
+        assert entry["mine"]["low"] < 10 < entry["mine"]["high"] and entry["mine"]["low"] > 5
+        assert found["enough"]["mine"]["is_enough"] and found["enough"]["mine"]["gain"] == pytest.approx(20, abs=3)
+        text = comparison_markdown(found)
+        assert "images against text: images scores higher" in text
+        assert "| *question only* |  | *40.0* |" in text
+
+    def test_without_a_difference_none_is_told(self, planted):
+        text = comparison_markdown(collect_comparison(planted(more=0.0)))
+        assert "images against text: no difference is shown" in text
+
+    def test_close_to_the_prior_nothing_is_concluded(self, planted):
+        found = collect_comparison(planted(prior=55.0))
+        assert not found["enough"]["mine"]["is_enough"]
+        text = comparison_markdown(found)
+        assert "mine: no conclusion" in text and "scores higher" not in text
+
+    def test_on_too_few_questions_nothing_is_concluded(self, planted):
+        self.NUM_IMAGES = 300
+        assert not collect_comparison(planted())["enough"]["mine"]["is_enough"]
+
+    def test_nothing_finished_is_an_error(self, comparison):
+        with pytest.raises(ValueError, match="No arm of the comparison .* is finished"):
+            collect_comparison(comparison())

@@ -1,0 +1,78 @@
+"""Images for batches of text alone, so that whatever learns from images takes part in every step."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
+
+from ..processing.collator import IGNORED
+from .freezing import part_prefixes
+
+
+class BlankImages:
+    """
+    Adds a row with a blank image to batches of text alone. Nothing looks at it and nothing predicts it: losses and
+    gradients stay as they are, but what is trained on images has a gradient, of zero. Several processes wait for one
+    another's gradients, and with ZeRO stage 3 for one another's calls of every layer.
+
+    Args:
+        model (`PreTrainedModel`): a composed model of vistok, frozen where it is not trained.
+        processor ([`VTLMMProcessor`] or alike, *optional*): prepares images. Without one, batches stay as they are.
+        features (`Mapping[str, torch.Tensor]`, *optional*): cached features in place of images.
+    """
+
+    def __init__(self, model: Any, processor: Any = None, features: Mapping[str, torch.Tensor] | None = None):
+        of_text = part_prefixes(model, "llm")
+        self._learns_from_images = any(
+            parameter.requires_grad and not name.startswith(of_text) for name, parameter in model.named_parameters()
+        )
+        self._processor, self._features = processor, features
+
+    @property
+    def are_needed(self) -> bool:
+        """Whether a batch of text alone needs one."""
+        return self._processor is not None and (self._learns_from_images or is_deepspeed_zero3_enabled())
+
+    def add_to(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
+        """
+        Args:
+            inputs (`dict`): a batch of text, of a [`VisualLanguageCollator`].
+
+        Returns:
+            `dict`: the batch with one row more, or as it was, if its rows are shared.
+        """
+        mask, input_ids = inputs.get("attention_mask"), inputs["input_ids"]
+        if mask is None or mask.ndim != 2:
+            return dict(inputs)
+        tokenizer = self._processor.tokenizer
+        filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        row = [filler, *[self._processor.image_token_id] * self._processor.num_image_tokens]
+        added = {
+            **inputs,
+            "input_ids": _with_row(input_ids, row, filler),
+            "attention_mask": _with_row(mask, [1], 0, width=max(input_ids.shape[1], len(row))),
+        }
+        if inputs.get("labels") is not None:
+            labels = inputs["labels"]
+            width = added["input_ids"].shape[1] if labels.shape == input_ids.shape else labels.shape[1]
+            added["labels"] = _with_row(labels, [], IGNORED, width)
+        return added | self._image(input_ids.device)
+
+    def _image(self, device: torch.device) -> dict[str, torch.Tensor]:
+        if self._features is not None:
+            return {"vision_features": torch.zeros_like(next(iter(self._features.values())))[None].to(device)}
+        blank = self._processor.image_processor([Image.new("RGB", (32, 32))], return_tensors="pt")["pixel_values"]
+        return {"pixel_values": torch.zeros_like(blank).to(device)}
+
+
+def _with_row(rows: torch.Tensor, row: list[int], filler: int, width: int = 0) -> torch.Tensor:
+    width = max(width, rows.shape[1], len(row))
+    padded = rows.new_full((len(rows) + 1, width), filler)
+    padded[:-1, : rows.shape[1]] = rows
+    padded[-1, : len(row)] = rows.new_tensor(row)
+    return padded
+
+
+__all__ = ["BlankImages"]

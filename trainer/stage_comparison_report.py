@@ -1,0 +1,287 @@
+"""What a comparison of arms has found: scores with intervals, paired differences, and what they allow to conclude."""
+
+import csv
+import io
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from ..evaluation.seed_replicates import (
+    AVERAGE,
+    ImageScores,
+    Replicates,
+    draw_images,
+    estimate_difference,
+    estimate_score,
+    pooled_seed_variance,
+)
+from ..hub_cards.card import markdown_table
+from ..hub_cards.card_facts import duration, number
+from ..hub_cards.published_text import published_values
+from ..modeling.atomic_folder import write_text_atomically
+from .stage_comparison_jobs import TRAINING, answer_jobs, plan_comparison
+from .stage_comparison_recipe import StageComparison
+from .study_jobs import RESULTS, is_finished, read_json
+
+REPORT_FILES = ("comparison.json", "comparison.csv", "comparison.md")
+LEAST_GAIN, LEAST_QUESTIONS = 10.0, 2000
+"""Nothing is concluded unless an arm that is compared beats the prior of the question alone by so many points, on so
+many questions."""
+
+_PER_QUESTION = ("values", "images")
+
+
+def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
+    """
+    Gathers the results of all jobs that are finished.
+
+    Args:
+        recipe ([`StageComparison`]): the comparison.
+
+    Returns:
+        `dict`: `title`, `tasks`, `trainings` (of each stage and arm what it was trained on and for how long), `arms`
+        (of each its scores with intervals, those with shuffled images, `floors`, and `models`, a `dict` for each seed),
+        `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows a
+        conclusion), `cost` in CPU seconds, `missing` (jobs that are not finished) and `recipe`.
+
+    Raises:
+        ValueError: if no arm is finished.
+    """
+    output, plan = Path(recipe.output_dir), plan_comparison(recipe)
+    finished = {
+        job.name: read_json(output / job.name / RESULTS)
+        for job in plan.jobs
+        if is_finished(output, plan.configurations[job.name])
+    }
+    asked = {arm: [job for job in jobs if job in finished] for arm, jobs in answer_jobs(recipe).items()}
+    asked = {arm: jobs for arm, jobs in asked.items() if jobs}
+    if not asked:
+        raise ValueError(f"No arm of the comparison in {output} is finished: there is nothing to report yet.")
+    tasks = list(finished[next(iter(asked.values()))[0]]["results"])
+    found = {arm: [finished[job]["results"] for job in jobs] for arm, jobs in asked.items()}
+    scores = _Scores(found, tasks)
+    arms = {
+        arm: {
+            "label": recipe.label_of(arm),
+            "scores": {measure: asdict(scores.score(arm, measure)) for measure in scores.measures},
+            "shuffled": {task: _mean([one[task]["shuffled"] for one in found[arm]]) for task in tasks},
+            "floors": {task: found[arm][0][task]["floors"] for task in tasks},
+            "models": [_without(one) for one in found[arm]],
+        }
+        for arm in found
+    }
+    return {
+        "title": recipe.title,
+        "tasks": {task: found[next(iter(found))][0][task]["num_questions"] for task in tasks},
+        "trainings": {name: _training(finished[name]) for name in finished if name.endswith(f"/{TRAINING}")},
+        "arms": arms,
+        "differences": [
+            {"arms": pair, **{m: asdict(scores.difference(*pair, m)) for m in scores.measures}}
+            for pair in recipe.compare
+            if set(pair) <= set(found)
+        ],
+        "seed_spread": {measure: asdict(scores.variances[measure]) for measure in scores.measures},
+        "enough": {task: _is_enough(arms, task, found) for task in tasks},
+        "cost": {name: results["cost"]["cpu_seconds"] for name, results in finished.items()},
+        "missing": [job.name for job in plan.jobs if job.name not in finished],
+        "recipe": recipe.to_dict(),
+    }
+
+
+class _Scores:
+    """Scores of all arms on the same images; of an arm without seeds of its own there is one replicate."""
+
+    def __init__(self, found: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[str]):
+        self.measures = [*tasks, *([AVERAGE] if len(tasks) > 1 else [])]
+        # Images of two tasks may have the same name, and are drawn apart.
+        images = sorted({(task, image) for arm in found.values() for task in tasks for image in arm[0][task]["images"]})
+        self._weights = draw_images(len(images))
+        self.arms: dict[str, Replicates] = {
+            arm: {
+                task: [
+                    ImageScores.from_questions(
+                        one[task]["values"], [(task, image) for image in one[task]["images"]], images
+                    )
+                    for one in replicates
+                ]
+                for task in tasks
+            }
+            for arm, replicates in found.items()
+        }
+        self.variances = {m: pooled_seed_variance(self.arms.values(), m, self._weights) for m in self.measures}
+
+    def score(self, arm: str, measure: str):
+        return estimate_score(self.arms[arm], measure, self._weights, self.variances[measure], bounds=(0.0, 100.0))
+
+    def difference(self, first: str, second: str, measure: str):
+        pair = (self.arms[first], self.arms[second])
+        return estimate_difference(*pair, measure, self._weights, self.variances[measure], bounds=(-100.0, 100.0))
+
+
+def _training(document: Mapping[str, Any]) -> dict[str, Any]:
+    results = document["results"]
+    kept = {name: results.get(name) for name in ("examples", "rows", "steps", "epochs", "train_loss", "metrics")}
+    return {**kept, "parameters": results.get("parameters"), "cpu_seconds": document["cost"]["cpu_seconds"]}
+
+
+def _is_enough(arms: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> dict[str, Any]:
+    """Of the arm that scores least: how far it is above the prior of the question alone."""
+    prior = next(iter(arms.values()))["floors"][task].get("question_only_prior")
+    count = next(iter(found.values()))[0][task]["num_questions"]
+    least = min(arm["scores"][task]["value"] for arm in arms.values())
+    gain = None if prior is None else least - prior
+    return {
+        "gain": gain,
+        "num_questions": count,
+        "is_enough": gain is not None and gain >= LEAST_GAIN and count >= LEAST_QUESTIONS,
+    }
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known else None
+
+
+def _without(one: Mapping[str, Any]) -> dict[str, Any]:
+    return {task: {k: v for k, v in measured.items() if k not in _PER_QUESTION} for task, measured in one.items()}
+
+
+def write_comparison(recipe: StageComparison, command: str | None = None) -> dict[str, Path]:
+    """
+    Writes the report of what is finished: `comparison.json` (all of it), `comparison.csv` (a row for each trained
+    model) and `comparison.md` (tables, and what they allow to conclude), each whole or not at all.
+
+    Args:
+        recipe ([`StageComparison`]): the comparison.
+        command (`str`, *optional*): the command line.
+
+    Returns:
+        `dict[str, Path]`: the files, by name.
+
+    Raises:
+        ValueError: if no arm is finished.
+    """
+    found = published_values({**collect_comparison(recipe), "command": command})
+    paths = {name: Path(recipe.output_dir) / name for name in REPORT_FILES}
+    write_text_atomically(paths["comparison.json"], json.dumps(found, indent=1, ensure_ascii=False) + "\n")
+    write_text_atomically(paths["comparison.csv"], _csv(recipe, found))
+    write_text_atomically(paths["comparison.md"], comparison_markdown(found))
+    return paths
+
+
+def _csv(recipe: StageComparison, found: Mapping[str, Any]) -> str:
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    measures = ("score", "num_questions", "shuffled", "num_shuffled")
+    writer.writerow(["arm", "seed", *(f"{task} {measure}" for task in found["tasks"] for measure in measures)])
+    for arm, entry in found["arms"].items():
+        seeds: Sequence[Any] = recipe.seeds if recipe.arms[arm].get("recipe") is not None else [""]
+        for seed, one in zip(seeds, entry["models"]):
+            values = [one[task][measure] for task in found["tasks"] for measure in measures]
+            writer.writerow([arm, seed, *(round(v, 3) if isinstance(v, float) else v for v in values)])
+    return text.getvalue()
+
+
+def comparison_markdown(found: Mapping[str, Any]) -> str:
+    """
+    The report in Markdown.
+
+    Args:
+        found (`dict`): from [`collect_comparison`].
+    """
+    sections = [
+        f"# {found['title']}",
+        "Scores are shares of right answers in percent, on held-out questions, with 95 % intervals: images are resampled, "
+        "all questions about one together and the same ones for all arms, and the spread of seeds is pooled over arms. "
+        "Stages that the arms share were trained once: other seeds of them are in no interval.",
+        "## Trainings",
+        _training_table(found),
+        "## Arms",
+        _arm_table(found),
+        *(["## Differences", _difference_table(found)] if found["differences"] else []),
+        "## Conclusion",
+        conclusion(found),
+        *([f"Not finished: {', '.join(found['missing'])}."] if found["missing"] else []),
+        *([f"```bash\n{found['command']}\n```"] if found.get("command") else []),
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _training_table(found: Mapping[str, Any]) -> str:
+    rows = [["training", "examples", "rows", "steps", "epochs", "loss (mean)", "trained parameters", "CPU time"]]
+    for name, one in found["trainings"].items():
+        counts = [number(one[key]) if one[key] is not None else "–" for key in ("examples", "rows", "steps")]
+        epochs, loss = (f"{one[key]:.3g}" if one[key] is not None else "–" for key in ("epochs", "train_loss"))
+        trained = number((one["parameters"] or {}).get("trained", "–"))
+        rows.append([name.removesuffix(f"/{TRAINING}"), *counts, epochs, loss, trained, duration(one["cpu_seconds"])])
+    return markdown_table(rows)
+
+
+def _arm_table(found: Mapping[str, Any]) -> str:
+    measures = [*found["tasks"], *([AVERAGE] if len(found["tasks"]) > 1 else [])]
+    counts = {task: f"{task} ({number(count)} questions)" for task, count in found["tasks"].items()}
+    rows = [["arm", "seeds", *(counts.get(measure, measure) for measure in measures)]]
+    for arm in found["arms"].values():
+        values = [_with_interval(arm["scores"][measure]) for measure in measures]
+        rows.append([arm["label"], str(len(arm["models"])), *values])
+        shuffled = [arm["shuffled"].get(measure) for measure in measures]
+        rows.append([f"{arm['label']}, other images", "", *("" if v is None else f"{v:.1f}" for v in shuffled)])
+    first = next(iter(found["arms"].values()))
+    for floor, label in (("question_only_prior", "question only"), ("majority", "majority answer")):
+        values = [first["floors"].get(measure, {}).get(floor) for measure in measures]
+        rows.append([f"*{label}*", "", *("" if value is None else f"*{value:.1f}*" for value in values)])
+    return markdown_table(rows)
+
+
+def _difference_table(found: Mapping[str, Any]) -> str:
+    measures = [*found["tasks"], *([AVERAGE] if len(found["tasks"]) > 1 else [])]
+    labels = {arm: entry["label"] for arm, entry in found["arms"].items()}
+    rows = [["difference (points)", *measures]]
+    for entry in found["differences"]:
+        first, second = entry["arms"]
+        rows.append([f"{labels[first]} − {labels[second]}", *(_with_interval(entry[m], "+.1f") for m in measures)])
+    return markdown_table(rows)
+
+
+def _with_interval(estimate: Mapping[str, Any], form: str = ".1f") -> str:
+    if estimate["low"] is None:
+        return f"{estimate['value']:{form}}"
+    seeds = f"; {', '.join(f'{seed:{form}}' for seed in estimate['seeds'])}" if len(estimate["seeds"]) > 1 else ""
+    return f"{estimate['value']:{form}} ({estimate['low']:{form}} to {estimate['high']:{form}}{seeds})"
+
+
+def conclusion(found: Mapping[str, Any]) -> str:
+    """
+    What the differences allow to say, in words.
+
+    Args:
+        found (`dict`): from [`collect_comparison`].
+    """
+    poor = [task for task, entry in found["enough"].items() if not entry["is_enough"]]
+    told = []
+    for task in poor:
+        entry = found["enough"][task]
+        gain = "unknown" if entry["gain"] is None else f"{entry['gain']:.1f} points"
+        told.append(
+            f"- {task}: no conclusion. The weakest arm is {gain} above the prior of the question alone, on "
+            f"{number(entry['num_questions'])} questions; {LEAST_GAIN:g} points on {number(LEAST_QUESTIONS)} are needed."
+        )
+    labels = {arm: entry["label"] for arm, entry in found["arms"].items()}
+    for entry in found["differences"]:
+        first, second = (labels[arm] for arm in entry["arms"])
+        for task in found["tasks"]:
+            one = entry[task]
+            if task in poor or one["low"] is None:
+                continue
+            clear = one["low"] > 0 or one["high"] < 0
+            verdict = f"{first} scores {'higher' if one['value'] > 0 else 'lower'}" if clear else "no difference is shown"
+            told.append(
+                f"- {task}, {first} against {second}: {verdict} ({one['value']:+.1f} points, {one['low']:+.1f} to "
+                f"{one['high']:+.1f})."
+            )
+    return "\n".join(told) or "There is nothing to compare yet."
+
+
+__all__ = ["collect_comparison", "comparison_markdown", "conclusion", "write_comparison"]
