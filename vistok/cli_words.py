@@ -58,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """`vistok words`"""
     from .configuration.optional import require
-    from .evaluation.token_statistics_images import find_images
+    from .processing.images import find_images
 
     # What is wrong or missing is told before a model is loaded.
     files = find_images(options.images)
