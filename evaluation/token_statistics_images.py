@@ -93,6 +93,7 @@ def _batches(
         yield images
 
 
+@torch.no_grad()
 def word_counts(image_features: torch.Tensor, vm_head: torch.nn.Module) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
     What [`TokenStatistics`] counts of an image.
@@ -106,11 +107,12 @@ def word_counts(image_features: torch.Tensor, vm_head: torch.nn.Module) -> tuple
         distributions P' (Eq. 5), over the vocabulary, in float64; and the entropy of each, in nats.
     """
     features, weight = last_layer(vm_head, image_features)
-    found = distribution_statistics(features.to(weight.device), weight, with_total=True)
-    top_tokens, total, entropy = (
-        value.detach().cpu().numpy() for value in (found.top_token, found.total, found.entropy)
+    expected_counts = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
+    found = distribution_statistics(features.to(weight.device), weight, add_to=expected_counts)
+    top_tokens, expected, entropy = (
+        value.cpu().numpy() for value in (found.top_token, expected_counts, found.entropy)
     )
-    return top_tokens, total, entropy
+    return top_tokens, expected, entropy
 
 
 __all__ = ["measure_token_statistics", "word_counts"]

@@ -16,13 +16,11 @@ class DistributionStatistics(NamedTuple):
         entropy (`torch.FloatTensor` of shape `(...)`): in nats.
         top_probability (`torch.FloatTensor` of shape `(...)`): of the most probable token.
         top_token (`torch.LongTensor` of shape `(...)`): its id.
-        total (`torch.DoubleTensor` of shape `(vocab_size,)`, *optional*): sum of the distributions of all positions.
     """
 
     entropy: torch.Tensor
     top_probability: torch.Tensor
     top_token: torch.Tensor
-    total: torch.Tensor | None = None
 
 
 class TopTokens(NamedTuple):
@@ -45,7 +43,7 @@ def distribution_statistics(
     *,
     bias: torch.Tensor | None = None,
     transform_logits: LogitTransform | None = None,
-    with_total: bool = False,
+    add_to: torch.Tensor | None = None,
 ) -> DistributionStatistics:
     """
     Entropy and most probable token of softmax(features · weightᵀ) at every position, such as those of the visual-token
@@ -57,11 +55,11 @@ def distribution_statistics(
         weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head.
         bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head.
         transform_logits (`Callable`, *optional*): what is done to logits behind the head, row by row.
-        with_total (`bool`, *optional*, defaults to `False`): whether to add up the distributions too, in float64.
+        add_to (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): the distributions are added to it, in its
+            dtype.
 
     Returns:
-        [`DistributionStatistics`]: `entropy`, `top_probability` and `top_token`, each of the shape `(...)`, and
-        `total`, `(vocab_size,)`, if it was asked for.
+        [`DistributionStatistics`]: `entropy`, `top_probability` and `top_token`, each of the shape `(...)`.
 
     Raises:
         ValueError: if the shapes do not fit together.
@@ -70,13 +68,12 @@ def distribution_statistics(
     statistics = [torch.empty(len(head.features), dtype=head.loss_dtype, device=features.device) for _ in range(2)]
     entropy, top_probability = statistics
     top_token = torch.empty(len(head.features), dtype=torch.long, device=features.device)
-    total = torch.zeros(head.vocab_size, dtype=torch.float64, device=features.device) if with_total else None
     for rows, shifted, probabilities, log_sum in _tiles(head):
         top_probability[rows], top_token[rows] = probabilities.max(-1)
         entropy[rows] = log_sum - shifted.mul_(probabilities).sum(-1)
-        if total is not None:
-            total += probabilities.sum(0, dtype=torch.float64)
-    return DistributionStatistics(*(value.view(features.shape[:-1]) for value in (*statistics, top_token)), total)
+        if add_to is not None:
+            add_to += probabilities.sum(0, dtype=add_to.dtype)
+    return DistributionStatistics(*(value.view(features.shape[:-1]) for value in (*statistics, top_token)))
 
 
 @torch.no_grad()

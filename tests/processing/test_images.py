@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
-from vistok.processing.images import BadSampleError, find_images, image_key, image_names, load_example_images, load_image
+from vistok.processing.images import (
+    BadSampleError,
+    find_images,
+    image_key,
+    image_names,
+    load_example_images,
+    load_image,
+)
 
 
 def noise(size=(48, 32), mode="RGB", seed=0):
