@@ -106,7 +106,7 @@ def image_names(folder: str | os.PathLike) -> list[str]:
     """
     return sorted(
         os.path.relpath(os.path.join(place, name), folder)
-        for place, _, files in os.walk(folder, followlinks=True)
+        for place, _, files in os.walk(Path(folder), followlinks=True)
         for name in files
         if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
     )
