@@ -87,6 +87,8 @@ def _check(options: argparse.Namespace, files: list[Path]) -> None:
     for name, value in (("--output", options.output), ("--html", options.html)):
         if value and Path(value).is_dir():
             raise ValueError(f"{name} is {value!r}, a folder: name a file.")
+    if options.output and Path(options.output).suffix.lower() != ".png":
+        raise ValueError(f"--output is {options.output!r}, and a PNG is what is written: let it end with .png.")
     _open_all(files, options)
 
 

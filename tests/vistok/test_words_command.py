@@ -120,6 +120,7 @@ class TestRefusals:
             (["{image}", "--patch-size", "10"], "patch_size is 10"),
             (["{image}", "--font", "gone.ttf"], "gone.ttf"),
             (["{image}", "--output", "{folder}"], "a folder"),
+            (["{image}", "--output", "words.jpg"], "let it end with .png"),
             (["{folder}/none"], "no image file or folder"),
         ],
     )
