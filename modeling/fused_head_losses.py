@@ -38,21 +38,21 @@ def fused_divergence(
             The distributions to learn, or the one token of each position: then the loss is cross-entropy.
         divisor (`float` or `torch.Tensor`): by which the sum is divided.
         accumulate_in_fp32 (`bool`, *optional*, defaults to `False`):
-            Adds the weight's gradients of chunks in float32, also where the weight is narrower: for the time of the
-            computation this takes four more bytes per weight.
+            Computes and adds the weight's gradients of chunks in float32, also where the product's type is narrower.
 
     Returns:
         `torch.Tensor`: a scalar in float32, in float64 if either side is.
     """
     # Probabilities divided by thousands of positions would vanish in float16, as gradients do before they are scaled.
     inside = prediction.dtype != torch.float16
-    needed = torch.is_grad_enabled()
+    if isinstance(divisor, torch.Tensor):
+        divisor = divisor.to(prediction.loss_dtype)
     settings = _Settings(
         prediction=(prediction.transform, prediction.dtype),
         target=(target.transform, target.dtype) if isinstance(target, OutputHead) else None,
         scale=1 / divisor if inside else 1.0,
         accumulate_in_fp32=accumulate_in_fp32,
-        needed=needed,
+        needs_gradients=torch.is_grad_enabled(),
     )
     targets = (target.features, target.weight, target.bias) if isinstance(target, OutputHead) else (target, None, None)
     total = _FusedDivergence.apply(
@@ -73,7 +73,7 @@ class _Settings:
     target: tuple[LogitTransform | None, torch.dtype | None] | None
     scale: float | torch.Tensor
     accumulate_in_fp32: bool
-    needed: bool
+    needs_gradients: bool
 
 
 class _FusedDivergence(torch.autograd.Function):
@@ -81,7 +81,7 @@ class _FusedDivergence(torch.autograd.Function):
     def forward(ctx, features, weight, bias, target, target_weight, target_bias, settings):
         ctx.save_for_backward(features, weight, bias, target, target_weight, target_bias)
         ctx.settings = settings
-        ctx.needed = tuple(settings.needed and needs for needs in ctx.needs_input_grad[:3])
+        ctx.needed = tuple(settings.needs_gradients and needs for needs in ctx.needs_input_grad[:3])
         tensors = (features, weight, bias, target, target_weight, target_bias)
         loss, ctx.gradients = _compute(tensors, settings, ctx.needed)
         return loss
@@ -127,7 +127,7 @@ def _loss_by_chunks(
 ) -> torch.Tensor:
     num_positions, vocab_size, device = len(prediction.features), prediction.vocab_size, prediction.features.device
     size = positions_per_chunk(num_positions, vocab_size, prediction.dtype, *target.dtypes)
-    tile_rows = min(rows_per_tile(vocab_size, device), size)
+    tile_rows = rows_per_tile(prediction, size)
     softmax = TileSoftmax(prediction, tile_rows)
     target.allocate(size, tile_rows)
     buffer = torch.empty(size, vocab_size, dtype=prediction.dtype, device=device)
@@ -198,14 +198,14 @@ class _Gradients:
     Args:
         head (`OutputHead`): the head, with its features and weights in the types that gradients have to have.
         needed (`tuple[bool, bool, bool]`): whether those of features, weight and bias are.
-        accumulate_in_fp32 (`bool`): whether a narrower weight's gradient is summed in float32.
+        accumulate_in_fp32 (`bool`): whether a narrower weight's gradient is computed and summed in float32.
     """
 
     def __init__(self, head: OutputHead, needed: tuple[bool, ...], accumulate_in_fp32: bool):
         self._head, self._operands = head, head.detached()
         self._features = torch.empty_like(self._operands.features) if needed[0] else None
         self._weight = self._bias = None
-        self._has_sum = False
+        self._has_sum, self._exact = False, accumulate_in_fp32
         if needed[1]:
             wide = accumulate_in_fp32 or head.dtype != head.weight.dtype
             dtype = head.loss_dtype if wide else head.weight.dtype
@@ -227,8 +227,10 @@ class _Gradients:
             # The first chunk is written instead of added to zeros.
             torch.addmm(total, logit_gradients.t(), features, beta=int(self._has_sum), out=total)
             return
+        if self._exact:
+            features = features.to(total.dtype)
         for tokens in chunks(len(total), TOKENS_PER_ADDITION):
-            product = logit_gradients[:, tokens].t() @ features
+            product = logit_gradients[:, tokens].to(features.dtype).t() @ features
             total[tokens] = total[tokens].add_(product) if self._has_sum else product
 
     def total(self) -> Gradients:

@@ -54,8 +54,9 @@ def visual_modeling_loss(
             What the language model does to its logits behind the head, row by row, such as a soft cap. Gets and
             returns logits in float32 of shape `(rows, vocab_size)`, and may hold no parameters that are trained.
         accumulate_in_fp32 (`bool`, *optional*, defaults to `False`):
-            Of "fused": adds up the head's gradient in float32, also where its weight is narrower. Exacter over
-            thousands of positions, for four bytes more per weight during the computation. "plain" adds nothing up.
+            Of "fused": computes the head's gradient in float32, also where the type of products is narrower, in which
+            it is rounded once for each chunk of positions otherwise. Slower, and four bytes more per weight while it
+            is computed. "plain" knows no chunks.
 
     Returns:
         `torch.Tensor`: a scalar in nats per position; without positions 0, with a graph.

@@ -10,15 +10,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# Positions whose logits are held at once, by the bytes of a logit: the fewest and the most, and in between a share of
-# all positions. Fewer make matrix products slow and read and write weights more often, more take memory that matters
-# beside what a few positions need without chunks. Small vocabularies get more positions.
-POSITIONS = {2: (192, 192), 4: (116, 176), 8: (96, 96)}
+# Positions whose logits are held at once. Fewer make matrix products slow and read and write weights more often, more
+# take memory; small vocabularies get more. Of two heads it depends on the bytes of a logit: from the fewest to the most
+# it is a share of all positions, so that memory stays small beside what few positions need without chunks.
+POSITIONS_OF_ONE_HEAD = 192
+POSITIONS_OF_TWO_HEADS = {2: (192, 192), 4: (116, 176), 8: (96, 96)}
 SHARE_OF_POSITIONS = 11
 SMALL_VOCABULARY = 32_000
 # Logits that are turned into probabilities at once: few enough to stay in a CPU's cache over all the passes, and many
-# enough to be worth the launch of a kernel elsewhere.
-TILE_ON_CPU = 2**16
+# enough to be worth the calls; elsewhere the launch of a kernel.
+TILE_ON_CPU = {2: 2**18, 4: 2**16, 8: 2**16}
 TILE_ELSEWHERE = 2**22
 
 LogitTransform = Callable[[torch.Tensor], torch.Tensor]
@@ -139,16 +140,20 @@ def chunks(total: int, size: int) -> Iterator[slice]:
 
 
 def positions_per_chunk(num_positions: int, vocab_size: int, *dtypes: torch.dtype) -> int:
-    """How many positions' logits, of the types given, are held at once, in chunks as equal as can be."""
-    fewest, most = min(POSITIONS[dtype.itemsize] for dtype in dtypes)
-    positions = min(max(num_positions // SHARE_OF_POSITIONS, fewest), most)
+    """How many positions' logits, of one head or two in the types given, are held at once, in chunks of equal size."""
+    positions = POSITIONS_OF_ONE_HEAD
+    if len(dtypes) > 1:
+        fewest, most = min(POSITIONS_OF_TWO_HEADS[dtype.itemsize] for dtype in dtypes)
+        positions = min(max(num_positions // SHARE_OF_POSITIONS, fewest), most)
     size = min(max(positions, positions * SMALL_VOCABULARY // vocab_size), max(num_positions, 1))
     return math.ceil(num_positions / math.ceil(num_positions / size)) if num_positions else 1
 
 
-def rows_per_tile(vocab_size: int, device: torch.device) -> int:
-    """How many rows of logits are turned into probabilities at once."""
-    return max(1, (TILE_ON_CPU if device.type == "cpu" else TILE_ELSEWHERE) // vocab_size)
+def rows_per_tile(head: OutputHead, chunk_size: int) -> int:
+    """How many rows of the logits of a chunk are turned into probabilities at once."""
+    on_cpu = head.features.device.type == "cpu"
+    logits = TILE_ON_CPU[head.features.element_size()] if on_cpu else TILE_ELSEWHERE
+    return min(max(1, logits // head.vocab_size), chunk_size)
 
 
 __all__ = ["LogitTransform", "OutputHead", "TileSoftmax", "chunks", "positions_per_chunk", "rows_per_tile"]

@@ -131,7 +131,7 @@ def _tiles(head: OutputHead) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor
     """Positions with their shifted logits, probabilities and logarithm of the sum, as `TileSoftmax` returns them."""
     num_positions, device = len(head.features), head.features.device
     size = positions_per_chunk(num_positions, head.vocab_size, head.dtype)
-    tile_rows = min(rows_per_tile(head.vocab_size, device), size)
+    tile_rows = rows_per_tile(head, size)
     softmax = TileSoftmax(head, tile_rows)
     buffer = torch.empty(size, head.vocab_size, dtype=head.dtype, device=device)
     for positions in chunks(num_positions, size):
