@@ -105,7 +105,8 @@ class TokenStatistics:
         """
         All numbers, as they are written to JSON. Entropies are in nats. Intervals are of 95 %, by the bootstrap
         over images; `None` for one image. Resamples lack words that the images have, so that all are off by the same
-        bias: the interval is what they differ by, laid around the number.
+        bias: the interval is what they differ by, laid around the number. What the images lack themselves it does
+        not tell: while further ones bring new words, entropies of words and exponents over all ranks are too small.
 
         Args:
             labels (`list[tuple[str, str]]`): text and kind of every token, as [`TokenLabels`] gives them.

@@ -3,53 +3,21 @@
 import functools
 import os
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from transformers.utils import logging
 
 from ..modeling.vm_head import last_layer
+from ..modeling.vocabulary_distributions import distribution_statistics
 from ..processing.images import BadSampleError, load_image
+from ..processing.square_images import content_patches
 from ..processing.token_labels import TokenLabels
 from .token_statistics import TokenStatistics
 from .word_map import check_reads_words
 
 logger = logging.get_logger(__name__)
-
-IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
-LOGITS_AT_ONCE = 2**24
-
-
-def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """
-    Image files by name: files as they are, and of folders all images below them, sorted.
-
-    Args:
-        paths (`list[str]`): files and folders.
-
-    Returns:
-        `list[Path]`: no file twice.
-
-    Raises:
-        FileNotFoundError: if a path does not exist, or a folder holds no image.
-    """
-    found: dict[Path, None] = {}
-    for path in map(Path, paths):
-        if path.is_dir():
-            files = sorted(
-                file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
-            )
-            if not files:
-                raise FileNotFoundError(f"The folder {str(path)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
-            found.update(dict.fromkeys(files))
-        elif path.is_file():
-            found[path] = None
-        else:
-            raise FileNotFoundError(f"There is no image file or folder {str(path)!r}.")
-    return list(found)
 
 
 def measure_token_statistics(
@@ -63,9 +31,9 @@ def measure_token_statistics(
     skip_unreadable: bool = False,
 ) -> dict[str, Any]:
     """
-    Counts the words of the visual tokens of images, with a progress bar. What is held in memory does not depend on how
-    many images there are, and distributions over the vocabulary are held for a chunk of patches at a time. Patches of
-    nothing but the border with which an image is padded to a square are left out: they are no part of it.
+    Counts the words of the visual tokens of images, with a progress bar. Of an image that was counted one number is
+    kept, and distributions over the vocabulary are held for a few patches at a time. Patches of nothing but the border
+    with which an image is padded to a square are left out: they are no part of it.
 
     Args:
         model ([`VTLMMForCausalLM`]): has a visual modelling head.
@@ -125,27 +93,6 @@ def _batches(
         yield images
 
 
-def content_patches(processor: Any, size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
-    """
-    Which patches show a part of the image, and not only the border with which it is padded: what a white and a black
-    image of its size differ in.
-
-    Args:
-        processor ([`VTLMMProcessor`]): whose image processor pads.
-        size (`tuple[int, int]`): width and height of the image in pixels, as in `PIL.Image.size`.
-        grid_size (`tuple[int, int]`): height and width of an image in patches.
-
-    Returns:
-        `torch.BoolTensor` of shape `(num_patches,)`, row by row.
-    """
-    images = [Image.new("RGB", size, colour) for colour in ("white", "black")]
-    white, black = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-    differs = (white != black).any(0)
-    height, width = (side // patches for side, patches in zip(differs.shape, grid_size))
-    patches = differs[: grid_size[0] * height, : grid_size[1] * width]
-    return patches.reshape(grid_size[0], height, grid_size[1], width).any(3).any(1).flatten()
-
-
 @torch.no_grad()
 def word_counts(image_features: torch.Tensor, vm_head: torch.nn.Module) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """
@@ -160,17 +107,12 @@ def word_counts(image_features: torch.Tensor, vm_head: torch.nn.Module) -> tuple
         distributions P' (Eq. 5), over the vocabulary, in float64; and the entropy of each, in nats.
     """
     features, weight = last_layer(vm_head, image_features)
-    dtype = torch.promote_types(weight.dtype, torch.float32)
     expected_counts = torch.zeros(len(weight), dtype=torch.float64, device=weight.device)
-    top_tokens, entropies = [], []
-    for rows in features.to(weight).split(max(1, LOGITS_AT_ONCE // len(weight))):
-        logarithms = torch.log_softmax(rows @ weight.t(), dim=-1, dtype=dtype)
-        probabilities = logarithms.exp()
-        expected_counts += probabilities.sum(0, dtype=torch.float64)
-        top_tokens.append(logarithms.argmax(-1))
-        # A probability that is 0 in this precision has a logarithm that may be minus infinity, and adds nothing.
-        entropies.append(torch.special.entr(probabilities).sum(-1, dtype=torch.float64))
-    return torch.cat(top_tokens).cpu().numpy(), expected_counts.cpu().numpy(), torch.cat(entropies).cpu().numpy()
+    found = distribution_statistics(features.to(weight.device), weight, add_to=expected_counts)
+    top_tokens, expected, entropy = (
+        value.cpu().numpy() for value in (found.top_token, expected_counts, found.entropy)
+    )
+    return top_tokens, expected, entropy
 
 
-__all__ = ["IMAGE_SUFFIXES", "content_patches", "find_images", "measure_token_statistics", "word_counts"]
+__all__ = ["measure_token_statistics", "word_counts"]

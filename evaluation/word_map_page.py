@@ -7,6 +7,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from ..modeling.atomic_folder import write_text_atomically
@@ -193,13 +194,21 @@ def _cell(word_map: WordMap, row: int, column: int, highest: float) -> str:
     entropy = "" if word_map.entropy is None else f"entropy {word_map.entropy[row, column]:.2f} nats"
     label = html.escape(f"{place}: {described}" + (f"; {entropy}" if entropy else ""))
     bars = "".join(_bar(word_map, str(word), float(score), highest) for word, score in zip(words, scores))
-    note = f'<span class="note">{entropy}</span>' if entropy else ""
+    notes = [_others(word_map, scores), entropy]
+    note = f'<span class="note">{"<br>".join(filter(None, notes))}</span>' if any(notes) else ""
     return (
         f'<div class="cell" role="gridcell" tabindex="0" aria-label="{label}" '
         f'style="--score: {max(float(scores[0]), 0) / highest:.3f}; --letters: {_width(first):g}">'
         f'<bdi class="word" aria-hidden="true">{_breakable(first)}</bdi>'
         f'<div class="panel" aria-hidden="true"><b>{place}</b>{bars}{note}</div></div>\n'
     )
+
+
+def _others(word_map: WordMap, scores: np.ndarray) -> str:
+    """What the words that are not shown have together, of a distribution."""
+    if word_map.measure != "probability":
+        return ""
+    return f"all other words {_number(word_map, max(0.0, 1.0 - float(scores.sum())))}"
 
 
 def _width(word: str) -> float:

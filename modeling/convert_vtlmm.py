@@ -129,6 +129,10 @@ def convert_llava(
     names = PublishedNames(checkpoint.stored)
     kind = _checked_kind(source, kind, VM_HEAD in names.published)
     new = [] if kind == "vw-lmm" else [VM_HEAD]
+    if new and pseudo_image_features:
+        raise ValueError(
+            f"{source} has no VM head to make pseudo image features with: leave them to stage IV of its training."
+        )
     tokenizer = load_published_tokenizer(path, published, text)
     tower = _tower(source, published, names, vision)
     if pseudo_image_features is None:

@@ -68,7 +68,8 @@ def _llava_tokenizer(where: str, add_bos_token: bool) -> PreTrainedTokenizerFast
     """
     Llama's tokenizer as LLaVA uses it: the texts beside an image are tokenized each by itself, so that the mark of a
     space is put before every one of them (haotian-liu/LLaVA, llava/mm_utils.py). Llama's own class knows that, as
-    `legacy`, but neither does so by default nor saves it.
+    `legacy`, but neither does so by default nor saves it. It is put behind `</s>`, too, before a further turn, where
+    LLaVA's code leaves it out if its tokenizer's config has `legacy: false`: ids there follow its `legacy: true`.
     """
     tokenizer: Any = LlamaTokenizer.from_pretrained(where, add_bos_token=add_bos_token)
     backend = tokenizer.backend_tokenizer

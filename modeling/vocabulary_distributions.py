@@ -43,6 +43,7 @@ def distribution_statistics(
     *,
     bias: torch.Tensor | None = None,
     transform_logits: LogitTransform | None = None,
+    add_to: torch.Tensor | None = None,
 ) -> DistributionStatistics:
     """
     Entropy and most probable token of softmax(features · weightᵀ) at every position, such as those of the visual-token
@@ -54,6 +55,8 @@ def distribution_statistics(
         weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head.
         bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head.
         transform_logits (`Callable`, *optional*): what is done to logits behind the head, row by row.
+        add_to (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): the distributions are added to it, in its
+            dtype.
 
     Returns:
         [`DistributionStatistics`]: `entropy`, `top_probability` and `top_token`, each of the shape `(...)`.
@@ -68,6 +71,8 @@ def distribution_statistics(
     for rows, shifted, probabilities, log_sum in _tiles(head):
         top_probability[rows], top_token[rows] = probabilities.max(-1)
         entropy[rows] = log_sum - shifted.mul_(probabilities).sum(-1)
+        if add_to is not None:
+            add_to += probabilities.sum(0, dtype=add_to.dtype)
     return DistributionStatistics(*(value.view(features.shape[:-1]) for value in (*statistics, top_token)))
 
 

@@ -17,6 +17,7 @@ logger = logging.get_logger(__name__)
 ImageSource = str | os.PathLike | bytes | Mapping[str, Any] | Image.Image
 """A path, the bytes of a file, `{"path": ..., "bytes": ...}` as in `datasets.Image(decode=False)`, or a PIL image."""
 
+IMAGE_SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 WHITE = (255, 255, 255, 255)
 
 
@@ -91,6 +92,51 @@ def load_image(
     if apply_exif_orientation:
         opened = _apply_orientation(opened, file)
     return _to_rgb(opened, file)
+
+
+def image_names(folder: str | os.PathLike) -> list[str]:
+    """
+    All images below a folder, by their suffixes. Hidden files are passed over, links to folders followed.
+
+    Args:
+        folder (`str` or `Path`): where to look.
+
+    Returns:
+        `list[str]`: paths below the folder, sorted; empty if there are none.
+    """
+    return sorted(
+        os.path.relpath(os.path.join(place, name), folder)
+        for place, _, files in os.walk(Path(folder), followlinks=True)
+        for name in files
+        if os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES and not name.startswith(".")
+    )
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """
+    Image files by name: files as they are, and of folders all images below them, as [`image_names`] has them.
+
+    Args:
+        paths (`list[str]`): files and folders.
+
+    Returns:
+        `list[Path]`: no path twice.
+
+    Raises:
+        FileNotFoundError: if a path does not exist, or a folder holds no image.
+    """
+    found: dict[Path, None] = {}
+    for path in map(Path, paths):
+        if path.is_dir():
+            files = [path / name for name in image_names(path)]
+            if not files:
+                raise FileNotFoundError(f"The folder {str(path)!r} holds no image ({', '.join(IMAGE_SUFFIXES)}).")
+            found.update(dict.fromkeys(files))
+        elif path.is_file():
+            found[path] = None
+        else:
+            raise FileNotFoundError(f"There is no image file or folder {str(path)!r}.")
+    return list(found)
 
 
 def load_example_images(example: Mapping[str, Any], **options: Any) -> list[Image.Image]:
@@ -242,4 +288,13 @@ def _to_eight_bits(image: Image.Image, file: str | None) -> Image.Image:
     return Image.fromarray(np.rint(values * (255.0 / full_scale)).astype(np.uint8), mode=None)
 
 
-__all__: Sequence[str] = ["BadSampleError", "ImageSource", "image_key", "load_example_images", "load_image"]
+__all__: Sequence[str] = [
+    "IMAGE_SUFFIXES",
+    "BadSampleError",
+    "ImageSource",
+    "find_images",
+    "image_key",
+    "image_names",
+    "load_example_images",
+    "load_image",
+]

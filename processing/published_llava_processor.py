@@ -1,10 +1,14 @@
 """The processor of a converted LLaVA-1.5 or VW-LMM."""
 
+from pathlib import Path
 from typing import Any
 
 from transformers import CLIPImageProcessorPil
+from transformers.utils import IMAGE_PROCESSOR_NAME
 
 from ..modeling.convert_vtlmm import LlavaConversion
+from ..modeling.published_checkpoints import first_line
+from ..modeling.trained_weights import CheckpointError
 from .chat_templates import get_chat_template
 from .multimodal_processor import load_image_processor
 from .processing_vtlmm import VTLMMProcessor
@@ -21,14 +25,15 @@ def published_llava_processor(conversion: LlavaConversion) -> VTLMMProcessor:
 
     Args:
         conversion ([`LlavaConversion`]): what [`convert_llava`] returned. Images are prepared as its checkpoint says,
-            or that of its vision tower, or as OpenAI's CLIP does where these do not say; padded to squares where they
-            were in training.
+            or that of its vision tower, or as OpenAI's CLIP does where there is no file that says it; padded to
+            squares where they were in training.
 
     Returns:
         [`VTLMMProcessor`].
 
     Raises:
         OSError: if a tower other than CLIP has no image processor.
+        CheckpointError: if there is one that cannot be read.
     """
     config: Any = conversion.config
     image_size = config.vision_config.image_size
@@ -50,9 +55,14 @@ def _chat_template(conversion: LlavaConversion) -> str:
 
 
 def _image_processor(conversion: LlavaConversion, image_size: int) -> Any:
+    where = conversion.vision or conversion.source
     try:
-        return load_image_processor(conversion.vision or conversion.source)
-    except (OSError, ValueError):
+        return load_image_processor(where)
+    except (OSError, ValueError) as error:
+        if (file := Path(where) / IMAGE_PROCESSOR_NAME).is_file():
+            raise CheckpointError(
+                f"{file} is no image processor that can be read: download it anew. ({first_line(error)})"
+            ) from error
         config: Any = conversion.config
         if config.vision_config.model_type != "clip_vision_model":
             raise

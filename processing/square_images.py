@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import torch
+from PIL import Image
 from transformers import LlavaImageProcessorPil
 
 
@@ -52,4 +54,27 @@ def prepared_side(image_processor: Any) -> int | None:
     return height if height == width else None
 
 
-__all__ = ["prepared_side", "square_image_processor"]
+def content_patches(processor: Any, size: tuple[int, int], grid_size: tuple[int, int]) -> torch.Tensor:
+    """
+    Which patches show a part of the image, and not only the border with which it is padded: what a white and a black
+    image of its size differ in. Resizing blurs the edge, and the difference with it: to the image belong the pixels
+    that are more image than border.
+
+    Args:
+        processor ([`VTLMMProcessor`]): whose image processor pads.
+        size (`tuple[int, int]`): width and height of the image in pixels, as in `PIL.Image.size`.
+        grid_size (`tuple[int, int]`): height and width of an image in patches.
+
+    Returns:
+        `torch.BoolTensor` of shape `(num_patches,)`, row by row.
+    """
+    images = [Image.new("RGB", size, colour) for colour in ("white", "black")]
+    white, black = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    difference = (white - black).abs().amax(0)
+    is_image = difference > difference.max() / 2
+    height, width = (side // patches for side, patches in zip(is_image.shape, grid_size))
+    patches = is_image[: grid_size[0] * height, : grid_size[1] * width]
+    return patches.reshape(grid_size[0], height, grid_size[1], width).any(3).any(1).flatten()
+
+
+__all__ = ["content_patches", "prepared_side", "square_image_processor"]

@@ -5,10 +5,9 @@ from pathlib import Path
 
 from datasets import Dataset, Features, Value
 
+from ..processing.images import IMAGE_SUFFIXES, image_names
 from .data_examples import FEATURES, image_file
 from .data_formats import DataSource, known, register_data_format
-
-SUFFIXES = frozenset([".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp"])
 
 
 @register_data_format("images")
@@ -34,16 +33,11 @@ def images_below(source: DataSource) -> Dataset:
     if source.split is not None:
         splits = sorted(entry.name for entry in folder.iterdir() if entry.is_dir())
         folder = folder / known(f"split of data source {source.name!r}", source.split, splits)
-    names = sorted(
-        os.path.relpath(os.path.join(place, name), folder)
-        for place, _, files in os.walk(folder, followlinks=True)
-        for name in files
-        if os.path.splitext(name)[1].lower() in SUFFIXES and not name.startswith(".")
-    )
+    names = image_names(folder)
     if not names:
         raise FileNotFoundError(
             f"data source {source.name!r}: no image lies below {folder} (files with the suffixes "
-            f"{', '.join(sorted(SUFFIXES))})."
+            f"{', '.join(IMAGE_SUFFIXES)})."
         )
     columns = {
         "id": names,

@@ -9,6 +9,8 @@ from typing import Any
 
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PICTURE, PAGE = "words.png", "words.html"
+OF_MAPS = ("output", "html", "nearest", "top_k", "shading", "patch_size", "font")
+OF_STATISTICS = ("batch_size", "resamples", "seed", "skip_unreadable")
 
 SUMMARY = "read images as words"
 DESCRIPTION = """
@@ -58,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """`vistok words`"""
     from .configuration.optional import require
-    from .evaluation.token_statistics_images import find_images
+    from .processing.images import find_images
 
     # What is wrong or missing is told before a model is loaded.
     files = find_images(options.images)
@@ -75,12 +77,9 @@ def _check(options: argparse.Namespace, files: list[Path]) -> None:
     from .evaluation.prediction_checks import check_positive
     from .evaluation.word_map_picture import check_patch_size
 
+    _refuse_other_options(options)
     check_positive(top_k=options.top_k, batch_size=options.batch_size)
     if options.statistics:
-        named = {"--output": options.output, "--html": options.html, "--nearest": options.nearest}
-        given = [name for name, value in named.items() if value]
-        if given:
-            raise ValueError(f"{', '.join(given)} is for maps of words: leave it out, or leave out --statistics.")
         if options.resamples < 0:
             raise ValueError(f"resamples is {options.resamples}, expected at least 0.")
         return
@@ -88,7 +87,20 @@ def _check(options: argparse.Namespace, files: list[Path]) -> None:
     for name, value in (("--output", options.output), ("--html", options.html)):
         if value and Path(value).is_dir():
             raise ValueError(f"{name} is {value!r}, a folder: name a file.")
+    if options.output and Path(options.output).suffix.lower() != ".png":
+        raise ValueError(f"--output is {options.output!r}, and a PNG is what is written: let it end with .png.")
     _open_all(files, options)
+
+
+def _refuse_other_options(options: argparse.Namespace) -> None:
+    parser = argparse.ArgumentParser()
+    add_arguments(parser)
+    others = OF_MAPS if options.statistics else OF_STATISTICS
+    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) != parser.get_default(name)]
+    if given and options.statistics:
+        raise ValueError(f"{', '.join(given)} is for maps of words: leave it out, or leave out --statistics.")
+    if given:
+        raise ValueError(f"{', '.join(given)} is for language statistics: leave it out, or give --statistics DIR.")
 
 
 def _open_all(files: list[Path], options: argparse.Namespace) -> None:

@@ -12,15 +12,11 @@ from PIL import Image
 from tests.tiny import tiny_image
 from tests.tiny_kinds import tiny_vtlmm, tiny_vtlmm_processor
 from vistok.evaluation.token_statistics import TokenStatistics, entropy_of, expected_distinct_words
-from vistok.evaluation.token_statistics_images import (
-    content_patches,
-    find_images,
-    measure_token_statistics,
-    word_counts,
-)
+from vistok.evaluation.token_statistics_images import measure_token_statistics, word_counts
 from vistok.evaluation.token_statistics_report import token_statistics_markdown, write_token_statistics
 from vistok.evaluation.zipf import zipf_probabilities
-from vistok.processing.images import BadSampleError
+from vistok.processing.images import BadSampleError, find_images
+from vistok.processing.square_images import square_image_processor
 
 MARK, WORD = (",", "punctuation"), ("dog", "word")
 
@@ -179,19 +175,9 @@ class TestImages:
         (tmp_path / "photos" / "notes.txt").write_text("no picture")
         return tmp_path / "photos"
 
-    def test_images_below_a_folder_are_found_once(self, folder):
-        files = find_images([folder, folder / "3.png"])
-        assert [file.name for file in files] == ["0.png", "1.png", "2.png", "3.png", "4.png", "wide.PNG"]
-
-    def test_a_folder_without_images_and_a_missing_file_are_told(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="holds no image"):
-            find_images([tmp_path])
-        with pytest.raises(FileNotFoundError, match=r"no image file or folder .*gone\.jpg"):
-            find_images([tmp_path / "gone.jpg"])
-
     @pytest.mark.parametrize("rank", [None, 6])
     def test_counts_of_an_image_are_those_of_the_whole_distribution(self, rank, monkeypatch):
-        monkeypatch.setattr("vistok.evaluation.token_statistics_images.LOGITS_AT_ONCE", 1000)  # two patches at a time
+        monkeypatch.setattr("vistok.modeling.vocabulary_distributions.rows_per_tile", lambda *_: 2)  # patches at a time
         model = tiny_vtlmm(vm_head_rank=rank)
         pixel_values = torch.randn(1, 3, 24, 24)
         found = model.get_visual_tokens(pixel_values, top_k=1, return_distribution=True)
@@ -217,16 +203,9 @@ class TestImages:
             all_at_once["entropy"]["pooled"]["interval"], abs=1e-4
         )
 
-    def test_the_border_of_a_padded_image_is_left_out(self):
-        processor = tiny_vtlmm_processor()
-        processor.image_processor = padding_processor()
-        shown = content_patches(processor, (24, 8), (3, 3)).reshape(3, 3)
-        assert shown.tolist() == [[False] * 3, [True] * 3, [False] * 3]
-        assert content_patches(processor, (24, 24), (3, 3)).all()
-
     def test_only_patches_of_the_image_are_counted(self, tmp_path):
         processor = tiny_vtlmm_processor()
-        processor.image_processor = padding_processor()
+        processor.image_processor = square_image_processor(processor.image_processor)
         for name, size in (("square", (24, 24)), ("wide", (24, 8))):
             tiny_image(1, size=size).save(tmp_path / f"{name}.png")
         results = measure_token_statistics(tiny_vtlmm(), processor, find_images([tmp_path]), num_resamples=0)
@@ -246,21 +225,6 @@ class TestImages:
 
         with pytest.raises(ValueError, match=r"GVTForConditionalGeneration .* has no visual modelling head"):
             measure_token_statistics(tiny_gvt(), None, find_images([folder]))
-
-
-def padding_processor():
-    """Pads images to squares of grey, and brings them to 24 pixels."""
-
-    def process(images, return_tensors):
-        arrays = []
-        for image in images:
-            side = max(image.size)
-            square = Image.new("RGB", (side, side), (124, 116, 104))
-            square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
-            arrays.append(np.asarray(square.resize((24, 24))).transpose(2, 0, 1) / 255.0)
-        return {"pixel_values": torch.tensor(np.stack(arrays))}
-
-    return process
 
 
 class TestReport:

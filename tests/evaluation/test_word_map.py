@@ -276,6 +276,7 @@ class TestPage:
         assert all(cell["tabindex"] == "0" for cell in page.cells)
         assert page.words == ["dog", "tree"]
         assert text.count('class="panel"') == 2 and text.count('class="bar"') == 4
+        assert "all other words 25.0%<br>entropy 1.25 nats" in text and "all other words 10.0%<br>" in text
 
     def test_the_panel_is_shown_by_style_alone(self, tmp_path):
         text, _ = self.page(tmp_path, word_map([["a"]]))
@@ -314,7 +315,7 @@ class TestPage:
         nearest = word_map([["a", "b"]], [[[0.25], [-0.5]]], entropy=False, measure="cosine similarity")
         text, page = self.page(tmp_path, nearest)
         assert [cell["aria-label"] for cell in page.cells] == ["row 1, column 1: a 0.250", "row 1, column 2: b -0.500"]
-        assert "nats" not in text and "shade by cosine similarity" in text
+        assert "nats" not in text and "shade by cosine similarity" in text and "all other words" not in text
 
     def test_a_page_of_no_image_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="at least one image"):

@@ -98,6 +98,12 @@ class TestTowerElsewhere:
 
 
 class TestNewHead:
+    def test_it_makes_no_pseudo_image_features_before_it_is_trained(self, tmp_path, clip):
+        saved(tmp_path / "llava", "llava_1_5_7b")
+        with pytest.raises(ValueError, match="has no VM head to make pseudo image features with"):
+            convert_llava(tmp_path / "llava", tmp_path / "out", vision=clip, pseudo_image_features=True)
+        assert not (tmp_path / "out").exists()
+
     def test_it_is_drawn_as_the_model_does_and_follows_the_seed_alone(self, tmp_path, clip, monkeypatch):
         saved(tmp_path / "llava", "llava_1_5_7b", dtype=torch.bfloat16)
         heads = []

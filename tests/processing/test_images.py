@@ -8,7 +8,14 @@ import pytest
 from PIL import Image
 from torch._utils import ExceptionWrapper
 
-from vistok.processing.images import BadSampleError, image_key, load_example_images, load_image
+from vistok.processing.images import (
+    BadSampleError,
+    find_images,
+    image_key,
+    image_names,
+    load_example_images,
+    load_image,
+)
 
 
 def noise(size=(48, 32), mode="RGB", seed=0):
@@ -227,3 +234,30 @@ def test_the_key_of_a_pil_image_depends_on_pixels_size_and_palette():
 def test_the_key_of_a_missing_file_is_an_error(tmp_path):
     with pytest.raises(BadSampleError, match="does not exist"):
         image_key(tmp_path / "gone.png")
+
+
+class TestFolders:
+    @pytest.fixture
+    def folder(self, tmp_path):
+        (tmp_path / "photos" / "more").mkdir(parents=True)
+        for name in ("2.png", "10.JPG", "more/wide.PNG", "notes.txt", "._2.png", "more/.hidden.png"):
+            (tmp_path / "photos" / name).write_bytes(b"")
+        return tmp_path / "photos"
+
+    def test_images_below_a_folder_are_known_by_their_suffixes(self, folder):
+        assert image_names(folder) == ["10.JPG", "2.png", "more/wide.PNG"]
+
+    def test_links_to_folders_are_followed(self, folder, tmp_path):
+        (tmp_path / "links").mkdir()
+        (tmp_path / "links" / "photos").symlink_to(folder, target_is_directory=True)
+        assert image_names(tmp_path / "links") == [f"photos/{name}" for name in image_names(folder)]
+
+    def test_files_and_folders_are_found_once(self, folder):
+        files = [folder / name for name in image_names(folder)]
+        assert find_images([str(folder), folder / "2.png", folder / "._2.png"]) == [*files, folder / "._2.png"]
+
+    def test_a_folder_without_images_and_a_missing_file_are_told(self, tmp_path):
+        with pytest.raises(FileNotFoundError, match="holds no image"):
+            find_images([tmp_path])
+        with pytest.raises(FileNotFoundError, match=r"no image file or folder .*gone\.jpg"):
+            find_images([tmp_path / "gone.jpg"])

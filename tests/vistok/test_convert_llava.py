@@ -102,6 +102,15 @@ def test_images_are_cropped_where_they_were_in_training(tmp_path):
     assert torch.allclose(pixel_values, pixel_values[..., :1, :1], atol=0.05)
 
 
+@pytest.mark.parametrize("content", ["{not json", '{"image_processor_type": "NoSuchThing"}'])
+def test_an_image_processor_that_cannot_be_read_is_told(tmp_path, capsys, content):
+    source = save_vw_lmm(tmp_path / "vw")
+    (tmp_path / "vw" / "preprocessor_config.json").write_text(content)
+    assert cli.main(["convert", source, str(tmp_path / "out")]) == 2
+    assert "preprocessor_config.json is no image processor that can be read" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["vw"]
+
+
 def test_pseudo_image_features_follow_the_name_or_the_option(tmp_path, capsys):
     source = save_vw_lmm(tmp_path / "VW-LMM-Vicuna-pif-7b")
     for name, options in {"a": [], "b": ["--no-pseudo-image-features"]}.items():

@@ -94,10 +94,17 @@ class TestStatistics:
         assert cli.main([*arguments, "--resamples", "0", "--skip-unreadable"]) == 0
         assert json.loads((out / "token_statistics.json").read_text())["num_images"] == 3
 
-    @pytest.mark.parametrize("option", [["--output", "a.png"], ["--html", "a.html"], ["--nearest"]])
+    @pytest.mark.parametrize(
+        "option", [["--output", "a.png"], ["--html", "a.html"], ["--nearest"], ["--top-k", "3"], ["--shading"]]
+    )
     def test_options_of_maps_are_refused(self, image_file, option, capsys):
         line = fails(capsys, "words", image_file, "--model", "no/model", "--statistics", "out", *option)
         assert option[0] in line and "--statistics" in line
+
+    @pytest.mark.parametrize("option", [["--skip-unreadable"], ["--batch-size", "2"], ["--seed", "1"]])
+    def test_its_own_options_are_refused_where_maps_are_drawn(self, image_file, option, capsys):
+        line = fails(capsys, "words", image_file, "--model", "no/model", *option)
+        assert f"{option[0]} is for language statistics" in line
 
 
 class TestRefusals:
@@ -113,6 +120,7 @@ class TestRefusals:
             (["{image}", "--patch-size", "10"], "patch_size is 10"),
             (["{image}", "--font", "gone.ttf"], "gone.ttf"),
             (["{image}", "--output", "{folder}"], "a folder"),
+            (["{image}", "--output", "words.jpg"], "let it end with .png"),
             (["{folder}/none"], "no image file or folder"),
         ],
     )
