@@ -69,8 +69,8 @@ def fused_divergence(
 class _Settings:
     """What the computation needs beside tensors; transforms and types of products as `OutputHead` has them."""
 
-    prediction: tuple[LogitTransform | None, torch.dtype | None]
-    target: tuple[LogitTransform | None, torch.dtype | None] | None
+    prediction: tuple[LogitTransform | None, torch.dtype]
+    target: tuple[LogitTransform | None, torch.dtype] | None
     scale: float | torch.Tensor
     accumulate_in_fp32: bool
     needs_gradients: bool
@@ -82,8 +82,9 @@ class _FusedDivergence(torch.autograd.Function):
         ctx.save_for_backward(features, weight, bias, target, target_weight, target_bias)
         ctx.settings = settings
         ctx.needed = tuple(settings.needs_gradients and needs for needs in ctx.needs_input_grad[:3])
-        tensors = (features, weight, bias, target, target_weight, target_bias)
-        loss, ctx.gradients = _compute(tensors, settings, ctx.needed)
+        loss, ctx.gradients = _compute(
+            settings, ctx.needed, features, weight, bias, target, target_weight, target_bias
+        )
         return loss
 
     @staticmethod
@@ -93,7 +94,7 @@ class _FusedDivergence(torch.autograd.Function):
         # graph and comes again has them computed again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            gradients = _compute(ctx.saved_tensors, ctx.settings, ctx.needed)[1]
+            gradients = _compute(ctx.settings, ctx.needed, *ctx.saved_tensors)[1]
         # Elsewhere than on a CPU it takes longer to ask than to multiply.
         unchanged = grad_output.device.type == "cpu" and grad_output.item() == 1
         scaled = (g if g is None or unchanged else g.mul_(grad_output) for g in gradients)
@@ -105,17 +106,24 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 @torch.no_grad()
 def _compute(
-    tensors: tuple[torch.Tensor | None, ...], settings: _Settings, needed: tuple[bool, ...]
+    settings: _Settings,
+    needed: tuple[bool, ...],
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    target_weight: torch.Tensor | None,
+    target_bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, Gradients]:
     """Loss and, as far as they are needed, gradients of the prediction's features, weight and bias."""
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        prediction = OutputHead(*tensors[:3], *settings.prediction)
-        if settings.target is not None:
-            target: _Distributions | _Labels = _Distributions(OutputHead(*tensors[3:], *settings.target))
-        else:
-            target = _Labels(tensors[3])
-        gradients = _Gradients(prediction, needed, settings.accumulate_in_fp32)
-        loss = _loss_by_chunks(prediction.detached(), target, settings.scale, gradients if any(needed) else None)
+    with torch.autocast(features.device.type, enabled=False):
+        prediction = OutputHead(features, weight, bias, *settings.prediction)
+        compared: _Distributions | _Labels = _Labels(target)
+        if settings.target is not None and target_weight is not None:
+            compared = _Distributions(OutputHead(target, target_weight, target_bias, *settings.target))
+        detached = prediction.detached()
+        gradients = _Gradients(prediction, detached, needed, settings.accumulate_in_fp32)
+        loss = _loss_by_chunks(detached, compared, settings.scale, gradients if any(needed) else None)
         return loss, gradients.total()
 
 
@@ -197,20 +205,22 @@ class _Gradients:
 
     Args:
         head (`OutputHead`): the head, with its features and weights in the types that gradients have to have.
+        detached (`OutputHead`): the same as it is computed with.
         needed (`tuple[bool, bool, bool]`): whether those of features, weight and bias are.
         accumulate_in_fp32 (`bool`): whether a narrower weight's gradient is computed and summed in float32.
     """
 
-    def __init__(self, head: OutputHead, needed: tuple[bool, ...], accumulate_in_fp32: bool):
-        self._head, self._operands = head, head.detached()
+    def __init__(self, head: OutputHead, detached: OutputHead, needed: tuple[bool, ...], accumulate_in_fp32: bool):
+        self._head, self._operands = head, detached
         self._features = torch.empty_like(self._operands.features) if needed[0] else None
-        self._weight = self._bias = None
+        self._weight: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
         self._has_sum, self._exact = False, accumulate_in_fp32
         if needed[1]:
             wide = accumulate_in_fp32 or head.dtype != head.weight.dtype
             dtype = head.loss_dtype if wide else head.weight.dtype
             self._weight = torch.empty_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format)
-        if needed[2]:
+        if needed[2] and head.bias is not None:
             self._bias = torch.zeros_like(head.bias, dtype=head.loss_dtype)
 
     def add(self, positions: slice, logit_gradients: torch.Tensor) -> None:
@@ -231,14 +241,19 @@ class _Gradients:
             features = features.to(total.dtype)
         for tokens in chunks(len(total), TOKENS_PER_ADDITION):
             product = logit_gradients[:, tokens].to(features.dtype).t() @ features
-            total[tokens] = total[tokens].add_(product) if self._has_sum else product
+            if self._has_sum:
+                total[tokens].add_(product)
+            else:
+                total[tokens] = product
 
     def total(self) -> Gradients:
         if self._weight is not None and not self._has_sum:
             self._weight.zero_()
-        head, sums = self._head, (self._features, self._weight, self._bias)
-        parts = (head.features, head.weight, head.bias)
-        return tuple(None if x is None else x.to(part.dtype) for x, part in zip(sums, parts, strict=True))
+        return (
+            None if self._features is None else self._features.to(self._head.features.dtype),
+            None if self._weight is None else self._weight.to(self._head.weight.dtype),
+            None if self._bias is None or self._head.bias is None else self._bias.to(self._head.bias.dtype),
+        )
 
 
 __all__ = ["fused_divergence"]

@@ -69,8 +69,8 @@ def visual_modeling_loss(
     _check_head("hidden_states", hidden_states, "lm_head_weight", lm_head_weight, lm_head_bias)
     _check_head("image_features", image_features, "vm_head_weight", vm_head_weight)
     _check_both(hidden_states, lm_head_weight, image_features, vm_head_weight)
-    prediction = OutputHead(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
-    target = OutputHead(image_features, vm_head_weight)
+    prediction = OutputHead.of(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
+    target = OutputHead.of(image_features, vm_head_weight)
     return _divergence(prediction, target, num_items, implementation, accumulate_in_fp32)
 
 
@@ -107,8 +107,8 @@ def visual_token_loss(
     _check_head("hidden_states", hidden_states, "lm_head_weight", lm_head_weight, lm_head_bias)
     _check_head("image_features", image_features, "vm_head_weight", vm_head_weight)
     _check_both(hidden_states, lm_head_weight, image_features, vm_head_weight)
-    prediction = OutputHead(image_features, vm_head_weight)
-    target = OutputHead(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
+    prediction = OutputHead.of(image_features, vm_head_weight)
+    target = OutputHead.of(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
     return _divergence(prediction, target, num_items, implementation, accumulate_in_fp32)
 
 
@@ -146,7 +146,7 @@ def language_modeling_loss(
     _check_head("hidden_states", hidden_states, "lm_head_weight", lm_head_weight, lm_head_bias)
     labelled = labels != IGNORED_LABEL
     _check_labels(labels, labels[labelled], hidden_states, lm_head_weight)
-    prediction = OutputHead(hidden_states[labelled], lm_head_weight, lm_head_bias, transform_logits)
+    prediction = OutputHead.of(hidden_states[labelled], lm_head_weight, lm_head_bias, transform_logits)
     return _divergence(prediction, labels[labelled].long(), num_items, implementation, accumulate_in_fp32)
 
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 # Positions whose logits are held at once. Fewer make matrix products slow and read and write weights more often, more
-# take memory; small vocabularies get more. Of two heads it depends on the bytes of a logit: from the fewest to the most
-# it is a share of all positions, so that memory stays small beside what few positions need without chunks.
+# take memory; small vocabularies get more. Of two heads it depends on the bytes of a logit: from the fewest to the
+# most it is a share of all positions, so that memory stays small beside what few positions need without chunks.
 POSITIONS_OF_ONE_HEAD = 192
 POSITIONS_OF_TWO_HEADS = {2: (192, 192), 4: (116, 176), 8: (96, 96)}
 SHARE_OF_POSITIONS = 11
@@ -25,7 +25,7 @@ TILE_ELSEWHERE = 2**22
 LogitTransform = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class OutputHead:
     """
     A head and what it is applied to: logits are `transform(features · weightᵀ + bias)`.
@@ -37,23 +37,28 @@ class OutputHead:
         transform (`Callable`, *optional*):
             What the model does to its logits behind the head, row by row: a factor, a soft cap. It gets and returns
             logits of shape `(rows, vocab_size)`, in `loss_dtype`.
-        dtype (`torch.dtype`, *optional*):
-            What the matrix product is computed in. By default autocast's type where that is on, else the wider type
-            of features and weight.
+        dtype (`torch.dtype`): what the matrix product is computed in.
     """
 
     features: torch.Tensor
     weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    transform: LogitTransform | None = None
-    dtype: torch.dtype | None = None
+    bias: torch.Tensor | None
+    transform: LogitTransform | None
+    dtype: torch.dtype
 
-    def __post_init__(self):
-        if self.dtype is None:
-            device = self.features.device.type
-            self.dtype = torch.promote_types(self.features.dtype, self.weight.dtype)
-            if self.dtype != torch.float64 and torch.is_autocast_enabled(device):
-                self.dtype = torch.get_autocast_dtype(device)
+    @classmethod
+    def of(
+        cls,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        transform: LogitTransform | None = None,
+    ) -> "OutputHead":
+        """A head that computes in autocast's type where that is on, else in the wider type of features and weight."""
+        dtype, device = torch.promote_types(features.dtype, weight.dtype), features.device.type
+        if dtype != torch.float64 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return cls(features, weight, bias, transform, dtype)
 
     @property
     def vocab_size(self) -> int:
@@ -66,8 +71,9 @@ class OutputHead:
 
     def detached(self) -> "OutputHead":
         """The same head without a graph, with everything in the type of the matrix product."""
-        parts = (None if x is None else x.detach().to(self.dtype) for x in (self.features, self.weight, self.bias))
-        return OutputHead(*parts, self.transform, self.dtype)
+        bias = None if self.bias is None else self.bias.detach().to(self.dtype)
+        features, weight = self.features.detach().to(self.dtype), self.weight.detach().to(self.dtype)
+        return OutputHead(features, weight, bias, self.transform, self.dtype)
 
     def products(self, positions: slice, out: torch.Tensor) -> torch.Tensor:
         """Writes to `out` the logits before `transform` of some positions of a detached head, and returns it."""
@@ -77,8 +83,9 @@ class OutputHead:
 
     def logits(self) -> torch.Tensor:
         """Logits of all positions, with their graph, in `loss_dtype`."""
-        parts = (None if x is None else x.to(self.dtype) for x in (self.features, self.weight, self.bias))
-        logits = nn.functional.linear(*parts).to(self.loss_dtype)
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        products = nn.functional.linear(self.features.to(self.dtype), self.weight.to(self.dtype), bias)
+        logits = products.to(self.loss_dtype)
         return logits if self.transform is None else self.transform(logits)
 
 

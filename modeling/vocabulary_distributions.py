@@ -124,7 +124,7 @@ def _flat_head(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has the shape {tuple(bias.shape)}, expected ({weight.shape[0]},).")
-    return OutputHead(features.reshape(-1, features.shape[-1]), weight, bias, transform).detached()
+    return OutputHead.of(features.reshape(-1, features.shape[-1]), weight, bias, transform).detached()
 
 
 def _tiles(head: OutputHead) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:

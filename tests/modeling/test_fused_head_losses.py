@@ -272,10 +272,10 @@ class TestCost:
 
 def test_a_head_computes_in_the_wider_type_unless_autocast_says_otherwise():
     narrow, wide = torch.zeros(1, 2, dtype=torch.bfloat16), torch.zeros(3, 2)
-    assert OutputHead(narrow, wide).dtype == torch.float32
+    assert OutputHead.of(narrow, wide).dtype == torch.float32
     with torch.autocast("cpu", torch.bfloat16):
-        assert OutputHead(wide, wide).dtype == torch.bfloat16
-        assert OutputHead(wide.double(), wide).dtype == torch.float64
+        assert OutputHead.of(wide, wide).dtype == torch.bfloat16
+        assert OutputHead.of(wide.double(), wide).dtype == torch.float64
 
 
 def test_two_processes_get_the_gradients_of_one_with_the_rows_of_both(tmp_path):
