@@ -177,7 +177,7 @@ class TestImages:
 
     @pytest.mark.parametrize("rank", [None, 6])
     def test_counts_of_an_image_are_those_of_the_whole_distribution(self, rank, monkeypatch):
-        monkeypatch.setattr("vistok.modeling.vocabulary_distributions.rows_per_tile", lambda *_: 2)  # patches at a time
+        monkeypatch.setattr("vistok.modeling.vocabulary_distributions.rows_per_tile", lambda *_: 2)
         model = tiny_vtlmm(vm_head_rank=rank)
         pixel_values = torch.randn(1, 3, 24, 24)
         found = model.get_visual_tokens(pixel_values, top_k=1, return_distribution=True)
