@@ -221,9 +221,17 @@ class TestAutograd:
             states = {n: torch.tanh(p) if n == "hidden_states" else p for n, p in arguments.items()}
             return 2 * loss(**states)
 
+        traced = []
+
+        def backend(graph, example_inputs):
+            traced.extend(str(node.target) for node in graph.graph.nodes)
+            return graph.forward
+
         expected = value_and_gradients(step, arguments)
         torch.compiler.reset()
-        assert_agree(value_and_gradients(torch.compile(step, backend="aot_eager"), arguments), expected, 1e-6)
+        assert_agree(value_and_gradients(torch.compile(step, backend=backend), arguments), expected, 1e-6)
+        # Its loops over chunks are not unrolled into a graph, which would take minutes to compile.
+        assert any("mul" in target for target in traced) and not any("softmax" in target for target in traced)
 
 
 class TestCost:
