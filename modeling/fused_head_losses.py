@@ -38,21 +38,21 @@ def fused_divergence(
             The distributions to learn, or the one token of each position: then the loss is cross-entropy.
         divisor (`float` or `torch.Tensor`): by which the sum is divided.
         accumulate_in_fp32 (`bool`, *optional*, defaults to `False`):
-            Adds the weight's gradients of chunks in float32, also where the weight is narrower: for the time of the
-            computation this takes four more bytes per weight.
+            Computes and adds the weight's gradients of chunks in float32, also where the product's type is narrower.
 
     Returns:
         `torch.Tensor`: a scalar in float32, in float64 if either side is.
     """
     # Probabilities divided by thousands of positions would vanish in float16, as gradients do before they are scaled.
     inside = prediction.dtype != torch.float16
-    needed = torch.is_grad_enabled()
+    if isinstance(divisor, torch.Tensor):
+        divisor = divisor.to(prediction.loss_dtype)
     settings = _Settings(
         prediction=(prediction.transform, prediction.dtype),
         target=(target.transform, target.dtype) if isinstance(target, OutputHead) else None,
         scale=1 / divisor if inside else 1.0,
         accumulate_in_fp32=accumulate_in_fp32,
-        needed=needed,
+        needs_gradients=torch.is_grad_enabled(),
     )
     targets = (target.features, target.weight, target.bias) if isinstance(target, OutputHead) else (target, None, None)
     total = _FusedDivergence.apply(
@@ -69,11 +69,11 @@ def fused_divergence(
 class _Settings:
     """What the computation needs beside tensors; transforms and types of products as `OutputHead` has them."""
 
-    prediction: tuple[LogitTransform | None, torch.dtype | None]
-    target: tuple[LogitTransform | None, torch.dtype | None] | None
+    prediction: tuple[LogitTransform | None, torch.dtype]
+    target: tuple[LogitTransform | None, torch.dtype] | None
     scale: float | torch.Tensor
     accumulate_in_fp32: bool
-    needed: bool
+    needs_gradients: bool
 
 
 class _FusedDivergence(torch.autograd.Function):
@@ -81,9 +81,10 @@ class _FusedDivergence(torch.autograd.Function):
     def forward(ctx, features, weight, bias, target, target_weight, target_bias, settings):
         ctx.save_for_backward(features, weight, bias, target, target_weight, target_bias)
         ctx.settings = settings
-        ctx.needed = tuple(settings.needed and needs for needs in ctx.needs_input_grad[:3])
-        tensors = (features, weight, bias, target, target_weight, target_bias)
-        loss, ctx.gradients = _compute(tensors, settings, ctx.needed)
+        ctx.needed = tuple(settings.needs_gradients and needs for needs in ctx.needs_input_grad[:3])
+        loss, ctx.gradients = _compute(
+            settings, ctx.needed, features, weight, bias, target, target_weight, target_bias
+        )
         return loss
 
     @staticmethod
@@ -93,7 +94,7 @@ class _FusedDivergence(torch.autograd.Function):
         # graph and comes again has them computed again.
         gradients, ctx.gradients = ctx.gradients, None
         if gradients is None:
-            gradients = _compute(ctx.saved_tensors, ctx.settings, ctx.needed)[1]
+            gradients = _compute(ctx.settings, ctx.needed, *ctx.saved_tensors)[1]
         # Elsewhere than on a CPU it takes longer to ask than to multiply.
         unchanged = grad_output.device.type == "cpu" and grad_output.item() == 1
         scaled = (g if g is None or unchanged else g.mul_(grad_output) for g in gradients)
@@ -105,17 +106,24 @@ Gradients = tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]
 
 @torch.no_grad()
 def _compute(
-    tensors: tuple[torch.Tensor | None, ...], settings: _Settings, needed: tuple[bool, ...]
+    settings: _Settings,
+    needed: tuple[bool, ...],
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    target: torch.Tensor,
+    target_weight: torch.Tensor | None,
+    target_bias: torch.Tensor | None,
 ) -> tuple[torch.Tensor, Gradients]:
     """Loss and, as far as they are needed, gradients of the prediction's features, weight and bias."""
-    with torch.autocast(tensors[0].device.type, enabled=False):
-        prediction = OutputHead(*tensors[:3], *settings.prediction)
-        if settings.target is not None:
-            target: _Distributions | _Labels = _Distributions(OutputHead(*tensors[3:], *settings.target))
-        else:
-            target = _Labels(tensors[3])
-        gradients = _Gradients(prediction, needed, settings.accumulate_in_fp32)
-        loss = _loss_by_chunks(prediction.detached(), target, settings.scale, gradients if any(needed) else None)
+    with torch.autocast(features.device.type, enabled=False):
+        prediction = OutputHead(features, weight, bias, *settings.prediction)
+        compared: _Distributions | _Labels = _Labels(target)
+        if settings.target is not None and target_weight is not None:
+            compared = _Distributions(OutputHead(target, target_weight, target_bias, *settings.target))
+        detached = prediction.detached()
+        gradients = _Gradients(prediction, detached, needed, settings.accumulate_in_fp32)
+        loss = _loss_by_chunks(detached, compared, settings.scale, gradients if any(needed) else None)
         return loss, gradients.total()
 
 
@@ -126,8 +134,8 @@ def _loss_by_chunks(
     gradients: "_Gradients | None",
 ) -> torch.Tensor:
     num_positions, vocab_size, device = len(prediction.features), prediction.vocab_size, prediction.features.device
-    size = min(positions_per_chunk(vocab_size, prediction.dtype, *target.dtypes), max(num_positions, 1))
-    tile_rows = min(rows_per_tile(vocab_size, device), size)
+    size = positions_per_chunk(num_positions, vocab_size, prediction.dtype, *target.dtypes)
+    tile_rows = rows_per_tile(prediction, size)
     softmax = TileSoftmax(prediction, tile_rows)
     target.allocate(size, tile_rows)
     buffer = torch.empty(size, vocab_size, dtype=prediction.dtype, device=device)
@@ -197,19 +205,22 @@ class _Gradients:
 
     Args:
         head (`OutputHead`): the head, with its features and weights in the types that gradients have to have.
+        detached (`OutputHead`): the same as it is computed with.
         needed (`tuple[bool, bool, bool]`): whether those of features, weight and bias are.
-        accumulate_in_fp32 (`bool`): whether a narrower weight's gradient is summed in float32.
+        accumulate_in_fp32 (`bool`): whether a narrower weight's gradient is computed and summed in float32.
     """
 
-    def __init__(self, head: OutputHead, needed: tuple[bool, ...], accumulate_in_fp32: bool):
-        self._head, self._operands = head, head.detached()
+    def __init__(self, head: OutputHead, detached: OutputHead, needed: tuple[bool, ...], accumulate_in_fp32: bool):
+        self._head, self._operands = head, detached
         self._features = torch.empty_like(self._operands.features) if needed[0] else None
-        self._weight = self._bias = None
+        self._weight: torch.Tensor | None = None
+        self._bias: torch.Tensor | None = None
+        self._has_sum, self._exact = False, accumulate_in_fp32
         if needed[1]:
             wide = accumulate_in_fp32 or head.dtype != head.weight.dtype
             dtype = head.loss_dtype if wide else head.weight.dtype
-            self._weight = torch.zeros_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format)
-        if needed[2]:
+            self._weight = torch.empty_like(head.weight, dtype=dtype, memory_format=torch.contiguous_format)
+        if needed[2] and head.bias is not None:
             self._bias = torch.zeros_like(head.bias, dtype=head.loss_dtype)
 
     def add(self, positions: slice, logit_gradients: torch.Tensor) -> None:
@@ -217,19 +228,32 @@ class _Gradients:
             torch.mm(logit_gradients, self._operands.weight, out=self._features[positions])
         if self._bias is not None:
             self._bias += logit_gradients.sum(0, dtype=self._bias.dtype)
-        if self._weight is None:
+        if self._weight is not None:
+            self._add_to_weight(self._weight, self._operands.features[positions], logit_gradients)
+            self._has_sum = True
+
+    def _add_to_weight(self, total: torch.Tensor, features: torch.Tensor, logit_gradients: torch.Tensor) -> None:
+        if total.dtype == logit_gradients.dtype:
+            # The first chunk is written instead of added to zeros.
+            torch.addmm(total, logit_gradients.t(), features, beta=int(self._has_sum), out=total)
             return
-        features = self._operands.features[positions]
-        if self._weight.dtype == logit_gradients.dtype:
-            self._weight.addmm_(logit_gradients.t(), features)
-            return
-        for tokens in chunks(len(self._weight), TOKENS_PER_ADDITION):
-            self._weight[tokens] += logit_gradients[:, tokens].t() @ features
+        if self._exact:
+            features = features.to(total.dtype)
+        for tokens in chunks(len(total), TOKENS_PER_ADDITION):
+            product = logit_gradients[:, tokens].to(features.dtype).t() @ features
+            if self._has_sum:
+                total[tokens].add_(product)
+            else:
+                total[tokens] = product
 
     def total(self) -> Gradients:
-        head, sums = self._head, (self._features, self._weight, self._bias)
-        parts = (head.features, head.weight, head.bias)
-        return tuple(None if x is None else x.to(part.dtype) for x, part in zip(sums, parts, strict=True))
+        if self._weight is not None and not self._has_sum:
+            self._weight.zero_()
+        return (
+            None if self._features is None else self._features.to(self._head.features.dtype),
+            None if self._weight is None else self._weight.to(self._head.weight.dtype),
+            None if self._bias is None or self._head.bias is None else self._bias.to(self._head.bias.dtype),
+        )
 
 
 __all__ = ["fused_divergence"]

@@ -54,8 +54,9 @@ def visual_modeling_loss(
             What the language model does to its logits behind the head, row by row, such as a soft cap. Gets and
             returns logits in float32 of shape `(rows, vocab_size)`, and may hold no parameters that are trained.
         accumulate_in_fp32 (`bool`, *optional*, defaults to `False`):
-            Of "fused": adds up the head's gradient in float32, also where its weight is narrower. Exacter over
-            thousands of positions, for four bytes more per weight during the computation. "plain" adds nothing up.
+            Of "fused": computes the head's gradient in float32, also where the type of products is narrower, in which
+            it is rounded once for each chunk of positions otherwise. Slower, and four bytes more per weight while it
+            is computed. "plain" knows no chunks.
 
     Returns:
         `torch.Tensor`: a scalar in nats per position; without positions 0, with a graph.
@@ -68,8 +69,8 @@ def visual_modeling_loss(
     _check_head("hidden_states", hidden_states, "lm_head_weight", lm_head_weight, lm_head_bias)
     _check_head("image_features", image_features, "vm_head_weight", vm_head_weight)
     _check_both(hidden_states, lm_head_weight, image_features, vm_head_weight)
-    prediction = OutputHead(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
-    target = OutputHead(image_features, vm_head_weight)
+    prediction = OutputHead.of(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
+    target = OutputHead.of(image_features, vm_head_weight)
     return _divergence(prediction, target, num_items, implementation, accumulate_in_fp32)
 
 
@@ -106,8 +107,8 @@ def visual_token_loss(
     _check_head("hidden_states", hidden_states, "lm_head_weight", lm_head_weight, lm_head_bias)
     _check_head("image_features", image_features, "vm_head_weight", vm_head_weight)
     _check_both(hidden_states, lm_head_weight, image_features, vm_head_weight)
-    prediction = OutputHead(image_features, vm_head_weight)
-    target = OutputHead(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
+    prediction = OutputHead.of(image_features, vm_head_weight)
+    target = OutputHead.of(hidden_states, lm_head_weight, lm_head_bias, transform_logits)
     return _divergence(prediction, target, num_items, implementation, accumulate_in_fp32)
 
 
@@ -145,7 +146,7 @@ def language_modeling_loss(
     _check_head("hidden_states", hidden_states, "lm_head_weight", lm_head_weight, lm_head_bias)
     labelled = labels != IGNORED_LABEL
     _check_labels(labels, labels[labelled], hidden_states, lm_head_weight)
-    prediction = OutputHead(hidden_states[labelled], lm_head_weight, lm_head_bias, transform_logits)
+    prediction = OutputHead.of(hidden_states[labelled], lm_head_weight, lm_head_bias, transform_logits)
     return _divergence(prediction, labels[labelled].long(), num_items, implementation, accumulate_in_fp32)
 
 

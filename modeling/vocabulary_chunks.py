@@ -10,19 +10,22 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-# Positions whose logits are held at once, by the bytes of a logit. Fewer make matrix products slow and add up the
-# gradient of the head's weight more often, more only take memory. Small vocabularies get more positions.
-POSITIONS = {2: 384, 4: 192, 8: 96}
+# Positions whose logits are held at once. Fewer make matrix products slow and read and write weights more often, more
+# take memory; small vocabularies get more. Of two heads it depends on the bytes of a logit: from the fewest to the
+# most it is a share of all positions, so that memory stays small beside what few positions need without chunks.
+POSITIONS_OF_ONE_HEAD = 192
+POSITIONS_OF_TWO_HEADS = {2: (192, 192), 4: (116, 176), 8: (96, 96)}
+SHARE_OF_POSITIONS = 11
 SMALL_VOCABULARY = 32_000
 # Logits that are turned into probabilities at once: few enough to stay in a CPU's cache over all the passes, and many
-# enough to be worth the launch of a kernel elsewhere.
-TILE_ON_CPU = 2**17
+# enough to be worth the calls; elsewhere the launch of a kernel.
+TILE_ON_CPU = {2: 2**18, 4: 2**16, 8: 2**16}
 TILE_ELSEWHERE = 2**22
 
 LogitTransform = Callable[[torch.Tensor], torch.Tensor]
 
 
-@dataclass
+@dataclass(frozen=True)
 class OutputHead:
     """
     A head and what it is applied to: logits are `transform(features · weightᵀ + bias)`.
@@ -34,23 +37,28 @@ class OutputHead:
         transform (`Callable`, *optional*):
             What the model does to its logits behind the head, row by row: a factor, a soft cap. It gets and returns
             logits of shape `(rows, vocab_size)`, in `loss_dtype`.
-        dtype (`torch.dtype`, *optional*):
-            What the matrix product is computed in. By default autocast's type where that is on, else the wider type
-            of features and weight.
+        dtype (`torch.dtype`): what the matrix product is computed in.
     """
 
     features: torch.Tensor
     weight: torch.Tensor
-    bias: torch.Tensor | None = None
-    transform: LogitTransform | None = None
-    dtype: torch.dtype | None = None
+    bias: torch.Tensor | None
+    transform: LogitTransform | None
+    dtype: torch.dtype
 
-    def __post_init__(self):
-        if self.dtype is None:
-            device = self.features.device.type
-            self.dtype = torch.promote_types(self.features.dtype, self.weight.dtype)
-            if self.dtype != torch.float64 and torch.is_autocast_enabled(device):
-                self.dtype = torch.get_autocast_dtype(device)
+    @classmethod
+    def of(
+        cls,
+        features: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None = None,
+        transform: LogitTransform | None = None,
+    ) -> "OutputHead":
+        """A head that computes in autocast's type where that is on, else in the wider type of features and weight."""
+        dtype, device = torch.promote_types(features.dtype, weight.dtype), features.device.type
+        if dtype != torch.float64 and torch.is_autocast_enabled(device):
+            dtype = torch.get_autocast_dtype(device)
+        return cls(features, weight, bias, transform, dtype)
 
     @property
     def vocab_size(self) -> int:
@@ -63,8 +71,9 @@ class OutputHead:
 
     def detached(self) -> "OutputHead":
         """The same head without a graph, with everything in the type of the matrix product."""
-        parts = (None if x is None else x.detach().to(self.dtype) for x in (self.features, self.weight, self.bias))
-        return OutputHead(*parts, self.transform, self.dtype)
+        bias = None if self.bias is None else self.bias.detach().to(self.dtype)
+        features, weight = self.features.detach().to(self.dtype), self.weight.detach().to(self.dtype)
+        return OutputHead(features, weight, bias, self.transform, self.dtype)
 
     def products(self, positions: slice, out: torch.Tensor) -> torch.Tensor:
         """Writes to `out` the logits before `transform` of some positions of a detached head, and returns it."""
@@ -74,8 +83,9 @@ class OutputHead:
 
     def logits(self) -> torch.Tensor:
         """Logits of all positions, with their graph, in `loss_dtype`."""
-        parts = (None if x is None else x.to(self.dtype) for x in (self.features, self.weight, self.bias))
-        logits = nn.functional.linear(*parts).to(self.loss_dtype)
+        bias = None if self.bias is None else self.bias.to(self.dtype)
+        products = nn.functional.linear(self.features.to(self.dtype), self.weight.to(self.dtype), bias)
+        logits = products.to(self.loss_dtype)
         return logits if self.transform is None else self.transform(logits)
 
 
@@ -131,21 +141,26 @@ class TileSoftmax:
 
 
 def chunks(total: int, size: int) -> Iterator[slice]:
-    """Slices that cover `range(total)`, none longer than `size`, and all but the last equally long."""
-    size = math.ceil(total / math.ceil(total / size)) if total else 1
+    """Slices of length `size` that cover `range(total)`; the last may be shorter."""
     for start in range(0, total, size):
         yield slice(start, min(start + size, total))
 
 
-def positions_per_chunk(vocab_size: int, *dtypes: torch.dtype) -> int:
-    """How many positions' logits, of the types given, are held at once."""
-    positions = min(POSITIONS[dtype.itemsize] for dtype in dtypes)
-    return max(positions, positions * SMALL_VOCABULARY // vocab_size)
+def positions_per_chunk(num_positions: int, vocab_size: int, *dtypes: torch.dtype) -> int:
+    """How many positions' logits, of one head or two in the types given, are held at once, in chunks of equal size."""
+    positions = POSITIONS_OF_ONE_HEAD
+    if len(dtypes) > 1:
+        fewest, most = min(POSITIONS_OF_TWO_HEADS[dtype.itemsize] for dtype in dtypes)
+        positions = min(max(num_positions // SHARE_OF_POSITIONS, fewest), most)
+    size = min(max(positions, positions * SMALL_VOCABULARY // vocab_size), max(num_positions, 1))
+    return math.ceil(num_positions / math.ceil(num_positions / size)) if num_positions else 1
 
 
-def rows_per_tile(vocab_size: int, device: torch.device) -> int:
-    """How many rows of logits are turned into probabilities at once."""
-    return max(1, (TILE_ON_CPU if device.type == "cpu" else TILE_ELSEWHERE) // vocab_size)
+def rows_per_tile(head: OutputHead, chunk_size: int) -> int:
+    """How many rows of the logits of a chunk are turned into probabilities at once."""
+    on_cpu = head.features.device.type == "cpu"
+    logits = TILE_ON_CPU[head.features.element_size()] if on_cpu else TILE_ELSEWHERE
+    return min(max(1, logits // head.vocab_size), chunk_size)
 
 
 __all__ = ["LogitTransform", "OutputHead", "TileSoftmax", "chunks", "positions_per_chunk", "rows_per_tile"]

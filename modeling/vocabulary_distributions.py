@@ -119,14 +119,14 @@ def _flat_head(
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias has the shape {tuple(bias.shape)}, expected ({weight.shape[0]},).")
-    return OutputHead(features.reshape(-1, features.shape[-1]), weight, bias, transform).detached()
+    return OutputHead.of(features.reshape(-1, features.shape[-1]), weight, bias, transform).detached()
 
 
 def _tiles(head: OutputHead) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Positions with their shifted logits, probabilities and logarithm of the sum, as `TileSoftmax` returns them."""
     num_positions, device = len(head.features), head.features.device
-    size = min(positions_per_chunk(head.vocab_size, head.dtype), max(num_positions, 1))
-    tile_rows = min(rows_per_tile(head.vocab_size, device), size)
+    size = positions_per_chunk(num_positions, head.vocab_size, head.dtype)
+    tile_rows = rows_per_tile(head, size)
     softmax = TileSoftmax(head, tile_rows)
     buffer = torch.empty(size, head.vocab_size, dtype=head.dtype, device=device)
     for positions in chunks(num_positions, size):

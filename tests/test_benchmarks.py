@@ -2,6 +2,7 @@
 
 import csv
 import importlib
+import sys
 
 import pytest
 import torch
@@ -75,6 +76,33 @@ def test_an_evaluation_and_a_plain_loop_say_the_same(run_benchmark, tmp_path):
     assert [row["way"] for row in rows] == ["plain generate, batch 1", "evaluation, batch 64"] * 2
     assert {row["same answers, %"] for row in rows} == {"100"}
     assert rows[0]["ratio to plain"] == "1.00"
+
+
+class TestVisualModeling:
+    def test_the_losses_stand_beside_their_peers(self, run_benchmark, monkeypatch):
+        monkeypatch.setattr(torch, "compile", lambda function: function)  # which would take a minute
+        rows = run_benchmark("visual_modeling")
+        names = {row["implementation"].partition(":")[0] for row in rows}
+        assert names == {"formula", "log_softmax", "compiled", "Liger", "vistok"}
+        measured = [row for row in rows if ":" not in row["implementation"]]
+        assert {row["memory ratio"] for row in measured if row["implementation"] == "formula"} == {"1.000"}
+        for row in measured:
+            distances = [float(distance) for distance in row["off"].split(", ")]
+            assert len(distances) == (2 if row["trained"] == "states and head" else 1)
+            assert max(distances) < (1e-5 if row["dtype"] == "float32" else 0.02)
+
+    def test_what_cannot_be_had_here_is_said(self, run_benchmark, monkeypatch):
+        def fails(function):
+            def compiled(*arguments):
+                raise torch._dynamo.exc.TorchDynamoException("no compiler")
+
+            return compiled
+
+        monkeypatch.setattr(torch, "compile", fails)
+        monkeypatch.setitem(sys.modules, "liger_kernel.chunked_loss", None)
+        rows = run_benchmark("visual_modeling")
+        missing = {row["implementation"] for row in rows if row["ms"] == "–"}
+        assert missing == {"compiled: does not compile here: TorchDynamoException", "Liger: not installed"}
 
 
 def test_peak_memory_counts_what_is_held_at_once():
