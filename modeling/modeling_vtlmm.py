@@ -63,7 +63,8 @@ class VTLMMPreTrainedModel(MultimodalPreTrainedModel):
             core = getattr(model, model.base_model_prefix, model)
             height, width = patch_grid(model.config.vision_config, (image_size, image_size))
             for config in (model.config.adapter_config, core.adapter.config):
-                config.num_tokens = height * width
+                if hasattr(config, "num_tokens"):
+                    config.num_tokens = height * width
         return model
 
 
@@ -96,7 +97,7 @@ class VTLMMModel(VTLMMPreTrainedModel, MultimodalModel):
                 f"model's embeddings are {width} wide: VT-LMM has no projector, so the adapter must make that width."
             )
         self._set_language_model(language_model)
-        self.vm_head = build_vm_head(width, language_model.get_input_embeddings().weight.shape[0], config.vm_head_rank)
+        self.vm_head = build_vm_head(width, language_model.get_input_embeddings().num_embeddings, config.vm_head_rank)
         self.post_init()
 
     @property
@@ -107,15 +108,27 @@ class VTLMMModel(VTLMMPreTrainedModel, MultimodalModel):
         """The adapter's output X_image alone: [`MultimodalModel.get_image_features`], whatever the decoder reads."""
         return super().get_image_features(*args, **kwargs)
 
-    def get_image_features(self, *args, **kwargs) -> VTLMMImageFeatures:
+    def get_image_features(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        vision_features: torch.Tensor | None = None,
+        output_attentions: bool | None = None,
+        **kwargs,
+    ) -> VTLMMImageFeatures:
         """
-        Encodes images into what the decoder reads of them: see [`MultimodalModel.get_image_features`], and Eq. 8 of a
-        model with `pseudo_image_features`.
+        Encodes images into what the decoder reads of them: the adapter's output, and, of a model with
+        `pseudo_image_features`, what takes its place (Eq. 8).
+
+        Args:
+            pixel_values, vision_features, output_attentions: as in [`MultimodalModel.get_image_features`].
 
         Returns:
             [`VTLMMImageFeatures`].
+
+        Raises:
+            ValueError: as [`MultimodalModel.get_image_features`].
         """
-        features = self.get_adapter_features(*args, **kwargs)
+        features = self.get_adapter_features(pixel_values, vision_features, output_attentions)
         if not self.config.pseudo_image_features:
             return features
         return features.with_pseudo_features(
@@ -221,8 +234,9 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         visual_positions, visual_rows = self._visual_positions(inputs, image_features, attention_mask, position_ids)
         loss_vm = None
         if visual_loss is not None:
-            states = hidden_states[:, :-1][visual_positions[:, 1:]]
-            visual_tokens = self._visual_tokens(image_features, hidden_states)[visual_rows]
+            states = hidden_states[:, :-1][visual_positions[:, 1:].to(hidden_states.device)]
+            visual_tokens = self._visual_tokens(image_features, hidden_states)
+            visual_tokens = visual_tokens[visual_rows.to(visual_tokens.device)]
             loss_vm = self._visual_loss(visual_loss, states, visual_tokens, num_visual_items, implementation)
         logits = None
         if not skip_logits:
@@ -241,6 +255,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             "transform_logits": logit_transform(self.config.text_config),
         }
 
+    @torch.compiler.disable  # its loops over chunks gain nothing from it
     def _language_modeling_loss(self, hidden_states, labels, num_items, implementation) -> torch.Tensor:
         labels = labels.to(hidden_states.device)
         predicts = labels[:, 1:] != -100
@@ -249,6 +264,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         rows, targets = hidden_states[:, :-1][predicts].to(device), labels[:, 1:][predicts].to(device)
         return language_modeling_loss(rows, labels=targets, num_items=num_items, implementation=implementation, **head)
 
+    @torch.compiler.disable
     def _visual_loss(self, kind, states, visual_tokens, num_items, implementation) -> torch.Tensor:
         head = self._head(states)
         device = head["lm_head_weight"].device
@@ -338,8 +354,8 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         Raises:
             ValueError: if the vocabulary has no `top_k` words.
         """
-        embeddings = self.get_input_embeddings()
-        table = embedding_table(embeddings, embeddings.weight.shape[0])
+        embeddings: Any = self.get_input_embeddings()
+        table = embedding_table(embeddings, embeddings.num_embeddings)
         return nearest_tokens(image_features, table, top_k, no_word=table[self.config.image_token_id])
 
 

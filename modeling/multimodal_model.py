@@ -53,7 +53,7 @@ def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
 
 def embedding_width(language_model: PreTrainedModel) -> int:
     """The width of embeddings, which in some models (OPT-350m) is not that of the states."""
-    return language_model.get_input_embeddings().weight.shape[-1]
+    return language_model.get_input_embeddings().embedding_dim  # unlike its weight, this is known under ZeRO-3 too
 
 
 class MultimodalModel(MultimodalPreTrainedModel):

@@ -28,8 +28,10 @@ class VTLMMImageFeatures(ImageFeatures):
 
     def with_pseudo_features(self, pseudo_features: torch.Tensor) -> "VTLMMImageFeatures":
         """The same images, of which the language model reads the pseudo features."""
-        kept = pseudo_features * self.token_mask.unsqueeze(-1)
-        per_image = [image[mask] for image, mask in zip(kept, self.token_mask)]
+        mask = pseudo_features.new_ones(pseudo_features.shape[:2], dtype=torch.bool)
+        mask = mask if self.token_mask is None else self.token_mask
+        kept = pseudo_features * mask.unsqueeze(-1)
+        per_image = [image[real] for image, real in zip(kept, mask)]
         return VTLMMImageFeatures(**{**dict(self.items()), "pooler_output": per_image, "pseudo_features": kept})
 
 

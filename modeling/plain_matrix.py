@@ -1,5 +1,7 @@
 """Linear layers as the matrices that they are, for what multiplies with these in another way."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -7,15 +9,21 @@ from torch import nn
 def is_plain_matrix(projection: nn.Module) -> bool:
     """
     Whether a projection is its weight, and that is here to be read. A quantised or LoRA-adapted one is another thing;
-    an offloaded one (on the device "meta") or one that ZeRO-3 shards (`ds_id`) gets its weight while it is called.
+    an offloaded one (on the device "meta") or one that ZeRO-3 (`ds_id`) or FSDP (a `DTensor`) shards gets its weight
+    while it is called.
 
     Args:
         projection (`nn.Module`): a linear layer.
     """
-    return type(projection) is nn.Linear and not projection.weight.is_meta and not hasattr(projection.weight, "ds_id")
+    return type(projection) is nn.Linear and is_whole(projection.weight)
 
 
-def matrix_of(projection: nn.Module, in_features: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+def is_whole(weight: torch.Tensor) -> bool:
+    """Whether a weight is here to be read, neither offloaded nor a part that ZeRO-3 or FSDP left on this process."""
+    return type(weight) in (torch.Tensor, nn.Parameter) and not weight.is_meta and not hasattr(weight, "ds_id")
+
+
+def matrix_of(projection: Any, in_features: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Weight and bias of a linear layer. Of one that is no plain matrix (see [`is_plain_matrix`]) they are found by
     calling it, on the unit vectors, through which gradients reach whatever it consists of.
@@ -37,4 +45,4 @@ def matrix_of(projection: nn.Module, in_features: int, like: torch.Tensor) -> tu
     return (projection(units) - bias).t(), bias[0]
 
 
-__all__ = ["is_plain_matrix", "matrix_of"]
+__all__ = ["is_plain_matrix", "is_whole", "matrix_of"]

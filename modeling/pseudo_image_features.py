@@ -7,9 +7,12 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .plain_matrix import matrix_of
+from .plain_matrix import is_whole, matrix_of
 from .vm_head import LowRankVMHead
-from .vocabulary_chunks import chunks, positions_per_chunk
+from .vocabulary_chunks import chunks
+
+# Probabilities that are held at once.
+PROBABILITIES = 2**23
 
 
 def pseudo_image_features(image_features: torch.Tensor, vm_head: nn.Module, embeddings: nn.Module) -> torch.Tensor:
@@ -36,7 +39,7 @@ def pseudo_image_features(image_features: torch.Tensor, vm_head: nn.Module, embe
     dtype = torch.promote_types(features.dtype, weight.dtype)
     if torch.is_autocast_enabled(features.device.type):
         dtype = torch.get_autocast_dtype(features.device.type)
-    constants = [matrix.to(features.device, dtype) for matrix in (weight, table)]
+    constants = [matrix.detach().to(features.device, dtype) for matrix in (weight, table)]
     if torch.is_grad_enabled() and features.requires_grad:
         mixed = _MeanEmbedding.apply(features.to(dtype), *constants)
     else:
@@ -53,7 +56,7 @@ def embedding_table(embeddings: nn.Module, vocab_size: int) -> torch.Tensor:
         vocab_size (`int`): number of tokens.
     """
     weight: Any = embeddings.weight
-    if type(embeddings) is nn.Embedding and not weight.is_meta and not hasattr(weight, "ds_id"):
+    if type(embeddings) is nn.Embedding and is_whole(weight):
         return weight.detach()[:vocab_size]
     with torch.no_grad():
         return embeddings(torch.arange(vocab_size, device=weight.device if not weight.is_meta else None))
@@ -62,7 +65,7 @@ def embedding_table(embeddings: nn.Module, vocab_size: int) -> torch.Tensor:
 def _distributions(features: torch.Tensor, weight: torch.Tensor) -> Iterator[tuple[slice, torch.Tensor]]:
     """P' of some positions after the other, in float32 at least."""
     dtype = torch.promote_types(features.dtype, torch.float32)
-    for rows in chunks(len(features), positions_per_chunk(len(weight), features.dtype)):
+    for rows in chunks(len(features), max(PROBABILITIES // len(weight), 1)):
         yield rows, nn.functional.softmax(features[rows] @ weight.t(), dim=-1, dtype=dtype)
 
 

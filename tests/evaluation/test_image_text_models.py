@@ -5,6 +5,7 @@ import torch
 
 from tests.tiny import tiny_gvt, tiny_image, tiny_processor, tiny_t5_config
 from tests.tiny_image_text import MODELS, tiny_llava, tiny_paligemma
+from tests.tiny_kinds import tiny_pseudo_vtlmm, tiny_vtlmm, tiny_vtlmm_processor
 from vistok.evaluation.generation_settings import GenerationSettings, RepeatedAnswerPenalty
 from vistok.evaluation.image_text_models import ImageTextModel
 from vistok.evaluation.prompt_texts import answer_lead, continuation_tokens, render_prompts
@@ -20,7 +21,13 @@ def composed(text_config=None, template="question-answer"):
     return tiny_gvt(None, text_config), tiny_processor(chat_template=template)
 
 
-EVERY_MODEL = {**MODELS, "GVT": composed, "GVT with T5": lambda: composed(tiny_t5_config(), "vicuna")}
+EVERY_MODEL = {
+    **MODELS,
+    "GVT": composed,
+    "GVT with T5": lambda: composed(tiny_t5_config(), "vicuna"),
+    "VT-LMM": lambda: (tiny_vtlmm(), tiny_vtlmm_processor(chat_template="question-answer")),
+    "VT-LMM with pseudo image features": lambda: (tiny_pseudo_vtlmm(), tiny_vtlmm_processor(chat_template="mistral")),
+}
 
 
 def written_by_hand(name, processor, prompt):
@@ -34,6 +41,8 @@ def written_by_hand(name, processor, prompt):
         "PaliGemma": f"<image>{prompt}",
         "GVT": f"<image>\nQuestion: {prompt} Answer:",
         "GVT with T5": f"USER: <image>\n{prompt} ASSISTANT:",
+        "VT-LMM": f"<image>\nQuestion: {prompt} Answer:",
+        "VT-LMM with pseudo image features": f"[INST] <image>\n{prompt} [/INST]",
     }[name]
 
 
@@ -63,7 +72,7 @@ def likelihood_by_hand(name, model, processor, prompt, images, continuation):
         inputs["input_ids"] = torch.cat([inputs["input_ids"], behind], 1)
         inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
         logits = model(**inputs).logits[0, -len(tokens) - 1 : -1]
-    suppressed = model.generation_config.suppress_tokens if name.startswith("GVT") else None
+    suppressed = model.generation_config.suppress_tokens if name.startswith(("GVT", "VT-LMM")) else None
     if suppressed:
         logits[:, suppressed] = -torch.inf
     chosen = logits.double().log_softmax(-1)[range(len(tokens)), tokens]

@@ -21,7 +21,14 @@ from tests.tiny import (
     tiny_resampler_config,
     words,
 )
-from vistok import GVTForConditionalGeneration, PerceiverResampler, VisualTokenizer
+from tests.tiny_kinds import every_kind
+from vistok import (
+    GVTForConditionalGeneration,
+    MLPAdapter,
+    PerceiverResampler,
+    VisualTokenizer,
+    VTLMMForCausalLM,
+)
 from vistok.modeling.modeling_gvt import GVTPreTrainedModel
 
 ROWS = [[*IMAGE, *words(6)], [*words(2, 1), *IMAGE, *words(1, 2), *IMAGE, *words(4, 3)], words(5, 4)]
@@ -49,7 +56,8 @@ def logits_of(model, side="left"):
 
 
 def test_flags_are_those_that_are_tested_below():
-    for model_class in (GVTPreTrainedModel, VisualTokenizer, PerceiverResampler, GVTForConditionalGeneration):
+    composed = (GVTPreTrainedModel, GVTForConditionalGeneration, VTLMMForCausalLM)
+    for model_class in (VisualTokenizer, PerceiverResampler, MLPAdapter, *composed):
         flags = {
             name for name in dir(model_class) if name.startswith("_supports_") and getattr(model_class, name) is True
         }
@@ -164,6 +172,21 @@ def test_absorbed_formulation_runs_under_any_backend(implementation):
     torch.manual_seed(0)
     model = tiny_gvt(attn_implementation=implementation)
     assert same(logits_of(model), logits_of(plain_gvt("eager")), 1e-4)
+
+
+@every_kind
+def test_backends_of_every_kind_of_model_agree_and_run(kind, monkeypatch):
+    logits = []
+    for implementation in ("eager", "sdpa"):
+        torch.manual_seed(0)
+        model = kind.make(attn_implementation=implementation)
+        recorded = calls(monkeypatch, torch.nn.functional, "scaled_dot_product_attention")
+        given = batch(*kind.rows)
+        logits.append(model(**given, pixel_values=pixels(3)).logits[given["attention_mask"].bool()])
+        assert len(recorded) == (4 if implementation == "sdpa" else 0), "two layers of the tower and of the decoder"
+        assert model.model.vision_tower.config._attn_implementation == implementation
+        assert model.model.language_model.config._attn_implementation == implementation
+    assert same(*logits, 1e-4)
 
 
 def test_unknown_backend_is_refused():

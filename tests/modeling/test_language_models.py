@@ -1,4 +1,4 @@
-"""Any causal language model gives in GVT the logits that it gives alone; encoder-decoder ones read and write."""
+"""Any causal language model gives in a composed model the logits that it gives alone; encoder-decoders do in GVT."""
 
 import copy
 
@@ -38,6 +38,7 @@ from tests.tiny import (
     tiny_t5_config,
     words,
 )
+from tests.tiny_kinds import KINDS
 from vistok import GVTForConditionalGeneration
 
 NAMES_OF_GPT2 = {"n_embd": 48, "n_layer": 2, "n_head": 4, "n_positions": 128, "vocab_size": VOCAB_SIZE}
@@ -72,12 +73,13 @@ LANGUAGE_MODELS = {
     "bloom": BloomConfig(hidden_size=48, n_layer=2, n_head=4, vocab_size=VOCAB_SIZE, **TOKENS),
 }
 every_language_model = pytest.mark.parametrize("name", LANGUAGE_MODELS)
+both_kinds = pytest.mark.parametrize("kind", [KINDS["gvt"], KINDS["vtlmm"]], ids=["gvt", "vtlmm"])
 
 
-def pair(name):
-    """GVT on a language model, and the model alone, of the same weights."""
+def pair(kind, name):
+    """A composed model on a language model, and that model alone, of the same weights."""
     config = LANGUAGE_MODELS[name]
-    model = tiny_gvt(text_config=config)
+    model = kind.make(text_config=config)
     alone = AutoModelForCausalLM.from_config(config).eval()
     with torch.no_grad():
         decoder = getattr(alone, alone.base_model_prefix)
@@ -86,9 +88,10 @@ def pair(name):
     return model, alone
 
 
+@both_kinds
 @every_language_model
-def test_logits_of_text_are_those_of_the_language_model_alone(name):
-    model, alone = pair(name)
+def test_logits_of_text_are_those_of_the_language_model_alone(kind, name):
+    model, alone = pair(kind, name)
     inputs = batch(words(12), words(9, 1), side="right")
     kept = inputs["attention_mask"].bool()
     logits, expected = model(**inputs).logits, alone(**inputs).logits
@@ -97,9 +100,10 @@ def test_logits_of_text_are_those_of_the_language_model_alone(name):
     assert same(model(**inputs, logits_to_keep=2).logits, logits[:, -2:], 1e-4)
 
 
+@both_kinds
 @every_language_model
-def test_loss_is_that_of_the_language_model_alone(name):
-    model, alone = pair(name)
+def test_loss_is_that_of_the_language_model_alone(kind, name):
+    model, alone = pair(kind, name)
     inputs = batch(words(12), words(9, 1), side="right")
     labels = inputs["input_ids"].masked_fill(inputs["attention_mask"] == 0, -100)
     labels[:, :4] = -100
@@ -108,10 +112,11 @@ def test_loss_is_that_of_the_language_model_alone(name):
     assert same(model(**inputs, labels=labels, skip_logits=True).loss, expected, 1e-4)
 
 
+@both_kinds
 @every_language_model
-def test_visual_tokens_enter_as_embeddings_on_either_side_of_padding(name):
-    model, alone = pair(name)
-    rows = [[*IMAGE, *words(6)], [*words(3, 1), *IMAGE, *words(7, 2)]]
+def test_visual_tokens_enter_as_embeddings_on_either_side_of_padding(kind, name):
+    model, alone = pair(kind, name)
+    rows = [[*kind.image, *words(6)], [*words(3, 1), *kind.image, *words(7, 2)]]
     images = pixels(2)
     tokens = model.get_image_features(images).last_hidden_state
     for side in ("left", "right"):
@@ -125,10 +130,11 @@ def test_visual_tokens_enter_as_embeddings_on_either_side_of_padding(name):
         assert same(logits, torch.cat(expected), 1e-3), side
 
 
+@both_kinds
 @every_language_model
-def test_decoding_with_a_cache_is_decoding_without_one(name):
-    model, _ = pair(name)
-    inputs = batch([*IMAGE, *words(6)], [*words(3, 1), *IMAGE, *words(7, 2)]) | {"pixel_values": pixels(2)}
+def test_decoding_with_a_cache_is_decoding_without_one(kind, name):
+    model, _ = pair(kind, name)
+    inputs = batch([*kind.image, *words(6)], [*words(3, 1), *kind.image, *words(7, 2)]) | {"pixel_values": pixels(2)}
     options = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     cached, repeated = model.generate(**inputs, **options), model.generate(**inputs, **options, use_cache=False)
     assert torch.equal(cached.sequences, repeated.sequences)
@@ -136,10 +142,11 @@ def test_decoding_with_a_cache_is_decoding_without_one(name):
     assert (cached.logits[1] - cached.logits[2]).abs().max() > 1e-3, "states that do not move show nothing"
 
 
+@both_kinds
 @pytest.mark.parametrize("name", [name for name in LANGUAGE_MODELS if name != "bloom"])  # it knows no static cache
-def test_decoding_with_a_static_cache_is_decoding_with_a_growing_one(name):
-    model, _ = pair(name)
-    inputs = batch([*IMAGE, *words(6)], [*words(3, 1), *IMAGE, *words(7, 2)]) | {"pixel_values": pixels(2)}
+def test_decoding_with_a_static_cache_is_decoding_with_a_growing_one(kind, name):
+    model, _ = pair(kind, name)
+    inputs = batch([*kind.image, *words(6)], [*words(3, 1), *kind.image, *words(7, 2)]) | {"pixel_values": pixels(2)}
     options = {"max_new_tokens": 5, "do_sample": False, "output_logits": True, "return_dict_in_generate": True}
     growing = model.generate(**inputs, **options)
     static = model.generate(**inputs, **options, cache_implementation="static", disable_compile=True)
@@ -148,16 +155,17 @@ def test_decoding_with_a_static_cache_is_decoding_with_a_growing_one(name):
     assert same(torch.stack(static.logits), torch.stack(growing.logits), 1e-3)
 
 
+@both_kinds
 @pytest.mark.parametrize("name", ["llama", "llama-tied", "gpt2", "bloom", "opt", "gpt-neox", "cohere", "gemma3"])
-def test_head_is_tied_where_the_language_model_ties_it(name, tmp_path):
-    model, _ = pair(name)
+def test_head_is_tied_where_the_language_model_ties_it(kind, name, tmp_path):
+    model, _ = pair(kind, name)
     embeddings, head = model.get_input_embeddings(), model.get_output_embeddings()
     assert (head.weight is embeddings.weight) == LANGUAGE_MODELS[name].tie_word_embeddings
     model.save_pretrained(tmp_path)
-    loaded = GVTForConditionalGeneration.from_pretrained(tmp_path)
+    loaded = kind.model_class.from_pretrained(tmp_path)
     tied = loaded.get_output_embeddings().weight is loaded.get_input_embeddings().weight
     assert tied == LANGUAGE_MODELS[name].tie_word_embeddings
-    inputs = batch([*IMAGE, *words(6)]) | {"pixel_values": pixels(1)}
+    inputs = batch([*kind.image, *words(6)]) | {"pixel_values": pixels(1)}
     assert same(loaded(**inputs).logits, model(**inputs).logits)
     model.resize_token_embeddings(400)
     assert model.get_output_embeddings().weight.shape[0] == model.get_input_embeddings().weight.shape[0] == 400
@@ -165,7 +173,7 @@ def test_head_is_tied_where_the_language_model_ties_it(name, tmp_path):
 
 
 def test_conversations_cannot_share_a_row_without_position_ids():
-    model, _ = pair("bloom")
+    model, _ = pair(KINDS["gvt"], "bloom")
     mask = torch.ones(1, 1, 4, 4, dtype=torch.bool).tril()
     with pytest.raises(ValueError, match=r"BloomModel takes no position_ids.*conversations_per_row=1"):
         model(torch.tensor([words(4)]), attention_mask=mask, position_ids=torch.arange(4).unsqueeze(0))

@@ -1,4 +1,4 @@
-"""GVT whose weights lie on disk, or are whole numbers, computes what it does with plain ones."""
+"""Composed models whose weights lie on disk, or are whole numbers, compute what they do with plain ones."""
 
 import copy
 
@@ -7,31 +7,55 @@ import torch
 from torch import nn
 
 from tests.tiny import IMAGE, batch, pixels, same, tiny_gvt, words
-from vistok import GVTForConditionalGeneration
+from tests.tiny_kinds import KINDS, tiny_vtlmm
 
 ROWS = [[*IMAGE, *words(6)], [*words(2, 1), *IMAGE, *words(1, 2), *IMAGE, *words(4, 3)]]
-PARTS = ("model.vision_tower", "model.resampler", "model.projector", "model.language_model", "lm_head")
 
 
-@pytest.fixture(scope="module")
-def saved_model(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("gvt")
-    model = tiny_gvt()
+@pytest.fixture(scope="module", params=["gvt", "vtlmm"])
+def saved_model(request, tmp_path_factory):
+    folder, kind = tmp_path_factory.mktemp(request.param), KINDS[request.param]
+    model = kind.make()
     model.save_pretrained(folder)
-    return folder, model
+    return folder, model, kind
 
 
-@pytest.mark.parametrize("on_disk", [*[(part,) for part in PARTS], PARTS], ids=[*PARTS, "everything"])
+@pytest.mark.parametrize("on_disk", [0, 1, 2, 3, 4, slice(None)], ids=[*map(str, range(5)), "everything"])
 def test_parts_on_disk_compute_what_they_do_in_memory(on_disk, saved_model, tmp_path):
-    folder, model = saved_model
-    device_map = {part: "disk" if part in on_disk else "cpu" for part in PARTS}
-    loaded = GVTForConditionalGeneration.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
+    folder, model, kind = saved_model
+    chosen = kind.parts[on_disk] if isinstance(on_disk, slice) else (kind.parts[on_disk],)
+    device_map = {part: "disk" if part in chosen else "cpu" for part in kind.parts}
+    loaded = kind.model_class.from_pretrained(folder, device_map=device_map, offload_folder=tmp_path)
     offloaded = [name for name, parameter in loaded.named_parameters() if parameter.is_meta]
-    assert {part for part in PARTS for name in offloaded if name.startswith(part)} == set(on_disk)
-    inputs = batch(*ROWS) | {"pixel_values": pixels(3)}
+    assert {part for part in kind.parts for name in offloaded if name.startswith(part)} == set(chosen)
+    inputs = batch(*kind.rows) | {"pixel_values": pixels(3)}
     assert same(loaded(**inputs).logits, model(**inputs).logits)
     options = {"max_new_tokens": 3, "do_sample": False}
     assert torch.equal(loaded.generate(**inputs, **options), model.generate(**inputs, **options))
+
+
+@pytest.mark.parametrize("visual_loss", ["visual_modeling", "visual_tokens"])
+@pytest.mark.parametrize("rank", [None, 5])
+def test_heads_on_disk_give_the_losses_and_words_that_they_give_in_memory(visual_loss, rank, tmp_path):
+    kind = KINDS["vtlmm"]
+    model = kind.make(vm_head_rank=rank)
+    model.save_pretrained(tmp_path / "saved")
+    device_map = {part: "disk" if "head" in part or "language" in part else "cpu" for part in kind.parts}
+    loaded = kind.model_class.from_pretrained(
+        tmp_path / "saved", device_map=device_map, offload_folder=tmp_path / "offload"
+    )
+    inputs = batch(*kind.rows) | {"pixel_values": pixels(3)}
+    inputs |= {"labels": inputs["input_ids"], "visual_loss": visual_loss, "skip_logits": True}
+    with torch.no_grad():
+        found, expected = loaded(**inputs), model(**inputs)
+        assert same(found.loss_lm, expected.loss_lm)
+        assert same(found.loss_vm, expected.loss_vm)
+    assert torch.equal(loaded.get_visual_tokens(pixels(1)).token_ids, model.get_visual_tokens(pixels(1)).token_ids)
+    tokens = expected.image_hidden_states
+    assert torch.equal(loaded.nearest_text_tokens(tokens)[1], model.nearest_text_tokens(tokens)[1])
+    loaded.config.pseudo_image_features = model.config.pseudo_image_features = True
+    images = [one.get_image_features(pixels(1)).embeddings for one in (loaded, model)]
+    assert same(*images)
 
 
 def test_device_map_splits_between_layers_and_no_layer():
@@ -86,3 +110,17 @@ def test_layers_of_whole_numbers_read_floating_point_ones(dtype, tolerance):
         assert (tokens - wanted).abs().max() <= tolerance * wanted.abs().max()
     output = found(**batch(*ROWS), pixel_values=pixels(3), labels=batch(*ROWS)["input_ids"])
     assert torch.isfinite(output.loss)
+
+
+@pytest.mark.parametrize("visual_loss", ["visual_modeling", "visual_tokens"])
+def test_heads_of_whole_numbers_give_losses_and_words(visual_loss):
+    expected = tiny_vtlmm()
+    found = copy.deepcopy(expected)
+    for name in ("lm_head", "model.vm_head"):
+        layer = WholeNumbersLinear(found.get_submodule(name))
+        found.set_submodule(name, layer)
+        expected.get_submodule(name).weight.data = layer.dequantised()
+    inputs = batch(*KINDS["vtlmm"].rows) | {"pixel_values": pixels(3), "visual_loss": visual_loss}
+    for skip_logits in (True, False):
+        assert same(found(**inputs, skip_logits=skip_logits).loss_vm, expected(**inputs).loss_vm, 1e-4)
+    assert torch.equal(found.get_visual_tokens(pixels(1)).token_ids, expected.get_visual_tokens(pixels(1)).token_ids)

@@ -15,6 +15,10 @@ CONVERSATION = [
     assistant("three"),
 ]
 SYSTEM = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
+VICUNA = (
+    "A chat between a curious user and an artificial intelligence assistant. The assistant gives helpful, detailed, "
+    "and polite answers to the user's questions."
+)
 
 WRITTEN = {
     "question-answer": (
@@ -33,11 +37,23 @@ WRITTEN = {
         "USER: <image>\nand here?<image>\n ASSISTANT: line one\nline  two</s>"
         "USER: how many? ASSISTANT: three</s>"
     ),
+    "vicuna-v1": (
+        f"{VICUNA} USER: <image>\nis there a dog? ASSISTANT: yes, there is</s>"
+        "USER: <image>\n<image>\nand here? ASSISTANT: line one\nline  two</s>"
+        "USER: how many? ASSISTANT: three</s>"
+    ),
+    "mistral": (
+        "[INST] <image>\nis there a dog? [/INST] yes, there is </s>"
+        "[INST] <image>\n<image>\nand here? [/INST] line one\nline  two </s>"
+        "[INST] how many? [/INST] three </s>"
+    ),
 }
 ANSWERS = {
     "question-answer": [" yes, there is</s>", " line one\nline  two</s>", " three</s>"],
     "chatml": ["yes, there is<|im_end|>", "line one\nline  two<|im_end|>", "three<|im_end|>"],
     "vicuna": [" yes, there is</s>", " line one\nline  two</s>", " three</s>"],
+    "vicuna-v1": [" yes, there is</s>", " line one\nline  two</s>", " three</s>"],
+    "mistral": [" yes, there is </s>", " line one\nline  two </s>", " three </s>"],
 }
 WITH_SYSTEM = {
     "question-answer": "Be brief.\n\nQuestion: how many? Answer:",
@@ -45,8 +61,11 @@ WITH_SYSTEM = {
         "<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\nhow many?<|im_end|>\n<|im_start|>assistant\n"
     ),
     "vicuna": "Be brief. USER: how many? ASSISTANT:",
+    "vicuna-v1": "Be brief. USER: how many? ASSISTANT:",
+    "mistral": "[INST] <<SYS>>\nBe brief.\n<</SYS>>\n\nhow many? [/INST]",
 }
-every_template = pytest.mark.parametrize("name", CHAT_TEMPLATES)
+# "plain" writes captions only: tests/processing/test_processing_vtlmm.py.
+every_template = pytest.mark.parametrize("name", [name for name in CHAT_TEMPLATES if name != "plain"])
 every_tokenizer = pytest.mark.parametrize("options", [{}, {"add_bos": True}, {"trim_offsets": True}])
 
 
