@@ -96,7 +96,7 @@ class StageComparison:
         name = place.rpartition(".")[2]
         if not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"{place} names a folder: use letters, digits, - and _.")
-        described = {"recipe": entry} if isinstance(entry, str) else dict(entry or {})
+        described: dict[str, Any] = {"recipe": entry} if isinstance(entry, str) else dict(entry or {})
         for key in described:
             known(f"field of {place}", key, fields)
         if not isinstance(described.get("recipe"), str):

@@ -78,9 +78,9 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         "trainings": {name: _training(finished[name]) for name in finished if name.endswith(f"/{TRAINING}")},
         "arms": arms,
         "differences": [
-            {"arms": pair, **{m: asdict(scores.difference(*pair, m)) for m in scores.measures}}
-            for pair in recipe.compare
-            if set(pair) <= set(found)
+            {"arms": [first, second], **{m: asdict(scores.difference(first, second, m)) for m in scores.measures}}
+            for first, second in recipe.compare
+            if {first, second} <= set(found)
         ],
         "seed_spread": {measure: asdict(scores.variances[measure]) for measure in scores.measures},
         "enough": {task: _is_enough(arms, task, found) for task in tasks},

@@ -187,8 +187,8 @@ class VisualModelingTrainer(VisualLanguageTrainer):
                 predicted = self._predicted(inputs, outputs)
                 by_row = self.statistics.by_row(predicted, len(losses), reverse=self.args.stage == "visual_tokens")
                 losses = torch.cat([losses, by_row.to(losses)], dim=1)
-        loss = VisualModelingMetrics(self.args.stage, self.args.visual_loss_weight).loss(losses.sum(0).tolist())
-        loss = torch.tensor(loss, device=self.args.device)
+        measured = VisualModelingMetrics(self.args.stage, self.args.visual_loss_weight)
+        loss = torch.tensor(measured.loss(losses.sum(0).tolist()), device=self.args.device)
         return (loss, None, None) if prediction_loss_only else (loss, right, losses)
 
     def evaluate(self, *args, **kwargs):
