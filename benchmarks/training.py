@@ -25,8 +25,8 @@ from benchmarks._measure import interleaved_seconds, median_ratio, parse_argumen
 from vistok import VisualLanguageCollator
 from vistok.processing.feature_cache import FeatureCache
 from vistok.trainer.freezing import set_trainable, upcast_trained
-from vistok.trainer.recipe import load_recipe
 from vistok.trainer.model_recipe import build_model
+from vistok.trainer.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "gvt" / "demo.yaml"
 # As easy-VQA asks and answers.

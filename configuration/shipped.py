@@ -1,4 +1,4 @@
-"""Files that ship with the package: training recipes with what they name, small trained adapters, and modules of metrics."""
+"""Files that ship with the package: training recipes, small trained adapters, and modules of metrics."""
 
 from pathlib import Path
 

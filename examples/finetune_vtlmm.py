@@ -13,8 +13,15 @@ import argparse
 import torch
 from transformers import AutoProcessor, Trainer, TrainingArguments, set_seed
 
-from vistok import ImageCollator, VisualLanguageCollator, VTLMMForCausalLM, VTLMMProcessor, load_data_source, load_image
-from vistok import save_trained_weights
+from vistok import (
+    ImageCollator,
+    VisualLanguageCollator,
+    VTLMMForCausalLM,
+    VTLMMProcessor,
+    load_data_source,
+    load_image,
+    save_trained_weights,
+)
 
 # What each stage trains (VT-LMM, Section 3.1): prefixes of the names of weights, and the loss on image positions.
 STAGES = {
@@ -60,10 +67,17 @@ def main() -> None:
     # 1. A new model, or that of the stage before; frozen but for what this stage trains.
     if options.model is None:
         parts = (options.vision, options.text)
-        model = VTLMMForCausalLM.from_vision_text_pretrained(*parts, image_size=options.image_size, vision_feature_layer=-3)
-        processor = VTLMMProcessor.from_vision_text_pretrained(*parts, image_size=options.image_size, chat_template="chatml")
+        model = VTLMMForCausalLM.from_vision_text_pretrained(
+            *parts, image_size=options.image_size, vision_feature_layer=-3
+        )
+        processor = VTLMMProcessor.from_vision_text_pretrained(
+            *parts, image_size=options.image_size, chat_template="chatml"
+        )
     else:
-        model, processor = VTLMMForCausalLM.from_pretrained(options.model), AutoProcessor.from_pretrained(options.model)
+        model, processor = (
+            VTLMMForCausalLM.from_pretrained(options.model),
+            AutoProcessor.from_pretrained(options.model),
+        )
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name.startswith(trained))
         if parameter.requires_grad:

@@ -14,7 +14,10 @@ KIND = "vtlmm"
 _STAGES = {
     "alignment": ("I, alignment: the adapter learns from captions", "Loss_LM (Eq. 4)"),
     "instruction": ("II, instruction: adapter and language model learn from conversations", "Loss_LM (Eq. 4)"),
-    "visual_tokens": ("III, visual tokens: the VM head learns from images without text", "Loss'_VM = KL(Q‖P') (Eq. 9)"),
+    "visual_tokens": (
+        "III, visual tokens: the VM head learns from images without text",
+        "Loss'_VM = KL(Q‖P') (Eq. 9)",
+    ),
     "visual_modeling": (
         "IV, visual modelling: the language model learns from conversations and from the images in them",
         "Loss_LM + Loss_VM, Loss_VM = KL(P'‖Q) (Eq. 6 and 7)",
@@ -58,8 +61,8 @@ def _summary(config: PreTrainedConfig | None, models: Sequence[card_facts.BaseMo
     count = getattr(getattr(config, "adapter_config", None), "num_tokens", None)
     return (
         f"A VT-LMM, which answers questions about images and reads images as words: a vision tower"
-        f"{names.get('vision', '')} sees the image, an adapter turns {f'its {count} patches' if count else 'its patches'} "
-        f"into visual tokens, a language model{names.get('text', '')} reads them as if they were words, and a visual "
+        f"{names.get('vision', '')} sees the image, an adapter turns its {f'{count} ' if count else ''}patches into "
+        f"visual tokens, a language model{names.get('text', '')} reads them as if they were words, and a visual "
         "modelling head says of each which words of the vocabulary it stands for."
     )
 

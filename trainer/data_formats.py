@@ -50,8 +50,8 @@ class DataSource:
             and the format does not read lazily. (Of webdataset shards and of streamed Hub data, every data loader
             worker takes its share from its own shards.)
         seed (`int`, *optional*): shuffle with this seed; `None` keeps the source's order.
-        where (`dict`): use only examples whose columns have these values, such as `{"kind": "caption"}`, or one of a list
-            of values; `max_samples` counts those.
+        where (`dict`): use only examples whose columns have these values, such as `{"kind": "caption"}`, or one of a
+            list of values; `max_samples` counts those.
         on_error (`str`): `"raise"` stops at a bad sample (a structural one when loading, an unreadable image when it
             is read, one of which `max_length` leaves no answer when it is in a batch); `"skip"` leaves it out and
             counts it, for which every image is read and every text tokenized once beforehand (in a stream: each time

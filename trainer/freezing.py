@@ -205,7 +205,7 @@ class FreezeCheckCallback(TrainerCallback):
         trained = {name for part, mode in self.trainable.items() for name in parameters_to_train(model, part, mode)}
         checksums = {}
         for name, parameter in model.named_parameters():
-            if name not in trained:
+            if name not in trained and not hasattr(parameter, "ds_id"):  # ZeRO stage 3 has it here only now and then
                 values = torch.nan_to_num(parameter.detach().double())  # NaN differs from itself
                 checksums[name] = (values.sum().item(), values.square().sum().item())
         return checksums

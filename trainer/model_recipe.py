@@ -147,7 +147,10 @@ def _load_checkpoint(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[An
             f"model.checkpoint is {recipe.checkpoint}, which is {where}: run the recipe that leaves this folder first."
         ) from error
     tokenizer_config = getattr(model.config, f"{kind.tokenizer}_config")
-    parts = {"config": (recipe.config, model.config), kind.tokenizer: (getattr(recipe, kind.tokenizer), tokenizer_config)}
+    parts = {
+        "config": (recipe.config, model.config),
+        kind.tokenizer: (getattr(recipe, kind.tokenizer), tokenizer_config),
+    }
     for section, (fields, config) in parts.items():
         for name, value in fields.items():
             found = getattr(config, name, None)

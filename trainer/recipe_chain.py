@@ -112,7 +112,7 @@ def run_recipes(
         `list[dict]`: the results of each.
 
     Raises:
-        FileNotFoundError: before anything is run, if a recipe starts from a folder that is not there and that no recipe
+        FileNotFoundError: before anything is run, if a recipe starts from a folder that is not there and that none
             before it leaves.
         ValueError: if one checkpoint is given to go on from with several recipes; or as in [`run_recipe`].
     """

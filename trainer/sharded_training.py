@@ -36,9 +36,9 @@ def whole_weights(model: nn.Module) -> Iterator[None]:
     if not divided:
         yield
         return
-    from deepspeed.zero import GatheredParameters
+    import deepspeed
 
-    with GatheredParameters(divided):
+    with deepspeed.zero.GatheredParameters(divided):
         yield
 
 

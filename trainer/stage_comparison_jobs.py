@@ -149,8 +149,8 @@ def _measured(result: Mapping[str, Any], predictions: Path) -> dict[str, Any]:
     given = [entry for entry in entries if entry["images"] == "given"]
     if any("right" not in entry or not entry.get("files") for entry in given):
         raise ValueError(
-            f"The answers to {result['task']} are not right or wrong, or their images no files: a comparison asks short "
-            "questions about files of images."
+            f"The answers to {result['task']} are not right or wrong, or their images no files: a comparison asks "
+            "short questions about files of images."
         )
     scale = result["measured_by"][0]["scale"]
     floors = {name: scale * floor["accuracy"] for name, floor in result["floors"].items()}

@@ -30,9 +30,9 @@ class StageComparison:
     Args:
         stages (`dict[str, str | dict]`): what is trained once, by name and in order, each from the folder of the one
             before it: a recipe of `vistok train`, or `recipe` and `changes`.
-        arms (`dict[str, dict]`): what is compared, by name: the stage that comes `after` which (its name); the `recipe`
-            of the last stage, trained once with each seed, with `changes`; without a recipe, the arm stops after that
-            stage. `label` is what tables call it.
+        arms (`dict[str, dict]`): what is compared, by name: the stage that it comes `after`; the `recipe` of its last
+            stage, trained once with each seed, with `changes`; without a recipe, the arm stops after that stage.
+            `label` is what tables call it.
         compare (`list[list[str]]`): pairs of arms, of which the second is subtracted from the first.
         seeds (`list[int]`): of the arms' last stages.
         changes (`dict`): what is otherwise in all recipes, such as `{training: {max_steps: 20}}`.
@@ -96,7 +96,7 @@ class StageComparison:
         name = place.rpartition(".")[2]
         if not name.replace("-", "").replace("_", "").isalnum():
             raise ValueError(f"{place} names a folder: use letters, digits, - and _.")
-        described = {"recipe": entry} if isinstance(entry, str) else dict(entry or {})
+        described: dict[str, Any] = {"recipe": entry} if isinstance(entry, str) else dict(entry or {})
         for key in described:
             known(f"field of {place}", key, fields)
         if not isinstance(described.get("recipe"), str):

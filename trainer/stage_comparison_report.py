@@ -42,7 +42,7 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
 
     Returns:
         `dict`: `title`, `tasks`, `trainings` (of each stage and arm what it was trained on and for how long), `arms`
-        (of each its scores with intervals, those with shuffled images, `floors`, and `models`, a `dict` for each seed),
+        (of each its scores with intervals, those with shuffled images, `floors`, and `models`, one for each seed),
         `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows a
         conclusion), `cost` in CPU seconds, `missing` (jobs that are not finished) and `recipe`.
 
@@ -78,9 +78,9 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         "trainings": {name: _training(finished[name]) for name in finished if name.endswith(f"/{TRAINING}")},
         "arms": arms,
         "differences": [
-            {"arms": pair, **{m: asdict(scores.difference(*pair, m)) for m in scores.measures}}
-            for pair in recipe.compare
-            if set(pair) <= set(found)
+            {"arms": [first, second], **{m: asdict(scores.difference(first, second, m)) for m in scores.measures}}
+            for first, second in recipe.compare
+            if {first, second} <= set(found)
         ],
         "seed_spread": {measure: asdict(scores.variances[measure]) for measure in scores.measures},
         "enough": {task: _is_enough(arms, task, found) for task in tasks},
@@ -96,7 +96,9 @@ class _Scores:
     def __init__(self, found: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[str]):
         self.measures = [*tasks, *([AVERAGE] if len(tasks) > 1 else [])]
         # Images of two tasks may have the same name, and are drawn apart.
-        images = sorted({(task, image) for arm in found.values() for task in tasks for image in arm[0][task]["images"]})
+        images = sorted(
+            {(task, image) for arm in found.values() for task in tasks for image in arm[0][task]["images"]}
+        )
         self._weights = draw_images(len(images))
         self.arms: dict[str, Replicates] = {
             arm: {
@@ -193,9 +195,9 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
     """
     sections = [
         f"# {found['title']}",
-        "Scores are shares of right answers in percent, on held-out questions, with 95 % intervals: images are resampled, "
-        "all questions about one together and the same ones for all arms, and the spread of seeds is pooled over arms. "
-        "Stages that the arms share were trained once: other seeds of them are in no interval.",
+        "Scores are shares of right answers in percent, on held-out questions, with 95 % intervals: images are "
+        "resampled, all questions about one together and the same ones for all arms; the spread of seeds is pooled "
+        "over all arms. Stages that the arms share were trained once: other seeds of them are in no interval.",
         "## Trainings",
         _training_table(found),
         "## Arms",
@@ -266,7 +268,8 @@ def conclusion(found: Mapping[str, Any]) -> str:
         gain = "unknown" if entry["gain"] is None else f"{entry['gain']:.1f} points"
         told.append(
             f"- {task}: no conclusion. The weakest arm is {gain} above the prior of the question alone, on "
-            f"{number(entry['num_questions'])} questions; {LEAST_GAIN:g} points on {number(LEAST_QUESTIONS)} are needed."
+            f"{number(entry['num_questions'])} questions; {LEAST_GAIN:g} points on {number(LEAST_QUESTIONS)} are "
+            "needed."
         )
     labels = {arm: entry["label"] for arm, entry in found["arms"].items()}
     for entry in found["differences"]:
@@ -276,7 +279,9 @@ def conclusion(found: Mapping[str, Any]) -> str:
             if task in poor or one["low"] is None:
                 continue
             clear = one["low"] > 0 or one["high"] < 0
-            verdict = f"{first} scores {'higher' if one['value'] > 0 else 'lower'}" if clear else "no difference is shown"
+            verdict = (
+                f"{first} scores {'higher' if one['value'] > 0 else 'lower'}" if clear else "no difference is shown"
+            )
             told.append(
                 f"- {task}, {first} against {second}: {verdict} ({one['value']:+.1f} points, {one['low']:+.1f} to "
                 f"{one['high']:+.1f})."

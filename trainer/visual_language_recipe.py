@@ -23,8 +23,8 @@ class VisualLanguageRecipe(Recipe):
 
     Args:
         model ([`ModelRecipe`]): what is trained.
-        trainable (`dict[str, str]`): for each part `"frozen"`, `"full"` or `"lora"`; by default the visual tokenizer is
-            trained, and nothing else.
+        trainable (`dict[str, str]`): for each part `"frozen"`, `"full"` or `"lora"`; by default the visual tokenizer
+            is trained, and nothing else.
         lora (`dict`, *optional*): fields of `peft.LoraConfig`.
         data, training, card: as in [`Recipe`]; `training` has the fields of [`VisualLanguageConfig`].
     """

@@ -19,8 +19,8 @@ class VisualModelingRecipe(VisualLanguageRecipe):
     A run of [`VisualModelingTrainer`]: the stage is `training.stage`.
 
     Args:
-        model ([`ModelRecipe`]): what is trained, of the kind `"vtlmm"`. Stages II to IV start from the `checkpoint` that
-            the stage before them left.
+        model ([`ModelRecipe`]): what is trained, of the kind `"vtlmm"`. Stages II to IV start from the `checkpoint`
+            that the stage before them left.
         trainable (`dict[str, str]`): parts that are otherwise than the stage has them, such as `{"llm": "lora"}`.
         lora (`dict`, *optional*): fields of `peft.LoraConfig`.
         data, training, card: as in [`Recipe`]; `training` has the fields of [`VisualModelingConfig`].

@@ -34,24 +34,24 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         model ([`VTLMMForCausalLM`]): frozen and opened as the stage says.
         args ([`VisualModelingConfig`]): `stage`, and what is otherwise than the paper has it.
         train_dataset, eval_dataset (`Dataset` or `IterableDataset`, *optional*): training examples (see
-            [`load_data_source`]), with `images` and `messages`. In the stage `visual_tokens` each distinct image of them
-            is shown once, without text; of a stream, the first image of each example.
+            [`load_data_source`]), with `images` and `messages`. In the stage `visual_tokens` each distinct image of
+            them is shown once, without text; of a stream, the first image of each example.
         processing_class ([`VTLMMProcessor`]): saved beside the model.
         data_collator (`Callable`, *optional*): by default a [`VisualLanguageCollator`], or an [`ImageCollator`] in the
             stage `visual_tokens`.
         kwargs: passed to `transformers.Trainer`.
 
     Raises:
-        ValueError: if a data set is empty or has no images where these are all that is shown, the model has no VM head,
-            or puts pseudo image features (Eq. 8) in place of visual tokens in a stage that is trained without; or as in
-            [`VisualLanguageTrainer`].
+        ValueError: if a data set is empty or has no images where these are all that is shown, the model has no VM
+            head, or puts pseudo image features (Eq. 8) in place of visual tokens in a stage that is trained without;
+            or as in [`VisualLanguageTrainer`].
 
     Losses are means over all labels, and over all predicted image positions, of a step: of all its batches and
     processes. Beside `loss` (what is minimised) a training logs
 
     - `loss_lm` and `loss_vm`: means over steps of Loss_LM, and of Loss_VM (Eq. 6) or Loss'_VM (Eq. 9), in nats;
-    - `visual_perplexity`: exp(mean over image positions of −Σ_i P'(i) log Q(i)), the perplexity of the visual tokens P'
-      under the predictions Q; it is exp(Loss_VM + mean entropy of P'), whose least value is exp(entropy);
+    - `visual_perplexity`: exp(mean over image positions of −Σ_i P'(i) log Q(i)), the perplexity of the visual tokens
+      P' under the predictions Q; it is exp(Loss_VM + mean entropy of P'), whose least value is exp(entropy);
     - `visual_entropy`: mean over image positions of −Σ_i P'(i) log P'(i), in nats;
     - `punctuation_share`: share of image positions whose most probable word (argmax of P') is a punctuation mark;
     - `tokens_per_second`: of text and images, without padding, over all processes and the time of training steps.
@@ -187,8 +187,8 @@ class VisualModelingTrainer(VisualLanguageTrainer):
                 predicted = self._predicted(inputs, outputs)
                 by_row = self.statistics.by_row(predicted, len(losses), reverse=self.args.stage == "visual_tokens")
                 losses = torch.cat([losses, by_row.to(losses)], dim=1)
-        loss = VisualModelingMetrics(self.args.stage, self.args.visual_loss_weight).loss(losses.sum(0).tolist())
-        loss = torch.tensor(loss, device=self.args.device)
+        measured = VisualModelingMetrics(self.args.stage, self.args.visual_loss_weight)
+        loss = torch.tensor(measured.loss(losses.sum(0).tolist()), device=self.args.device)
         return (loss, None, None) if prediction_loss_only else (loss, right, losses)
 
     def evaluate(self, *args, **kwargs):
@@ -210,7 +210,7 @@ def count_items(batch: Mapping[str, torch.Tensor], image_token_id: int) -> list[
         image_token_id (`int`): the placeholder of image positions.
 
     Returns:
-        `list[float]`: numbers of labels that are predicted, of predicted image positions, and of all tokens but padding.
+        `list[float]`: numbers of predicted labels, of predicted image positions, and of all tokens but padding.
     """
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = batch.get("labels")
@@ -233,8 +233,8 @@ def _check_model(model: PreTrainedModel, args: VisualModelingConfig) -> None:
         )
     if model.config.pseudo_image_features and args.stage != "visual_modeling":
         raise ValueError(
-            f"config.pseudo_image_features is on, but the stage {args.stage} is trained without (Eq. 8): load the model "
-            "with pseudo_image_features=False, and turn it on in the stage visual_modeling."
+            f"config.pseudo_image_features is on, but the stage {args.stage} is trained without (Eq. 8): load the "
+            "model with pseudo_image_features=False, and turn it on in the stage visual_modeling."
         )
 
 

@@ -47,8 +47,8 @@ class PredictedPositions:
             placeholders (`torch.BoolTensor` of shape `(batch, sequence_length)`): where tokens of images stand.
             predicted (`torch.BoolTensor` of shape `(batch, sequence_length)`): which of them have a prediction.
             states (`torch.FloatTensor` of shape `(batch, sequence_length, hidden_size)`): last ones of the decoder.
-            image_features (`torch.FloatTensor` of shape `(num_images, num_tokens, hidden_size)`): the adapter's output,
-                in the order of the placeholders.
+            image_features (`torch.FloatTensor` of shape `(num_images, num_tokens, hidden_size)`): the adapter's
+                output, in the order of the placeholders.
 
         Returns:
             [`PredictedPositions`], or `None` if there are none.
@@ -84,8 +84,8 @@ class PredictionStatistics:
 
     Args:
         model ([`VTLMMForCausalLM`]): its two heads are used.
-        tokenizer (`PreTrainedTokenizerBase`, *optional*): says which tokens are punctuation marks; without one, that is
-            not measured.
+        tokenizer (`PreTrainedTokenizerBase`, *optional*): says which tokens are punctuation marks; without one, that
+            is not measured.
     """
 
     def __init__(self, model: PreTrainedModel, tokenizer: Any = None):
@@ -116,7 +116,11 @@ class PredictionStatistics:
         marks = self._is_punctuation(found.top_token)
         for row in positions.rows.unique().tolist():
             here = positions.rows == row
-            part = {**heads, "hidden_states": heads["hidden_states"][here], "image_features": heads["image_features"][here]}
+            part = {
+                **heads,
+                "hidden_states": heads["hidden_states"][here],
+                "image_features": heads["image_features"][here],
+            }
             entropy = float(found.entropy[here].double().sum())
             forward = float(visual_modeling_loss(**part, num_items=1))
             divergence = float(visual_token_loss(**part, num_items=1)) if reverse else forward
@@ -142,7 +146,12 @@ class PredictionStatistics:
         found = distribution_statistics(heads["image_features"], heads["vm_head_weight"])
         entropy = float(found.entropy.double().sum())
         divergence = float(visual_modeling_loss(**heads, num_items=1))
-        return [divergence + entropy, entropy, float(self._is_punctuation(found.top_token).sum()), float(len(found.entropy))]
+        return [
+            divergence + entropy,
+            entropy,
+            float(self._is_punctuation(found.top_token).sum()),
+            float(len(found.entropy)),
+        ]
 
     def _heads(self, positions: PredictedPositions) -> dict[str, Any]:
         model, states = self.model, positions.hidden_states
@@ -216,7 +225,8 @@ def statistics_of(sums: list[float]) -> dict[str, float]:
 class VisualModelingMetrics:
     """
     Metrics of an evaluation, from what [`VisualModelingTrainer.prediction_step`] returned of each row: sums of the
-    losses of its labels and of their number, and, in the stages that have them, those of [`PredictionStatistics.by_row`].
+    losses of its labels and of their number, and, in the stages that have them, those of
+    [`PredictionStatistics.by_row`].
 
     Args:
         stage (`str`): of the training.

@@ -402,38 +402,3 @@ def test_mixtures_that_make_no_sense_are_refused(write):
         mix_data_sources([write([record(0)], weight=1), write([record(0)], name="two")])
     with pytest.raises(ValueError, match="weight of data source 'rows' must be a positive number, got -1"):
         write([record(0)], weight=-1)
-
-
-class TestWhere:
-    @pytest.fixture
-    def rows(self, write):
-        return lambda **fields: load_data_source(write([record(index) for index in range(12)], **fields))
-
-    def ids(self, dataset):
-        return [example["id"] for example in dataset]
-
-    def test_only_examples_with_a_value_are_loaded_and_limited(self, rows):
-        assert self.ids(rows(where={"id": "s3"})) == ["s3"]
-        assert self.ids(rows(where={"row": [1, 4, 7, 9], "source": "rows"}, max_samples=3)) == ["s1", "s4", "s7"]
-
-    def test_a_stream_has_the_same_examples(self, rows):
-        assert sorted(self.ids(rows(where={"row": [2, 5]}, streaming=True))) == ["s2", "s5"]
-
-    @pytest.mark.parametrize(
-        ("where", "message"),
-        [
-            ({"rwo": 1}, "unknown column in `where` of data source 'rows' 'rwo'.*Did you mean 'row'"),
-            ({"row": 12}, "no example where {'row': 12}"),
-            ("caption", "where of data source 'rows' must be a mapping, got 'caption'"),
-        ],
-    )
-    def test_what_is_nowhere_is_said(self, rows, where, message):
-        with pytest.raises(ValueError, match=message):
-            rows(where=where)
-
-    def test_bad_samples_stay_bad(self, write):
-        records = [record(0), {**record(1), "answer": ""}]
-        with pytest.raises(BadSampleError):
-            load_data_source(write(records, where={"row": 0}))
-        left = load_data_source(write(records, where={"row": 0}, on_error="skip"))
-        assert len(left) == 1 and left.skipped_samples.count == 1

@@ -1,4 +1,4 @@
-"""Recipes in a row: where each starts from, what is passed over, what goes on, and what is said when a start is missing."""
+"""Recipes in a row: where each starts from, what is passed over, what goes on, and what a missing start is."""
 
 import json
 from pathlib import Path
@@ -39,7 +39,15 @@ def test_a_recipe_may_start_from_any_folder_that_one_before_it_leaves(files):
 
 
 def test_overrides_are_for_all_or_for_one_by_its_number(files):
-    overrides = ["--training.seed", "3", "--2.training.seed=4", "--2.training.max_steps", "7", "--training.bf16", "true"]
+    overrides = [
+        "--training.seed",
+        "3",
+        "--2.training.seed=4",
+        "--2.training.max_steps",
+        "7",
+        "--training.bf16",
+        "true",
+    ]
     first, second, third = load_recipes(files(FIRST, SECOND, THIRD), overrides)
     assert [recipe.training["seed"] for recipe in (first, second, third)] == [3, 4, 3]
     assert [recipe.training.get("max_steps") for recipe in (first, second, third)] == [5, 7, None]
@@ -73,7 +81,9 @@ def test_a_value_that_looks_like_a_number_stays_with_its_override():
 def test_a_missing_start_is_said_before_anything_is_run(files, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     recipes = load_recipes(files(SECOND, THIRD))
-    with pytest.raises(FileNotFoundError, match=r"runs/second starts from runs/first, where there is no trained model"):
+    with pytest.raises(
+        FileNotFoundError, match=r"runs/second starts from runs/first, where there is no trained model"
+    ):
         run_recipes(recipes)
     Path("runs/first").mkdir(parents=True)  # a run that was interrupted before its end
     with pytest.raises(FileNotFoundError, match="run the recipe that leaves it first"):
@@ -122,7 +132,9 @@ class TestRuns:
         ran = []
         monkeypatch.setattr(
             "vistok.trainer.recipe_chain.run_recipe",
-            lambda recipe, **options: ran.append(Path(recipe.training["output_dir"]).name) or run_recipe(recipe, **options),
+            lambda recipe, **options: (
+                ran.append(Path(recipe.training["output_dir"]).name) or run_recipe(recipe, **options)
+            ),
         )
         again = run_recipes(load_recipes(row))
         assert ran == [] and [results["train_seconds"] for results in again] == [r["train_seconds"] for r in found]

@@ -27,7 +27,10 @@ def comparison(base_models, tmp_path, monkeypatch):
     lines = []
     for index in range(8):
         tiny_image(index // 2).save(tmp_path / f"{index // 2}.png")
-        turns = [{"from": "human", "value": "<image>\na dog?"}, {"from": "gpt", "value": ("no", "yes", "no")[index % 3]}]
+        turns = [
+            {"from": "human", "value": "<image>\na dog?"},
+            {"from": "gpt", "value": ("no", "yes", "no")[index % 3]},
+        ]
         lines.append(json.dumps({"id": str(index), "image": f"{index // 2}.png", "conversations": turns}))
     (tmp_path / "data.jsonl").write_text("\n".join(lines))
     source = {"format": "llava", "path": str(tmp_path / "data.jsonl"), "images": str(tmp_path)}
@@ -49,7 +52,11 @@ def comparison(base_models, tmp_path, monkeypatch):
             "stages": {stage: str(tmp_path / f"{stage}.yaml") for stage in STAGES[:3]},
             "arms": {
                 "stop": {"after": "instruction", "label": "stages I and II"},
-                "text": {"after": "visual_tokens", "recipe": last, "changes": {"training": {"visual_loss_weight": 0.0}}},
+                "text": {
+                    "after": "visual_tokens",
+                    "recipe": last,
+                    "changes": {"training": {"visual_loss_weight": 0.0}},
+                },
                 "images": {"after": "visual_tokens", "recipe": last},
             },
             "compare": [["images", "text"], ["images", "stop"]],
@@ -78,7 +85,10 @@ def test_the_shipped_comparison_has_two_controls_and_three_seeds():
 
 def test_jobs_need_the_stage_they_come_after_and_a_change_of_it_changes_them(comparison):
     plan = plan_comparison(comparison())
-    assert [job.name for job in plan.jobs][:4] == [*(f"stages/{s}/training" for s in STAGES[:3]), "stages/instruction/answers"]
+    assert [job.name for job in plan.jobs][:4] == [
+        *(f"stages/{s}/training" for s in STAGES[:3]),
+        "stages/instruction/answers",
+    ]
     changed = plan_comparison(comparison(changes={"training": {"learning_rate": 0.5}}))
     relabelled = plan_comparison(comparison(title="Other"))
     for job in plan.jobs:
@@ -91,7 +101,10 @@ def test_jobs_need_the_stage_they_come_after_and_a_change_of_it_changes_them(com
     [
         ({"stages": {}}, "needs stages"),
         ({"seeds": [0, 0]}, r"seeds of the comparison are \[0, 0\]"),
-        ({"arms": {"a": {"after": "instructoin"}}}, "unknown stage that arms.a comes after 'instructoin'.*Did you mean"),
+        (
+            {"arms": {"a": {"after": "instructoin"}}},
+            "unknown stage that arms.a comes after 'instructoin'.*Did you mean",
+        ),
         ({"arms": {"a": {"after": "instruction", "changes": {}}}}, "arms.a has changes, but no recipe"),
         ({"compare": [["images", "nobody"]]}, r"compare holds \['images', 'nobody'\]"),
         ({"evaluation": {}}, "evaluation has no tasks"),
@@ -116,9 +129,14 @@ def test_a_whole_comparison_trains_asks_and_reports(comparison, tmp_path):
     outcome = run_jobs(output, plan, plan.jobs, launch)
     assert outcome.finished == [job.name for job in plan.jobs] == done and not outcome.failed
     assert run_jobs(output, plan, plan.jobs, launch).finished == done  # and nothing is done twice
-    assert len(done) == len(plan.jobs) and set(map(lambda c: job_state(output, c), plan.configurations.values())) == {"finished"}
+    assert len(done) == len(plan.jobs) and {job_state(output, one) for one in plan.configurations.values()} == {
+        "finished"
+    }
 
-    folders = {name: output / name / "training" / "model" for name in ("stages/visual_tokens", "arms/text-seed0", "arms/images-seed0")}
+    folders = {
+        name: output / name / "training" / "model"
+        for name in ("stages/visual_tokens", "arms/text-seed0", "arms/images-seed0")
+    }
     start = weights_digest(folders["stages/visual_tokens"])
     for arm in ("arms/text-seed0", "arms/images-seed0"):
         results = json.loads((folders[arm] / "results.json").read_text())
@@ -155,11 +173,19 @@ class TestReport:
                 values = right ^ flips
                 if "images" in job.name:
                     values |= generator.random(len(right)) < more / (1 - level)
-                results = {"steps": 3, "epochs": 1.0, "examples": 8, "rows": 8, "train_loss": 1.0, "parameters": {"trained": 5}}
+                results = {
+                    "steps": 3,
+                    "epochs": 1.0,
+                    "examples": 8,
+                    "rows": 8,
+                    "train_loss": 1.0,
+                    "parameters": {"trained": 5},
+                }
                 if job.kind == "stage-answers":
                     results = {"mine": {
                         "score": 100 * float(values.mean()), "num_questions": len(values), "num_unanswered": 0,
-                        "shuffled": prior, "num_shuffled": 100, "floors": {"majority": 30.0, "question_only_prior": prior},
+                        "shuffled": prior, "num_shuffled": 100,
+                        "floors": {"majority": 30.0, "question_only_prior": prior},
                         "values": (100 * values.astype(int)).tolist(),
                         "images": [f"{index // self.PER_IMAGE}.png" for index in range(len(values))],
                     }}  # fmt: skip
@@ -194,5 +220,5 @@ class TestReport:
         assert not collect_comparison(planted())["enough"]["mine"]["is_enough"]
 
     def test_nothing_finished_is_an_error(self, comparison):
-        with pytest.raises(ValueError, match="No arm of the comparison .* is finished"):
+        with pytest.raises(ValueError, match=r"No arm of the comparison .* is finished"):
             collect_comparison(comparison())

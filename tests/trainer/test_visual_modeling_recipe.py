@@ -1,6 +1,8 @@
 """Recipes of the four stages: the values of the paper, the demo, and how overrides reach what a stage trains."""
 
+import itertools
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -47,7 +49,7 @@ def test_the_defaults_of_the_arguments_are_those_of_the_paper(number, tmp_path):
 @pytest.mark.parametrize("paths", [PAPER, DEMO], ids=["paper", "demo"])
 def test_each_stage_starts_where_the_one_before_it_ends(paths):
     recipes = load_recipes([shipped_path(path) for path in paths])
-    for before, recipe in zip(recipes, recipes[1:]):
+    for before, recipe in itertools.pairwise(recipes):
         assert recipe.model.checkpoint == before.training["output_dir"] and recipe.model.kind == "vtlmm"
     moved = load_recipes([shipped_path(path) for path in paths], ["--2.training.output_dir", "runs/other"])
     assert moved[2].model.checkpoint == "runs/other" and moved[3].model.checkpoint == recipes[3].model.checkpoint
@@ -89,7 +91,9 @@ def test_parts_are_read_from_a_command_line(tmp_path):
 
 class TestModels:
     def recipe(self, base_models, **fields) -> ModelRecipe:
-        return ModelRecipe(**{"kind": "vtlmm", "vision": base_models[0], "text": base_models[1], "image_size": 32, **fields})
+        return ModelRecipe(
+            **{"kind": "vtlmm", "vision": base_models[0], "text": base_models[1], "image_size": 32, **fields}
+        )
 
     def test_the_number_of_visual_tokens_follows_the_size_of_images(self, base_models):
         model, processor = build_model(self.recipe(base_models, adapter={"intermediate_size": 20}))
@@ -115,17 +119,21 @@ class TestModels:
         )
         assert loaded.config.pseudo_image_features and not model.config.pseudo_image_features
         assert "curious user" in its_processor.chat_template  # that of LLaVA-1.5
-        with pytest.raises(ValueError, match="model.image_size is 48, but .* has 32"):
+        with pytest.raises(ValueError, match=r"model\.image_size is 48, but .* has 32"):
             build_model(ModelRecipe(**start, image_size=48))
         with pytest.raises(ValueError, match=r"model.config.vm_head_rank is 3, but .* has None"):
             build_model(ModelRecipe(**start, config={"vm_head_rank": 3}))
 
     def test_a_missing_checkpoint_is_named_with_what_leaves_it(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="which is not here: run the recipe that leaves this folder first"):
+        with pytest.raises(
+            FileNotFoundError, match=r"which is not here: run the recipe that leaves this folder first"
+        ):
             build_model(ModelRecipe(kind="vtlmm", checkpoint=str(tmp_path / "a" / "absent")))
 
 
 def test_settings_of_deepspeed_are_found_from_anywhere(tmp_path, monkeypatch):
-    recipe = recipe_from_dict({"trainer": "visual-modeling", "training": {"deepspeed": "recipes/deepspeed/zero3.json"}})
+    recipe = recipe_from_dict(
+        {"trainer": "visual-modeling", "training": {"deepspeed": "recipes/deepspeed/zero3.json"}}
+    )
     monkeypatch.chdir(tmp_path)
-    assert json.loads(open(recipe._arguments()["deepspeed"]).read())["zero_optimization"]["stage"] == 3
+    assert json.loads(Path(recipe._arguments()["deepspeed"]).read_text())["zero_optimization"]["stage"] == 3

@@ -1,4 +1,4 @@
-"""The four stages: which parameters move and get gradients, what the losses are means over, what is logged, resuming."""
+"""The four stages: which parameters get gradients, what losses are means over, what is logged, and resuming."""
 
 import copy
 import math
@@ -40,7 +40,9 @@ def processor(base_models):
 
 @pytest.fixture
 def trainer_for(processor, tmp_path):
-    return lambda model, stage, *data, **options: trainer_of(model, processor, tmp_path / "run", stage, *data, **options)
+    return lambda model, stage, *data, **options: trainer_of(
+        model, processor, tmp_path / "run", stage, *data, **options
+    )
 
 
 def gradients_of_step(trainer) -> dict[str, torch.Tensor]:
@@ -181,7 +183,9 @@ class TestMeans:
         assert all(math.isfinite(loss) and loss > 0 for loss in losses(trainer))
         assert "visual_entropy" not in trainer.state.log_history[0]
 
-    def test_conversations_that_share_a_row_are_as_in_rows_of_their_own_but_for_their_image(self, base_models, trainer_for):
+    def test_conversations_that_share_a_row_are_as_in_rows_of_their_own_but_for_their_image(
+        self, base_models, trainer_for
+    ):
         data, found = questions(8, per_image=4), []
         for options in ({"conversations_per_row": 1, "per_device_train_batch_size": 8},
                         {"conversations_per_row": 4, "per_device_train_batch_size": 2}):  # fmt: skip
@@ -206,7 +210,9 @@ class TestMeans:
 
 
 class TestImagesAlone:
-    def test_each_distinct_image_is_shown_once_behind_the_token_that_begins_a_text(self, model, trainer_for, processor):
+    def test_each_distinct_image_is_shown_once_behind_the_token_that_begins_a_text(
+        self, model, trainer_for, processor
+    ):
         trainer = trainer_for(model, "visual_tokens", questions(6, per_image=2), questions(4, per_image=4))
         assert len(trainer.train_dataset) == 3 and len(trainer.eval_dataset) == 1
         assert isinstance(trainer._train_collator, ImageCollator)
@@ -247,7 +253,9 @@ class TestImagesAlone:
 class TestEvaluation:
     @pytest.mark.parametrize("batch_size", [1, 3, 8])
     def test_means_do_not_depend_on_batches(self, composed, trainer_for, batch_size):
-        reference = trainer_for(copy.deepcopy(composed), "visual_modeling", None, mixed(8), per_device_eval_batch_size=8)
+        reference = trainer_for(
+            copy.deepcopy(composed), "visual_modeling", None, mixed(8), per_device_eval_batch_size=8
+        )
         expected = reference.evaluate()
         trainer = trainer_for(
             copy.deepcopy(composed), "visual_modeling", None, mixed(8), per_device_eval_batch_size=batch_size
@@ -295,7 +303,9 @@ class TestLogs:
             model.model.vm_head.weight.data.zero_()
             # Whatever an image looks like, one of two opposite tokens is the most probable one, and both are marks.
             model.model.vm_head.weight.data[token] = 1.0
-            other = processor.tokenizer.convert_tokens_to_ids(".") if share else processor.tokenizer("a")["input_ids"][0]
+            other = (
+                processor.tokenizer.convert_tokens_to_ids(".") if share else processor.tokenizer("a")["input_ids"][0]
+            )
             model.model.vm_head.weight.data[other] = -1.0
             assert trainer.evaluate(questions(3))["eval_punctuation_share"] == share
 
@@ -311,9 +321,9 @@ class TestResuming:
     def test_a_run_that_was_killed_ends_as_it_would_have(self, base_models, trainer_for, tmp_path, stage, rank):
         def run(folder, **options):
             trainer = trainer_for(
-                compose_vtlmm(base_models, vm_head_rank=rank).float(), stage, mixed(12), output_dir=str(tmp_path / folder),
-                save_strategy="steps", save_steps=3, logging_steps=2, max_steps=6, optim="adamw_torch",
-                gradient_accumulation_steps=2, per_device_train_batch_size=1, learning_rate=1e-3,
+                compose_vtlmm(base_models, vm_head_rank=rank).float(), stage, mixed(12),
+                output_dir=str(tmp_path / folder), save_strategy="steps", save_steps=3, logging_steps=2, max_steps=6,
+                optim="adamw_torch", gradient_accumulation_steps=2, per_device_train_batch_size=1, learning_rate=1e-3,
                 lr_scheduler_type="cosine",
             )  # fmt: skip
             trainer.train(**options)
@@ -349,17 +359,21 @@ class TestChain:
 
 class TestRefusals:
     def test_what_does_not_fit_the_stage_is_refused(self, model, trainer_for, base_models):
-        with pytest.raises(ValueError, match="vm_head is to be trained .*loss of the stage instruction reaches all but"):
+        with pytest.raises(
+            ValueError, match=r"vm_head is to be trained .*loss of the stage instruction reaches all but"
+        ):
             trainer_for(model, "instruction", questions(2), trainable={"vm_head": "full"})
-        with pytest.raises(ValueError, match="llm is to be trained .*reaches only the VM head"):
+        with pytest.raises(ValueError, match=r"llm is to be trained .*reaches only the VM head"):
             trainer_for(model, "visual_tokens", questions(2), trainable={"llm": "lora"})
-        with pytest.raises(ValueError, match="unknown stage 'visual_token'.*Did you mean 'visual_tokens'"):
+        with pytest.raises(ValueError, match=r"unknown stage 'visual_token'.*Did you mean 'visual_tokens'"):
             trainer_for(model, "visual_token", questions(2))
-        with pytest.raises(ValueError, match="conversations_per_row is 2, but the stage visual_tokens shows images alone"):
+        with pytest.raises(
+            ValueError, match=r"conversations_per_row is 2, but the stage visual_tokens shows images alone"
+        ):
             trainer_for(model, "visual_tokens", questions(2), conversations_per_row=2)
-        with pytest.raises(ValueError, match="visual_loss_weight is 0.5, but the stage alignment has no sum"):
+        with pytest.raises(ValueError, match=r"visual_loss_weight is 0\.5, but the stage alignment has no sum"):
             trainer_for(model, "alignment", questions(2), visual_loss_weight=0.5)
-        with pytest.raises(ValueError, match="pseudo_image_features is on, but the stage visual_tokens"):
+        with pytest.raises(ValueError, match=r"pseudo_image_features is on, but the stage visual_tokens"):
             trainer_for(compose_vtlmm(base_models, pseudo_image_features=True), "visual_tokens", questions(2))
 
     def test_a_model_without_a_head_for_visual_modelling_is_refused(self, base_models, trainer_for):
@@ -367,5 +381,5 @@ class TestRefusals:
         from vistok import GVTForConditionalGeneration
 
         gvt = GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, **RESAMPLER_SIZES)
-        with pytest.raises(ValueError, match="GVTForConditionalGeneration has no VM head"):
+        with pytest.raises(ValueError, match=r"GVTForConditionalGeneration has no VM head"):
             trainer_for(gvt, "alignment", questions(2))

@@ -18,7 +18,9 @@ def compose_vtlmm(base_models, **overrides) -> VTLMMForCausalLM:
 
 
 def vtlmm_processor(base_models) -> VTLMMProcessor:
-    return VTLMMProcessor.from_vision_text_pretrained(*base_models, num_image_tokens=NUM_TOKENS, chat_template="chatml")
+    return VTLMMProcessor.from_vision_text_pretrained(
+        *base_models, num_image_tokens=NUM_TOKENS, chat_template="chatml"
+    )
 
 
 def trainer_of(model, processor, folder, stage, train=None, evaluate=None, **options) -> VisualModelingTrainer:
