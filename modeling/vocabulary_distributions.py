@@ -66,11 +66,13 @@ def distribution_statistics(
     head = _flat_head(features, weight, bias, transform_logits)
     if not 1 <= top_k <= head.vocab_size:
         raise ValueError(f"top_k is {top_k}, expected a number from 1 to the vocabulary's {head.vocab_size}.")
-    like = {"dtype": head.loss_dtype, "device": features.device}
-    num_positions, shape = len(head.features), features.shape[:-1]
-    entropy, found = torch.empty(num_positions, **like), torch.empty(num_positions, top_k, **like)
-    token_ids = torch.empty(num_positions, top_k, dtype=torch.long, device=features.device)
-    whole = torch.empty(num_positions, head.vocab_size, **like) if return_distribution else None
+    num_positions, shape, device = len(head.features), features.shape[:-1], features.device
+    entropy = torch.empty(num_positions, dtype=head.loss_dtype, device=device)
+    found = torch.empty(num_positions, top_k, dtype=head.loss_dtype, device=device)
+    token_ids = torch.empty(num_positions, top_k, dtype=torch.long, device=device)
+    whole = None
+    if return_distribution:
+        whole = torch.empty(num_positions, head.vocab_size, dtype=head.loss_dtype, device=device)
     for rows, shifted, probabilities, log_sum in _tiles(head):
         found[rows], token_ids[rows] = probabilities.topk(top_k, dim=-1)
         entropy[rows] = log_sum - shifted.mul_(probabilities).sum(-1)
