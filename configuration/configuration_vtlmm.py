@@ -47,6 +47,10 @@ class VTLMMConfig(PreTrainedConfig):
         vm_head_rank (`int`, *optional*):
             Makes the visual modelling head the product of two matrices of this rank. By default it is one matrix, as
             in the paper.
+        vm_head_trained (`bool`, *optional*):
+            Whether the visual modelling head has learned anything: `False` of one that was drawn at random, `True`
+            from the first training step with Eq. 9 on. `None` where nobody knows. Models warn of words read with a
+            head that has not.
         base_models (`dict[str, str]`, *optional*):
             Checkpoints (`{"vision": …, "text": …}`: names, folders or Hub ids) which complete a folder that holds only
             the trained weights; `./name` lies in that folder. `None` for a folder that holds all weights.
@@ -83,6 +87,7 @@ class VTLMMConfig(PreTrainedConfig):
     vision_feature_select_strategy: Literal["full", "default"] = "default"
     pseudo_image_features: bool = False
     vm_head_rank: int | None = None
+    vm_head_trained: bool | None = None
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None
     tie_word_embeddings: bool = False

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..modeling.vm_head import last_layer
+from ..modeling.vm_head import last_layer, warn_of_untrained_vm_head
 from ..modeling.vocabulary_distributions import distribution_statistics
 from ..processing.images import BadSampleError, load_image
 from ..processing.square_images import content_patches
@@ -51,6 +51,7 @@ def measure_token_statistics(
         ValueError: if the model has no visual modelling head, there is no image, or `batch_size` is less than 1.
     """
     check_reads_words(model)
+    warn_of_untrained_vm_head(model.config)
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
     vocab_size = len(model.get_input_embeddings().weight)

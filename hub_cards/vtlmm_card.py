@@ -79,7 +79,9 @@ def _architecture(config: PreTrainedConfig, image_size: int | None) -> list[card
         ("language model", card_facts.language_model_in_words(config)),
         (
             "visual modelling head",
-            f"{text.hidden_size} → {card_facts.number(text.vocab_size)}" + (f", of rank {rank}" if rank else ""),
+            f"{text.hidden_size} → {card_facts.number(text.vocab_size)}"
+            + (f", of rank {rank}" if rank else "")
+            + (", random: not trained yet" if config.vm_head_trained is False else ""),
         ),
         ("read by the language model", "pseudo image features (Eq. 8)" if config.pseudo_image_features else ""),
         ("LoRA", card_facts.lora_in_words(config)),

@@ -139,6 +139,7 @@ def convert_llava(
         is_pif = published.pseudo_image_features or "pif" in Path(source).name.lower()
         pseudo_image_features = kind == "vw-lmm" and is_pif
     config = _config(published, names, tower.config, tokenizer, pseudo_image_features)
+    config.vm_head_trained = not new
     expected = expected_shapes(VTLMMForCausalLM, config)
     _refuse_other_weights(source, published, names, tower, expected, new)
     tensors = _planned(names, tower, expected, new)

@@ -15,6 +15,9 @@ class MLPAdapter(VisualTokenizer):
 
     Args:
         config ([`MLPAdapterConfig`]): its sizes.
+
+    Raises:
+        ValueError: if the activation is unknown.
     """
 
     config: MLPAdapterConfig
@@ -24,6 +27,8 @@ class MLPAdapter(VisualTokenizer):
 
     def __init__(self, config: MLPAdapterConfig):
         super().__init__(config)
+        if config.hidden_act not in ACT2FN:
+            raise ValueError(f"hidden_act is {config.hidden_act!r}: choose one of {', '.join(sorted(ACT2FN))}.")
         inner_size = config.intermediate_size or config.output_size
         self.linear_1 = nn.Linear(config.patch_hidden_size, inner_size)
         self.act = ACT2FN[config.hidden_act]

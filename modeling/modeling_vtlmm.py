@@ -20,7 +20,7 @@ from .vision_features import build_vision_tower, patch_grid
 from .visual_positions import predicted_image_positions
 from .visual_tokenizer import VisualTokenizer
 from .visual_words import VisualTokenDistributions, nearest_tokens, visual_token_distributions
-from .vm_head import build_vm_head, last_layer, resize_vm_head
+from .vm_head import build_vm_head, last_layer, resize_vm_head, warn_of_untrained_vm_head
 
 VISUAL_LOSSES = {"visual_modeling": visual_modeling_loss, "visual_tokens": visual_token_loss}
 
@@ -59,6 +59,7 @@ class VTLMMPreTrainedModel(MultimodalPreTrainedModel):
             CheckpointError: if the vision checkpoint is no vision transformer, or weights are truncated or missing.
         """
         model = super().from_vision_text_pretrained(vision, text, **kwargs)
+        model.config.vm_head_trained = False
         if image_size is not None:
             core = getattr(model, model.base_model_prefix, model)
             height, width = patch_grid(model.config.vision_config, (image_size, image_size))
@@ -131,6 +132,7 @@ class VTLMMModel(VTLMMPreTrainedModel, MultimodalModel):
         features = self.get_adapter_features(pixel_values, vision_features, output_attentions)
         if not self.config.pseudo_image_features:
             return features
+        warn_of_untrained_vm_head(self.config)
         return features.with_pseudo_features(
             pseudo_image_features(features.last_hidden_state, self.vm_head, self.get_input_embeddings())
         )
@@ -209,8 +211,8 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             [`VTLMMOutput`].
 
         Raises:
-            ValueError: if `visual_loss` is unknown, or asked of images given as lists of pseudo features; and as
-                [`MultimodalModel.forward`].
+            ValueError: if `visual_loss` is unknown, or asked of images given as lists of pseudo features; if there are
+                not as many labels as tokens; and as [`MultimodalModel.forward`].
         """
         if visual_loss is not None and visual_loss not in VISUAL_LOSSES:
             raise ValueError(f"visual_loss is {visual_loss!r}: choose {', '.join(VISUAL_LOSSES)} or None.")
@@ -231,12 +233,13 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             if labels is not None:
                 loss_lm = self._language_modeling_loss(hidden_states, labels, num_items_in_batch, implementation)
         inputs = inputs_embeds if input_ids is None else input_ids
-        visual_positions, visual_rows = self._visual_positions(inputs, image_features, attention_mask, position_ids)
+        placeholders, visual_positions = self._visual_positions(inputs, image_features, attention_mask, position_ids)
         loss_vm = None
         if visual_loss is not None:
             states = hidden_states[:, :-1][visual_positions[:, 1:].to(hidden_states.device)]
             visual_tokens = self._visual_tokens(image_features, hidden_states)
-            visual_tokens = visual_tokens[visual_rows.to(visual_tokens.device)]
+            predicted = visual_positions[placeholders].to(visual_tokens.device)
+            visual_tokens = visual_tokens[predicted]
             loss_vm = self._visual_loss(visual_loss, states, visual_tokens, num_visual_items, implementation)
         logits = None
         if not skip_logits:
@@ -257,6 +260,11 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
 
     @torch.compiler.disable  # its loops over chunks gain nothing from it
     def _language_modeling_loss(self, hidden_states, labels, num_items, implementation) -> torch.Tensor:
+        if labels.shape != hidden_states.shape[:2]:
+            raise ValueError(
+                f"labels have the shape {tuple(labels.shape)}, expected that of the input ids, "
+                f"{tuple(hidden_states.shape[:2])}: a label for each token, -100 where there is none."
+            )
         labels = labels.to(hidden_states.device)
         predicts = labels[:, 1:] != -100
         head = self._head(hidden_states)
@@ -269,6 +277,10 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         head = self._head(states)
         device = head["lm_head_weight"].device
         features, weight = last_layer(self.model.vm_head, visual_tokens)
+        if kind == "visual_modeling":
+            warn_of_untrained_vm_head(self.config)
+        elif torch.is_grad_enabled() and weight.requires_grad:
+            self.config.vm_head_trained = True  # whoever trains it, and wherever it is saved from here on
         return VISUAL_LOSSES[kind](
             states.to(device),
             image_features=features.to(device),
@@ -281,17 +293,16 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
     def _visual_positions(
         self, inputs, image_features, attention_mask, position_ids
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Predicted image positions, `(batch, sequence_length)`, and of each the row of its visual token."""
+        """Placeholders of images, and which of them are predicted, both `(batch, sequence_length)`."""
         if image_features is None:
             nowhere = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
-            return nowhere, nowhere.new_zeros(0, dtype=torch.long)
+            return nowhere, nowhere
         placeholders = self.model.find_placeholders(inputs)
         real = placeholders
         if image_features.token_mask is not None:
             token_mask = image_features.token_mask.to(placeholders.device)
             real = torch.zeros_like(placeholders).masked_scatter(placeholders, token_mask)
-        positions = predicted_image_positions(real, attention_mask, position_ids, unused=placeholders & ~real)
-        return positions, (placeholders.flatten().cumsum(0) - 1)[positions.flatten()]
+        return placeholders, predicted_image_positions(real, attention_mask, position_ids, unused=placeholders & ~real)
 
     def _visual_tokens(self, image_features, hidden_states) -> torch.Tensor:
         """The adapter's output, a row for each placeholder."""
@@ -332,6 +343,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             ValueError: unless exactly one of `pixel_values` and `vision_features` is given; or if the vocabulary has
                 no `top_k` tokens.
         """
+        warn_of_untrained_vm_head(self.config)
         with torch.no_grad():
             features = self.model.get_adapter_features(pixel_values, vision_features)
         return visual_token_distributions(

@@ -136,9 +136,11 @@ class MultimodalModel(MultimodalPreTrainedModel):
             # The processor knew no images when it wrote placeholders for the largest number of tokens.
             unused = tokenizer.max_num_tokens - mask.shape[1]
             tokens, mask = nn.functional.pad(tokens, (0, 0, 0, unused)), nn.functional.pad(mask, (0, unused))
+        # Elsewhere than on a CPU it takes longer to ask a mask than to leave all as it is.
+        real = [image[kept] for image, kept in zip(tokens, mask)] if tokenizer.variable_num_tokens else list(tokens)
         return self.image_features_class(
             last_hidden_state=tokens * mask.unsqueeze(-1),
-            pooler_output=[image_tokens[kept] for image_tokens, kept in zip(tokens, mask)],
+            pooler_output=real,
             token_mask=mask,
             attentions=visual_tokens.attentions,
             grid_size=features.grid_size,

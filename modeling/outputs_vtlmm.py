@@ -28,10 +28,8 @@ class VTLMMImageFeatures(ImageFeatures):
 
     def with_pseudo_features(self, pseudo_features: torch.Tensor) -> "VTLMMImageFeatures":
         """The same images, of which the language model reads the pseudo features."""
-        mask = pseudo_features.new_ones(pseudo_features.shape[:2], dtype=torch.bool)
-        mask = mask if self.token_mask is None else self.token_mask
-        kept = pseudo_features * mask.unsqueeze(-1)
-        per_image = [image[real] for image, real in zip(kept, mask)]
+        kept = pseudo_features if self.token_mask is None else pseudo_features * self.token_mask.unsqueeze(-1)
+        per_image = [image[: len(own)] for image, own in zip(kept, self.pooler_output)]  # padding is at the end
         return VTLMMImageFeatures(**{**dict(self.items()), "pooler_output": per_image, "pseudo_features": kept})
 
 

@@ -9,7 +9,7 @@ from transformers.modeling_outputs import ModelOutput
 
 from .vm_head import last_layer
 from .vocabulary_chunks import chunks
-from .vocabulary_distributions import distribution_statistics, top_k_tokens
+from .vocabulary_distributions import distribution_statistics
 
 # Similarities that are held at once.
 SIMILARITIES = 2**24
@@ -65,18 +65,13 @@ def visual_token_distributions(
         ValueError: if the vocabulary has no `top_k` tokens.
     """
     features, weight = last_layer(vm_head, image_features)
-    features = features.to(weight.device)
-    statistics = distribution_statistics(features, weight)
-    probabilities, token_ids = top_k_tokens(features, weight, top_k)
-    distribution = None
-    if return_distribution:
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        logits = nn.functional.linear(features.to(weight.dtype), weight)
-        distribution = nn.functional.softmax(logits, dim=-1, dtype=dtype)
+    found = distribution_statistics(
+        features.to(weight.device), weight, top_k=top_k, return_distribution=return_distribution
+    )
     num_tokens = image_features.shape[1]
     if grid_size is None and math.isqrt(num_tokens) ** 2 == num_tokens:  # images are padded to squares
         grid_size = (math.isqrt(num_tokens),) * 2
-    return VisualTokenDistributions(probabilities, token_ids, statistics.entropy, grid_size, distribution)
+    return VisualTokenDistributions(found.probabilities, found.token_ids, found.entropy, grid_size, found.distribution)
 
 
 @torch.no_grad()
@@ -97,8 +92,13 @@ def nearest_tokens(
         `tuple`: similarities from −1 to 1 and token ids, both `(..., top_k)`, the closest first.
 
     Raises:
-        ValueError: if the vocabulary has no `top_k` words.
+        ValueError: if the vocabulary has no `top_k` words, or their embeddings are of another width.
     """
+    if image_features.shape[-1] != table.shape[1]:
+        raise ValueError(
+            f"image_features have the shape {tuple(image_features.shape)}, expected (..., {table.shape[1]}), the "
+            "width of text embeddings: give the adapter's output."
+        )
     is_word = torch.ones(len(table), dtype=torch.bool, device=table.device)
     if no_word is not None:
         is_word = (table != no_word.to(table)).any(-1)
@@ -114,8 +114,9 @@ def nearest_tokens(
         token_ids = word_ids.new_empty(chosen.stop - chosen.start, 0)
         for some in chunks(len(word_ids), max(SIMILARITIES // max(rows, 1), 1)):
             words = nn.functional.normalize(table[word_ids[some]].to(dtype), dim=-1)
-            similarities = torch.cat([similarities, queries[chosen] @ words.t()], dim=1)
-            token_ids = torch.cat([token_ids, word_ids[some].expand(len(similarities), -1)], dim=1)
+            closest, order = (queries[chosen] @ words.t()).topk(min(top_k, len(words)), dim=1)
+            similarities = torch.cat([similarities, closest], dim=1)
+            token_ids = torch.cat([token_ids, word_ids[some][order]], dim=1)
             similarities, order = similarities.topk(min(top_k, similarities.shape[1]), dim=1)
             token_ids = token_ids.gather(1, order)
         found.append((similarities, token_ids))

@@ -1,9 +1,14 @@
 """The visual modelling head of VT-LMM: from visual tokens to distributions over the vocabulary (Eq. 5)."""
 
+from typing import Any
+
 import torch
 from torch import nn
+from transformers.utils import logging
 
 from .plain_matrix import matrix_of
+
+logger = logging.get_logger(__name__)
 
 
 class LowRankVMHead(nn.Module):
@@ -57,6 +62,21 @@ def last_layer(vm_head: nn.Module, image_features: torch.Tensor) -> tuple[torch.
     return image_features, weight
 
 
+def warn_of_untrained_vm_head(config: Any) -> None:
+    """
+    Warns, once, of distributions that mean nothing.
+
+    Args:
+        config ([`VTLMMConfig`]): of the model whose visual modelling head is read.
+    """
+    if config.vm_head_trained is False:
+        logger.warning_once(
+            "The visual modelling head of this model is random (vm_head_trained is False in its config): the words it "
+            'gives to images mean nothing. Train it, with the stage visual_tokens or visual_loss="visual_tokens"; if '
+            "you gave it weights in another way, set config.vm_head_trained to True."
+        )
+
+
 def resize_vm_head(vm_head: nn.Linear | LowRankVMHead, vocab_size: int, std: float) -> None:
     """
     Gives a head as many rows as the vocabulary has tokens, in place; new ones are drawn like the first ones.
@@ -77,4 +97,4 @@ def resize_vm_head(vm_head: nn.Linear | LowRankVMHead, vocab_size: int, std: flo
     layer.out_features = vocab_size
 
 
-__all__ = ["LowRankVMHead", "build_vm_head", "last_layer", "resize_vm_head"]
+__all__ = ["LowRankVMHead", "build_vm_head", "last_layer", "resize_vm_head", "warn_of_untrained_vm_head"]

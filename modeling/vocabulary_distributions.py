@@ -10,30 +10,24 @@ from .vocabulary_chunks import LogitTransform, OutputHead, TileSoftmax, chunks, 
 
 class DistributionStatistics(NamedTuple):
     """
-    What single numbers say of distributions over the vocabulary.
+    What is asked of distributions over the vocabulary.
 
     Attributes:
         entropy (`torch.FloatTensor` of shape `(...)`): in nats.
-        top_probability (`torch.FloatTensor` of shape `(...)`): of the most probable token.
-        top_token (`torch.LongTensor` of shape `(...)`): its id.
+        probabilities (`torch.FloatTensor` of shape `(..., k)`): of the most probable tokens, falling.
+        token_ids (`torch.LongTensor` of shape `(..., k)`): their ids.
+        distribution (`torch.FloatTensor` of shape `(..., vocab_size)`, *optional*): all of it, if that was asked for.
     """
 
     entropy: torch.Tensor
-    top_probability: torch.Tensor
-    top_token: torch.Tensor
-
-
-class TopTokens(NamedTuple):
-    """
-    The most probable tokens of distributions over the vocabulary, the most probable one first.
-
-    Attributes:
-        probabilities (`torch.FloatTensor` of shape `(..., k)`).
-        token_ids (`torch.LongTensor` of shape `(..., k)`).
-    """
-
     probabilities: torch.Tensor
     token_ids: torch.Tensor
+    distribution: torch.Tensor | None = None
+
+    @property
+    def top_token(self) -> torch.Tensor:
+        """Id of the most probable token, `(...)`."""
+        return self.token_ids[..., 0]
 
 
 @torch.no_grad()
@@ -41,77 +35,57 @@ def distribution_statistics(
     features: torch.Tensor,
     weight: torch.Tensor,
     *,
+    top_k: int = 1,
+    return_distribution: bool = False,
     bias: torch.Tensor | None = None,
     transform_logits: LogitTransform | None = None,
     add_to: torch.Tensor | None = None,
 ) -> DistributionStatistics:
     """
-    Entropy and most probable token of softmax(features · weightᵀ) at every position, such as those of the visual-token
-    distributions P' (VT-LMM, Eq. 5) with image features and the visual-modelling head. Computed in float32, or float64
-    if the inputs are, without a matrix of all logits and without a graph.
+    Entropy and most probable tokens of softmax(features · weightᵀ) at every position, such as those of the
+    visual-token distributions P' (VT-LMM, Eq. 5) with image features and the visual-modelling head. Exact, in float32,
+    or float64 if the inputs are; in one pass, without a graph, and with a matrix of all logits only if whole
+    distributions are asked for.
 
     Args:
         features (`torch.FloatTensor` of shape `(..., width)`): what the head is applied to.
         weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head.
+        top_k (`int`, *optional*, defaults to 1): how many tokens of each distribution.
+        return_distribution (`bool`, *optional*, defaults to `False`): whether to return whole distributions too.
         bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head.
         transform_logits (`Callable`, *optional*): what is done to logits behind the head, row by row.
         add_to (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): the distributions are added to it, in its
             dtype.
 
     Returns:
-        [`DistributionStatistics`]: `entropy`, `top_probability` and `top_token`, each of the shape `(...)`.
+        [`DistributionStatistics`].
 
     Raises:
-        ValueError: if the shapes do not fit together.
+        ValueError: if the shapes do not fit together, or the vocabulary has no `top_k` tokens.
     """
     head = _flat_head(features, weight, bias, transform_logits)
-    statistics = [torch.empty(len(head.features), dtype=head.loss_dtype, device=features.device) for _ in range(2)]
-    entropy, top_probability = statistics
-    top_token = torch.empty(len(head.features), dtype=torch.long, device=features.device)
+    if not 1 <= top_k <= head.vocab_size:
+        raise ValueError(f"top_k is {top_k}, expected a number from 1 to the vocabulary's {head.vocab_size}.")
+    num_positions, shape, device = len(head.features), features.shape[:-1], features.device
+    entropy = torch.empty(num_positions, dtype=head.loss_dtype, device=device)
+    found = torch.empty(num_positions, top_k, dtype=head.loss_dtype, device=device)
+    token_ids = torch.empty(num_positions, top_k, dtype=torch.long, device=device)
+    whole = None
+    if return_distribution:
+        whole = torch.empty(num_positions, head.vocab_size, dtype=head.loss_dtype, device=device)
     for rows, shifted, probabilities, log_sum in _tiles(head):
-        top_probability[rows], top_token[rows] = probabilities.max(-1)
+        found[rows], token_ids[rows] = probabilities.topk(top_k, dim=-1)
         entropy[rows] = log_sum - shifted.mul_(probabilities).sum(-1)
+        if whole is not None:
+            whole[rows] = probabilities
         if add_to is not None:
             add_to += probabilities.sum(0, dtype=add_to.dtype)
-    return DistributionStatistics(*(value.view(features.shape[:-1]) for value in (*statistics, top_token)))
-
-
-@torch.no_grad()
-def top_k_tokens(
-    features: torch.Tensor,
-    weight: torch.Tensor,
-    k: int,
-    *,
-    bias: torch.Tensor | None = None,
-    transform_logits: LogitTransform | None = None,
-) -> TopTokens:
-    """
-    The k most probable tokens of softmax(features · weightᵀ) at every position: exact, in float32, or float64 if the
-    inputs are, without a matrix of all logits and without a graph.
-
-    Args:
-        features (`torch.FloatTensor` of shape `(..., width)`): what the head is applied to.
-        weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head.
-        k (`int`): how many tokens.
-        bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head.
-        transform_logits (`Callable`, *optional*): what is done to logits behind the head, row by row.
-
-    Returns:
-        [`TopTokens`]: `probabilities` and `token_ids`, both of the shape `(..., k)`.
-
-    Raises:
-        ValueError: if the shapes do not fit together, or the vocabulary has no k tokens.
-    """
-    head = _flat_head(features, weight, bias, transform_logits)
-    if not 1 <= k <= head.vocab_size:
-        raise ValueError(f"k is {k}, expected a number from 1 to the vocabulary's {head.vocab_size}.")
-    size = (len(head.features), k)
-    found = torch.empty(size, dtype=head.loss_dtype, device=features.device)
-    token_ids = torch.empty(size, dtype=torch.long, device=features.device)
-    for rows, _, probabilities, _ in _tiles(head):
-        found[rows], token_ids[rows] = probabilities.topk(k, dim=-1)
-    shape = (*features.shape[:-1], k)
-    return TopTokens(found.view(shape), token_ids.view(shape))
+    return DistributionStatistics(
+        entropy.view(shape),
+        found.view(*shape, top_k),
+        token_ids.view(*shape, top_k),
+        None if whole is None else whole.view(*shape, head.vocab_size),
+    )
 
 
 def _flat_head(
@@ -141,4 +115,4 @@ def _tiles(head: OutputHead) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor
             yield rows, *softmax(products[tile])
 
 
-__all__ = ["DistributionStatistics", "TopTokens", "distribution_statistics", "top_k_tokens"]
+__all__ = ["DistributionStatistics", "distribution_statistics"]

@@ -28,6 +28,10 @@ class MultimodalProcessor(ProcessorMixin):
         """Makes the tokenizer fit for images; returns the chat template as Jinja."""
         if tokenizer is None:
             raise TypeError(f"{type(self).__name__} got no tokenizer: give that of the language model as tokenizer.")
+        if not isinstance(num_image_tokens, int) or num_image_tokens < 1:
+            raise ValueError(
+                f"num_image_tokens is {num_image_tokens!r}: give the number of visual tokens of an image, 1 or more."
+            )
         if not isinstance(chat_template, str):
             raise TypeError(
                 f"chat_template is a {type(chat_template).__name__}: give one Jinja template, or the name of one."

@@ -23,6 +23,7 @@ class GVTProcessor(MultimodalProcessor):
 
     Raises:
         TypeError: if an argument has no such name, the tokenizer is missing or the chat template is no text.
+        ValueError: if the chat template is unknown, or an image has no number of visual tokens from 1 on.
 
     Example:
 

@@ -28,7 +28,7 @@ class VTLMMProcessor(MultimodalProcessor):
 
     Raises:
         TypeError: if an argument has no such name, the tokenizer is missing or the chat template is no text.
-        ValueError: if the chat template is unknown.
+        ValueError: if the chat template is unknown, or an image has no number of visual tokens from 1 on.
 
     Example:
 

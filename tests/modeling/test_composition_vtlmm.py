@@ -38,6 +38,7 @@ def test_parts_are_those_of_the_checkpoints_and_the_rest_is_new(base_models):
     for parameter in (model.model.vm_head.weight, model.model.adapter.linear_1.weight):
         assert abs(parameter.std() - 0.02) < 0.003
     assert model.config.adapter_config.num_tokens == 9
+    assert model.config.vm_head_trained is False
     assert VTLMMForCausalLM.from_vision_text_pretrained(*base_models, image_size=40).model.adapter.max_num_tokens == 25
 
 

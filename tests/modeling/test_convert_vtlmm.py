@@ -167,6 +167,7 @@ class TestConfig:
         assert config.text_config.model_type == "mistral" and config.text_config.sliding_window is None
         assert config.text_config.rope_parameters["rope_theta"] == 1_000_000.0
         assert config.dtype == torch.float16 and config.architectures == ["VTLMMForCausalLM"]
+        assert config.vm_head_trained is True
         assert conversion.chat_template == "mistral" and not config.pseudo_image_features
 
     def test_a_mistral_without_a_name_is_known_by_its_sliding_window(self, tmp_path):

@@ -113,6 +113,7 @@ class TestNewHead:
             heads.append(load_file(tmp_path / str(number) / "model.safetensors")[VM_HEAD])
             torch.rand(3)
         assert conversion.new == [VM_HEAD] and conversion.kind == "llava"
+        assert conversion.config.vm_head_trained is False
         assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
         assert heads[0].shape == (344, 48) and heads[0].dtype == torch.bfloat16
         model = VTLMMForCausalLM(conversion.config)

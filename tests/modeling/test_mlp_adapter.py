@@ -57,6 +57,11 @@ def test_another_activation_may_be_chosen():
     assert torch.allclose(adapter(patches).tokens, adapter.linear_2(adapter.linear_1(patches).clamp(min=0)))
 
 
+def test_an_unknown_activation_is_named():
+    with pytest.raises(ValueError, match="hidden_act is 'gello': choose one of gelu, "):
+        MLPAdapter(MLPAdapterConfig(**SIZES, hidden_act="gello"))
+
+
 def test_what_does_not_fit_is_refused_with_both_numbers():
     with pytest.raises(ValueError, match=r"5 wide.*patch_hidden_size=6"):
         MLPAdapter(MLPAdapterConfig(**SIZES))(torch.randn(1, 3, 5))

@@ -374,3 +374,9 @@ def test_a_training_step_can_be_compiled():
     found.backward()
     assert same(found, expected, 1e-4)
     assert same(model.lm_head.weight.grad, gradient, 1e-4)
+
+
+def test_labels_of_another_shape_are_refused():
+    inputs = batch(*ROWS) | {"pixel_values": pixels(5)}
+    with pytest.raises(ValueError, match=r"labels have the shape \(4, 3\), expected that of the input ids, \(4, "):
+        tiny_vtlmm()(**inputs, labels=inputs["input_ids"][:, :3], skip_logits=True)

@@ -49,7 +49,7 @@ def test_words_of_half_precision_are_given_in_float32():
 def test_more_words_than_there_are_are_refused():
     model = tiny_vtlmm()
     for top_k in (0, VOCAB_SIZE + 1):
-        with pytest.raises(ValueError, match=f"k is {top_k}"):
+        with pytest.raises(ValueError, match=f"top_k is {top_k}"):
             model.get_visual_tokens(pixels(1), top_k=top_k)
         with pytest.raises(ValueError, match=f"top_k is {top_k}, .*383 words"):
             model.nearest_text_tokens(torch.randn(2, 48), top_k=top_k)
@@ -89,6 +89,11 @@ def test_placeholder_and_rows_that_equal_its_are_no_words():
         weight[350:] = weight[IMAGE_TOKEN_ID]
     _, token_ids = model.nearest_text_tokens(weight[IMAGE_TOKEN_ID].expand(1, 48), top_k=5)
     assert not set(token_ids.flatten().tolist()) & {IMAGE_TOKEN_ID, *range(350, VOCAB_SIZE)}
+
+
+def test_features_of_another_width_have_no_nearest_words():
+    with pytest.raises(ValueError, match=r"shape \(3, 7\), expected \(..., 48\)"):
+        tiny_vtlmm().nearest_text_tokens(torch.randn(3, 7))
 
 
 def test_nearest_tokens_of_half_precision():

@@ -223,3 +223,9 @@ def test_what_does_not_fit_is_refused(base_models):
         VTLMMProcessor.from_vision_text_pretrained(*base_models, image_start_text="[")
     with pytest.raises(TypeError, match="VTLMMProcessor got no tokenizer"):
         VTLMMProcessor(tiny_image_processor())
+
+
+@pytest.mark.parametrize("number", [0, -1, "9", 9.0, None])
+def test_an_image_has_at_least_one_visual_token(number):
+    with pytest.raises(ValueError, match=f"num_image_tokens is {number!r}: give the number"):
+        tiny_vtlmm_processor(num_image_tokens=number)
