@@ -386,7 +386,7 @@ class TestRefusals:
 
 
 class TestPlantedOptimum:
-    """Nine patches, told apart by more directions than there are patches: a full head can say what is expected there."""
+    """Nine patches, told apart by more directions than patches: a full head can say what is expected there."""
 
     def test_stage_three_drives_the_divergence_to_zero_and_stage_four_learns_what_it_left(
         self, base_models, trainer_for
