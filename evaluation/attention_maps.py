@@ -73,7 +73,7 @@ def patch_attention(attention: torch.Tensor, grid_size: tuple[int, int], num_pre
     return attention[..., num_prefix_tokens : num_prefix_tokens + num_patches].unflatten(-1, tuple(grid_size))
 
 
-def seen_image(model: PreTrainedModel, processor: Any, image: ImageSource) -> Image.Image:
+def seen_image(model: PreTrainedModel, processor: Any, image: ImageSource, scale: int = 1) -> Image.Image:
     """
     An image as the model sees it: resized and cropped by the processor, and cut to whole patches.
 
@@ -81,24 +81,43 @@ def seen_image(model: PreTrainedModel, processor: Any, image: ImageSource) -> Im
         model (`PreTrainedModel`): a composed model; its tower says how large a patch is.
         processor (`ProcessorMixin`): the processor that belongs to it.
         image: path, bytes or PIL image, as in [`load_image`].
+        scale (`int`, *optional*, defaults to 1):
+            The same part of the image in a resolution so many times finer, for the eye. An image processor whose size
+            cannot be told leaves it at the model's.
 
     Returns:
-        `PIL.Image.Image`: RGB, with sides of `grid_size` times the patch size, in pixels.
+        `PIL.Image.Image`: RGB, with sides of `grid_size` times the patch size times `scale`, in pixels.
     """
     image_processor = processor.image_processor
-    pixels = _pixel_values(processor, image)[0].double().numpy().transpose(1, 2, 0)
+    values = _pixel_values(processor, image)
+    if scale > 1:
+        finer = _finer_pixel_values(processor, image, scale)
+        scale = scale if finer.shape[2:] == tuple(scale * side for side in values.shape[2:]) else 1
+        values = finer if scale > 1 else values
+    pixels = values[0].double().numpy().transpose(1, 2, 0)
     if getattr(image_processor, "do_normalize", True):
         pixels = pixels * np.asarray(image_processor.image_std) + np.asarray(image_processor.image_mean)
     if getattr(image_processor, "do_rescale", True):
         pixels = pixels / image_processor.rescale_factor
     patch_size = model.config.vision_config.patch_size
     patch_height, patch_width = patch_size if isinstance(patch_size, (list, tuple)) else (patch_size, patch_size)
+    patch_height, patch_width = scale * patch_height, scale * patch_width
     height, width = pixels.shape[0] // patch_height * patch_height, pixels.shape[1] // patch_width * patch_width
     return Image.fromarray(np.rint(pixels[:height, :width].clip(0, 255)).astype(np.uint8))
 
 
-def _pixel_values(processor: Any, image: ImageSource) -> torch.Tensor:
-    return processor.image_processor(images=[load_image(image)], return_tensors="pt")["pixel_values"]
+def _pixel_values(processor: Any, image: ImageSource, **sizes: Any) -> torch.Tensor:
+    return processor.image_processor(images=[load_image(image)], return_tensors="pt", **sizes)["pixel_values"]
+
+
+def _finer_pixel_values(processor: Any, image: ImageSource, scale: int) -> torch.Tensor:
+    image_processor = processor.image_processor
+    sizes = {
+        name: {side: scale * pixels for side, pixels in dict(size).items() if pixels is not None}
+        for name in ("size", "crop_size")
+        if (size := getattr(image_processor, name, None)) is not None
+    }
+    return _pixel_values(processor, image, **sizes)
 
 
 def upsample_attention(attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -8,7 +8,7 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import cli_ask, cli_convert, cli_demo, cli_evaluate, cli_fetch, cli_scenes, cli_study, cli_train
+from . import cli_ask, cli_convert, cli_demo, cli_evaluate, cli_fetch, cli_scenes, cli_study, cli_train, cli_words
 
 # In the order of the help. Each has SUMMARY, DESCRIPTION, add_arguments and run; one with TAKES_OVERRIDES finds
 # further arguments in `options.rest`.
@@ -20,6 +20,7 @@ COMMANDS = {
     "evaluate": cli_evaluate,
     "scenes": cli_scenes,
     "study": cli_study,
+    "words": cli_words,
     "convert": cli_convert,
 }
 

@@ -1,0 +1,292 @@
+"""A map of words as a picture: the image with the most probable word in each patch (VT-LMM, Figure 4)."""
+
+import io
+import math
+import os
+import unicodedata
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont, features
+
+from ..configuration.optional import require
+from ..modeling.atomic_folder import write_bytes_atomically
+from .word_map import WordMap
+
+SMALLEST_PATCH = 56  # pixels
+WANTED_SIDE = 1600
+LARGEST_TEXT, SMALLEST_TEXT = 0.27, 0.14  # of a patch
+COMFORTABLE = 0.75  # of the largest text: a word that would be smaller is written on two lines
+READABLE = 11.0  # pixels
+ROOM = 0.93  # of a patch, that a word may fill
+COLOR_MAP = "viridis"
+VEIL = 0.55
+ELLIPSIS = "…"
+
+
+def draw_word_map(
+    word_map: WordMap,
+    path: str | os.PathLike,
+    *,
+    shading: bool = False,
+    patch_size: int | None = None,
+    font: str | os.PathLike | None = None,
+    dpi: int = 300,
+) -> None:
+    """
+    Draws an image with the first word of each patch into a PNG file.
+
+    Args:
+        word_map ([`WordMap`]): from [`read_word_map`].
+        path (`str`): PNG file. Its folder is made if need be.
+        shading (`bool`, *optional*, defaults to `False`): lay a colour over each patch, by the score of its word, with
+            a colour bar below the image.
+        patch_size (`int`, *optional*): width of a patch in pixels, at least 56; by default so that the picture's
+            longer side has 1600 pixels or more.
+        font (`str`, *optional*): TrueType or OpenType file, for scripts that DejaVu Sans lacks, such as Chinese. What
+            neither has is written as its code point, `U+4E2D`.
+        dpi (`int`, *optional*, defaults to 300): resolution that the file names.
+
+    Raises:
+        ImportError: if matplotlib is not installed; names the extra.
+        FileNotFoundError, ValueError: if there is no such font, it is none, or `patch_size` is less than 56.
+    """
+    picture = word_picture(word_map, shading=shading, patch_size=patch_size, font=font)
+    stream = io.BytesIO()
+    picture.save(stream, "PNG", dpi=(dpi, dpi))
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    write_bytes_atomically(Path(path), stream.getvalue())
+
+
+def word_picture(
+    word_map: WordMap, *, shading: bool = False, patch_size: int | None = None, font: str | os.PathLike | None = None
+) -> Image.Image:
+    """
+    An image with the first word of each patch: see [`draw_word_map`].
+
+    Returns:
+        `PIL.Image.Image`: RGB; `patch_size` times the grid, and the colour bar.
+    """
+    rows, columns = word_map.grid_size
+    side = _patch_side(word_map.grid_size, patch_size)
+    size = (columns * side, rows * side)
+    picture = word_map.image.convert("RGB").resize(size, Image.Resampling.LANCZOS)
+    if shading:
+        picture = _shaded(picture, word_map)
+    _draw_grid(picture, side)
+    draw, fonts = ImageDraw.Draw(picture), Fonts(font)
+    for row in range(rows):
+        for column in range(columns):
+            centre = ((column + 0.5) * side, (row + 0.5) * side)
+            _write(draw, fonts, str(word_map.words[row, column, 0]), centre, side)
+    return _with_color_bar(picture, word_map, fonts) if shading else picture
+
+
+def check_patch_size(patch_size: int | None) -> None:
+    """
+    Raises:
+        ValueError: if patches of this width, in pixels, are too small for words.
+    """
+    if patch_size is not None and patch_size < SMALLEST_PATCH:
+        raise ValueError(
+            f"patch_size is {patch_size} pixels, expected at least {SMALLEST_PATCH}, in which words can be read."
+        )
+
+
+def _patch_side(grid_size: tuple[int, int], asked: int | None) -> int:
+    check_patch_size(asked)
+    return asked or max(SMALLEST_PATCH, -(-WANTED_SIDE // max(grid_size)))
+
+
+def _write(draw: ImageDraw.ImageDraw, fonts: "Fonts", word: str, centre: tuple[float, float], side: int) -> None:
+    text, font = fonts.fitted(word, ROOM * side, LARGEST_TEXT * side, SMALLEST_TEXT * side, can_break=True)
+    draw.text(
+        centre, text, font=font, fill="white", anchor="mm", align="center", spacing=0.1 * font.size,
+        stroke_width=max(1, round(font.size / 9)), stroke_fill="black",
+    )  # fmt: skip
+
+
+def _draw_grid(picture: Image.Image, side: int) -> None:
+    lines = Image.new("RGBA", picture.size, (0, 0, 0, 0))
+    draw = ImageDraw.Draw(lines)
+    for x in range(side, picture.width, side):
+        draw.line([(x, 0), (x, picture.height)], fill=(255, 255, 255, 70), width=1)
+    for y in range(side, picture.height, side):
+        draw.line([(0, y), (picture.width, y)], fill=(255, 255, 255, 70), width=1)
+    picture.paste(lines, mask=lines)
+
+
+def _bounds(word_map: WordMap) -> tuple[float, float]:
+    """Scores at the ends of the colours: from 0 where they are probabilities."""
+    scores = word_map.scores[..., 0]
+    low = 0.0 if word_map.measure == "probability" else float(scores.min())
+    return low, max(float(scores.max()), low + 1e-12)
+
+
+def _shaded(picture: Image.Image, word_map: WordMap) -> Image.Image:
+    low, high = _bounds(word_map)
+    colors = require("matplotlib", "draw").colormaps[COLOR_MAP]((word_map.scores[..., 0] - low) / (high - low))
+    veil = Image.fromarray((255 * colors[..., :3]).astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
+    return Image.blend(picture.convert("L").convert("RGB"), veil, VEIL)  # a grey image changes no hue
+
+
+def _with_color_bar(picture: Image.Image, word_map: WordMap, fonts: "Fonts") -> Image.Image:
+    height = max(24, picture.width // 40)
+    margin, bar_width = height // 2, picture.width // 4
+    framed = Image.new("RGB", (picture.width, picture.height + 2 * height), "white")
+    framed.paste(picture, (0, 0))
+    top, low, high = picture.height + margin, *_bounds(word_map)
+    colors = require("matplotlib", "draw").colormaps[COLOR_MAP](np.linspace(0, 1, bar_width))[None, :, :3]
+    bar = Image.fromarray((255 * colors).astype(np.uint8)).resize((bar_width, height))
+    draw = ImageDraw.Draw(framed)
+    x = margin
+    for text, colour in ((f"{low:.3g}", None), ("", bar), (f"{high:.3g}   {word_map.measure} of the word", None)):
+        if colour is not None:
+            framed.paste(colour, (x, top))
+            x += bar_width + margin // 2
+            continue
+        shown, font = fonts.fitted(text, picture.width - x, largest=0.8 * height, smallest=0.4 * height)
+        draw.text((x, top + height / 2), shown, font=font, fill="black", anchor="lm")
+        x += round(font.getlength(shown)) + margin // 2
+    return framed
+
+
+@dataclass
+class Fonts:
+    """
+    The fonts of labels: one that was given, and DejaVu Sans, which matplotlib brings along.
+
+    Args:
+        given (`str`, *optional*): a font file, which is tried first.
+    """
+
+    given: str | os.PathLike | None = None
+    _sized: dict[tuple[str, float], ImageFont.FreeTypeFont] = field(default_factory=dict, init=False)
+
+    @cached_property
+    def files(self) -> list[tuple[str, frozenset[int]]]:
+        """Font files with the code points that they have pictures for."""
+        data_path = Path(require("matplotlib", "draw").get_data_path())
+        files = [str(data_path / "fonts" / "ttf" / "DejaVuSans.ttf")]
+        if self.given is not None:
+            if not Path(self.given).is_file():
+                raise FileNotFoundError(f"There is no font {os.fspath(self.given)!r}: give a .ttf or .otf file.")
+            files.insert(0, os.fspath(self.given))
+        return [(file, self._code_points(file)) for file in files]
+
+    def _code_points(self, file: str) -> frozenset[int]:
+        try:
+            return frozenset(require("matplotlib.ft2font", "draw").FT2Font(file).get_charmap())
+        except (RuntimeError, OSError) as error:
+            raise ValueError(
+                f"{file} is no font that FreeType can read ({error}): give a .ttf or .otf file."
+            ) from error
+
+    def fitted(
+        self, text: str, width: float, largest: float, smallest: float, can_break: bool = False
+    ) -> tuple[str, ImageFont.FreeTypeFont]:
+        """
+        A text that fits: as large as may be, on two lines if it is long, and at the smallest size shortened.
+
+        Args:
+            text (`str`): of one line.
+            width (`float`): room, in pixels.
+            largest, smallest (`float`): sizes of the font in pixels; none is less than 11.
+            can_break (`bool`, *optional*, defaults to `False`): whether there is room for two lines.
+
+        Returns:
+            `tuple`: the text, whose end "…" may stand for, and which holds `U+…` in place of what no font has; and the
+            font.
+        """
+        file, text = self.printable(text)
+        smallest = max(smallest, READABLE)
+        size = self._fitting_size(file, [text], width, max(largest, smallest))
+        if can_break and size < COMFORTABLE * largest and len(text) > 1:
+            lines = two_lines(text)
+            size = min(self._fitting_size(file, lines, width, largest), COMFORTABLE * largest)
+            text = "\n".join(lines)
+        font = self._font(file, max(size, smallest))
+        return "\n".join(self._shortened(text.split("\n"), font, width)), font
+
+    def _fitting_size(self, file: str, lines: list[str], width: float, largest: float) -> float:
+        def length(size: float) -> float:
+            return max(self._font(file, size).getlength(line) for line in lines)
+
+        if length(largest) <= width:
+            return largest
+        # In half pixels: few sizes, and so few fonts that are kept. Widths are in proportion to them but for rounding.
+        size = math.floor(2 * largest * width / length(largest)) / 2
+        while size > 1 and length(size) > width:
+            size -= 0.5
+        return max(size, 1.0)
+
+    def _shortened(self, lines: list[str], font: ImageFont.FreeTypeFont, width: float) -> list[str]:
+        """What comes behind the first line that is too long is left out with its end."""
+        for place, line in enumerate(lines):
+            if font.getlength(line) > width:
+                while len(line) > 1 and font.getlength(line + ELLIPSIS) > width:
+                    line = line[:-1]
+                return [*lines[:place], line + ELLIPSIS]
+        return lines
+
+    def printable(self, text: str) -> tuple[str, str]:
+        """
+        How a text can be printed.
+
+        Args:
+            text (`str`): a label.
+
+        Returns:
+            `tuple[str, str]`: file of a font that has the whole text, and the text; if there is none, DejaVu Sans and
+            the text with `U+…` in place of what it lacks.
+        """
+        if _can_be_laid_out(text):
+            for file, code_points in self.files:
+                if all(ord(letter) in code_points for letter in text):
+                    return file, text
+        file, code_points = self.files[-1]
+        return file, escaped(text, code_points)
+
+    def _font(self, file: str, size: float) -> ImageFont.FreeTypeFont:
+        key = (file, size)
+        if key not in self._sized:
+            self._sized[key] = ImageFont.truetype(file, size)
+        return self._sized[key]
+
+
+def two_lines(text: str) -> list[str]:
+    """
+    A text in two halves, with a hyphen where a word is broken.
+
+    Args:
+        text (`str`): of two characters, at least.
+    """
+    middle = (len(text) + 1) // 2
+    is_within_word = text[middle - 1].isalpha() and text[middle].isalpha()
+    return [text[:middle] + ("-" if is_within_word else ""), text[middle:]]
+
+
+def _can_be_laid_out(text: str) -> bool:
+    """Scripts from right to left need a library that Pillow may have been built without."""
+    return features.check("raqm") or not any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
+
+
+def escaped(text: str, code_points: Any) -> str:
+    """
+    A text with the code point in place of each character that a font lacks, or that cannot be laid out.
+
+    Args:
+        text (`str`): a label.
+        code_points (`frozenset[int]`): what the font has.
+    """
+    shown = [
+        letter if ord(letter) in code_points and _can_be_laid_out(letter) else f"U+{ord(letter):04X}"
+        for letter in text
+    ]
+    return "".join(shown)
+
+
+__all__ = ["Fonts", "check_patch_size", "draw_word_map", "escaped", "two_lines", "word_picture"]
