@@ -15,7 +15,7 @@ from .visual_modeling_recipe import VisualModelingRecipe
 
 TRAINERS: dict[str, type[Recipe]] = {
     recipe_class.trainer: recipe_class
-    for recipe_class in (VisualLanguageRecipe, VisualModelingRecipe, FeatureDistillationRecipe)
+    for recipe_class in (VisualLanguageRecipe, FeatureDistillationRecipe, VisualModelingRecipe)
 }
 """The recipe class of each trainer, by the name that `trainer` has in a recipe: the one place to add another."""
 

@@ -27,8 +27,8 @@ from .study_jobs import RESULTS, is_finished, read_json
 
 REPORT_FILES = ("comparison.json", "comparison.csv", "comparison.md")
 LEAST_GAIN, LEAST_QUESTIONS = 10.0, 2000
-"""Nothing is concluded unless an arm that is compared beats the prior of the question alone by so many points, on so
-many questions."""
+"""Nothing is concluded unless the arm that stops before the others beats the prior of the question alone by so many
+points, on so many questions."""
 
 _PER_QUESTION = ("values", "images")
 
@@ -72,9 +72,10 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         }
         for arm in found
     }
+    counts = {task: found[next(iter(found))][0][task]["num_questions"] for task in tasks}
     return {
         "title": recipe.title,
-        "tasks": {task: found[next(iter(found))][0][task]["num_questions"] for task in tasks},
+        "tasks": counts,
         "trainings": {name: _training(finished[name]) for name in finished if name.endswith(f"/{TRAINING}")},
         "arms": arms,
         "differences": [
@@ -83,7 +84,7 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
             if {first, second} <= set(found)
         ],
         "seed_spread": {measure: asdict(scores.variances[measure]) for measure in scores.measures},
-        "enough": {task: _is_enough(arms, task, found) for task in tasks},
+        "enough": {task: _is_enough(recipe, arms, task, counts[task]) for task in tasks},
         "cost": {name: results["cost"]["cpu_seconds"] for name, results in finished.items()},
         "missing": [job.name for job in plan.jobs if job.name not in finished],
         "recipe": recipe.to_dict(),
@@ -128,13 +129,14 @@ def _training(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "parameters": results.get("parameters"), "cpu_seconds": document["cost"]["cpu_seconds"]}
 
 
-def _is_enough(arms: Mapping[str, Any], task: str, found: Mapping[str, Any]) -> dict[str, Any]:
-    """Of the arm that scores least: how far it is above the prior of the question alone."""
-    prior = next(iter(arms.values()))["floors"][task].get("question_only_prior")
-    count = next(iter(found.values()))[0][task]["num_questions"]
-    least = min(arm["scores"][task]["value"] for arm in arms.values())
-    gain = None if prior is None else least - prior
+def _is_enough(recipe: StageComparison, arms: Mapping[str, Any], task: str, count: int) -> dict[str, Any]:
+    """How far above the prior of the question alone the arm is that stops before the others; else the weakest one."""
+    stops = [arm for arm in arms if recipe.arms[arm].get("recipe") is None] or list(arms)
+    weakest = min(stops, key=lambda arm: arms[arm]["scores"][task]["value"])
+    prior = arms[weakest]["floors"][task].get("question_only_prior")
+    gain = None if prior is None else arms[weakest]["scores"][task]["value"] - prior
     return {
+        "arm": weakest,
         "gain": gain,
         "num_questions": count,
         "is_enough": gain is not None and gain >= LEAST_GAIN and count >= LEAST_QUESTIONS,
@@ -261,17 +263,17 @@ def conclusion(found: Mapping[str, Any]) -> str:
     Args:
         found (`dict`): from [`collect_comparison`].
     """
+    labels = {arm: entry["label"] for arm, entry in found["arms"].items()}
     poor = [task for task, entry in found["enough"].items() if not entry["is_enough"]]
     told = []
     for task in poor:
         entry = found["enough"][task]
         gain = "unknown" if entry["gain"] is None else f"{entry['gain']:.1f} points"
         told.append(
-            f"- {task}: no conclusion. The weakest arm is {gain} above the prior of the question alone, on "
+            f"- {task}: no conclusion. {labels[entry['arm']]}: {gain} above the prior of the question alone, on "
             f"{number(entry['num_questions'])} questions; {LEAST_GAIN:g} points on {number(LEAST_QUESTIONS)} are "
             "needed."
         )
-    labels = {arm: entry["label"] for arm, entry in found["arms"].items()}
     for entry in found["differences"]:
         first, second = (labels[arm] for arm in entry["arms"])
         for task in found["tasks"]:

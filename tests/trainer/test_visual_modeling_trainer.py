@@ -383,3 +383,31 @@ class TestRefusals:
         gvt = GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, **RESAMPLER_SIZES)
         with pytest.raises(ValueError, match=r"GVTForConditionalGeneration has no VM head"):
             trainer_for(gvt, "alignment", questions(2))
+
+
+class TestPlantedOptimum:
+    """Nine patches, told apart by more directions than patches: a full head can say what is expected there."""
+
+    def test_stage_three_drives_the_divergence_to_zero_and_stage_four_learns_what_it_left(
+        self, base_models, trainer_for
+    ):
+        options = {"optim": "adamw_torch", "max_steps": 150, "logging_steps": 150, "max_grad_norm": 1.0}
+        model = compose_vtlmm(base_models)
+        trainer = trainer_for(model, "visual_tokens", questions(1), questions(1), learning_rate=0.1, **options)
+        before = trainer.evaluate()["eval_loss_vm"]
+        trainer.train()
+        after = trainer.evaluate()
+        assert before > 0.2 and after["eval_loss_vm"] < 0.01 * before
+        # P' is Q then, and its perplexity is that of its own entropy.
+        assert after["eval_visual_perplexity"] == pytest.approx(math.exp(after["eval_visual_entropy"]), rel=0.02)
+
+        # Elsewhere, behind another text, the decoder expects something else: it learns what stage III settled on.
+        trainer = trainer_for(
+            model, "visual_modeling", questions(4, 4), questions(4, 4), learning_rate=1e-3, **options
+        )
+        before = trainer.evaluate()
+        trainer.train()
+        after = trainer.evaluate()
+        assert after["eval_loss_lm"] < 0.5 * before["eval_loss_lm"]
+        assert after["eval_visual_entropy"] == pytest.approx(before["eval_visual_entropy"])  # P' is fixed
+        assert after["eval_loss_vm"] < 0.5 * before["eval_loss_vm"]
