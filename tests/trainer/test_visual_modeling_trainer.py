@@ -103,6 +103,7 @@ class TestGradients:
         gradients = gradients_of_step(trainer_for(model, "visual_tokens", questions(4), max_steps=1))
         assert set(gradients) == {"model.vm_head.down.weight", "model.vm_head.up.weight"}
         assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
+        assert model.config.vm_head_trained is True
 
     def test_pseudo_image_features_change_what_is_read_and_train_the_decoder_alone(self, base_models, trainer_for):
         pseudo, plain = compose_vtlmm(base_models, pseudo_image_features=True), compose_vtlmm(base_models)
