@@ -105,11 +105,11 @@ class VisualModelingTrainer(VisualLanguageTrainer):
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Counts what the losses of a step are means over, on all processes: labels and predicted image positions."""
-        counts = torch.zeros(3, dtype=torch.float64, device=device)
+        counts = torch.zeros(3, dtype=torch.long, device=device)
         for batch in batch_samples:
             counts += torch.tensor(count_items(batch, self.model.config.image_token_id), device=device)
         if self.args.world_size > 1:
-            counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0) / self.get_tp_size()
+            counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0) // self.get_tp_size()
         num_labels, num_visual, num_tokens = counts
         self._num_visual_items = num_visual.clamp(min=1)
         self._since_log["steps"] = self._since_log.get("steps", 0) + 1
@@ -169,8 +169,10 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         return found
 
     def _over_processes(self, values: list[float]) -> torch.Tensor:
-        of_all = torch.tensor([values], dtype=torch.float64, device=self.args.device)
-        return self.accelerator.gather(of_all).sum(0) if self.args.world_size > 1 else of_all[0]
+        of_this = torch.tensor(values, dtype=torch.float64)
+        if self.args.world_size == 1:
+            return of_this
+        return self.accelerator.gather(of_this[None].to(self.args.device)).sum(0)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss; of each row which answers are exactly right; and what [`VisualModelingMetrics`] makes means of."""
@@ -201,7 +203,7 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             return super()._save_checkpoint(*args, **kwargs)
 
 
-def count_items(batch: Mapping[str, torch.Tensor], image_token_id: int) -> list[float]:
+def count_items(batch: Mapping[str, torch.Tensor], image_token_id: int) -> list[int]:
     """
     What a batch has of that losses are means over.
 
@@ -210,7 +212,7 @@ def count_items(batch: Mapping[str, torch.Tensor], image_token_id: int) -> list[
         image_token_id (`int`): the placeholder of image positions.
 
     Returns:
-        `list[float]`: numbers of predicted labels, of predicted image positions, and of all tokens but padding.
+        `list[int]`: numbers of predicted labels, of predicted image positions, and of all tokens but padding.
     """
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = batch.get("labels")
@@ -222,7 +224,7 @@ def count_items(batch: Mapping[str, torch.Tensor], image_token_id: int) -> list[
     else:  # padding attends to itself alone, and so does the first token of a row
         num_tokens = int((mask[:, 0].sum(-1) > 1).sum()) + len(mask)
     num_labels = 0 if labels is None else int((labels[:, 1:] != IGNORED).sum())
-    return [float(num_labels), float(predicted.sum()), float(num_tokens)]
+    return [num_labels, int(predicted.sum()), num_tokens]
 
 
 def _check_model(model: PreTrainedModel, args: VisualModelingConfig) -> None:

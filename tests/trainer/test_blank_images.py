@@ -44,7 +44,7 @@ def test_losses_and_gradients_stay_as_they_are(model, processor, cached, long):
     before, plain = losses_and_gradients(model, batch)
     after, with_image = losses_and_gradients(model, added)
     assert float(after.loss_lm.detach()) == pytest.approx(float(before.loss_lm.detach()), rel=1e-12)
-    assert float(after.loss_vm) == 0.0 and not after.visual_positions.any()
+    assert float(after.loss_vm.detach()) == 0.0 and not after.visual_positions.any()
     adapter = {name for name in with_image if name.startswith("model.adapter.")}
     assert set(with_image) - set(plain) == adapter and len(adapter) == 4
     assert all(gradient.abs().sum() == 0 for name, gradient in with_image.items() if name in adapter)
