@@ -43,6 +43,8 @@ KINDS = ("llava", "vw-lmm")
 
 VM_HEAD = "model.vm_head.weight"
 
+# By language model, the format of conversations that LLaVA-1.5 and VW-LMM were trained with.
+CHAT_TEMPLATE_OF = {"llama": "vicuna", "mistral": "mistral"}
 _TOWER = "model.vision_tower."
 _CHUNK = 1 << 22  # numbers that are looked at at once
 _ROWS = 512  # of a new weight that are drawn at once
@@ -138,6 +140,7 @@ def convert_llava(
     if pseudo_image_features is None:
         is_pif = published.pseudo_image_features or "pif" in Path(source).name.lower()
         pseudo_image_features = kind == "vw-lmm" and is_pif
+    chat_template = _chat_template(source, published)
     config = _config(published, names, tower.config, tokenizer, pseudo_image_features)
     config.vm_head_trained = not new
     expected = expected_shapes(VTLMMForCausalLM, config)
@@ -166,7 +169,7 @@ def convert_llava(
         kind=kind,
         new=new,
         tokenizer=tokenizer,
-        chat_template="mistral" if published.text_config.model_type == "mistral" else "vicuna",
+        chat_template=chat_template,
         pad_to_square=published.pad_to_square,
         vision=tower.name,
     )
@@ -204,6 +207,16 @@ def _checked_kind(source: str | os.PathLike, kind: str | None, has_head: bool) -
     return "vw-lmm" if has_head else "llava"
 
 
+def _chat_template(source: str | os.PathLike, published: PublishedLlava) -> str:
+    model_type = published.text_config.model_type
+    if model_type not in CHAT_TEMPLATE_OF:
+        raise CheckpointError(
+            f"The language model of {source} is a {model_type}: how LLaVA-1.5 and VW-LMM write conversations is known "
+            f"of {' and '.join(CHAT_TEMPLATE_OF)} only."
+        )
+    return CHAT_TEMPLATE_OF[model_type]
+
+
 @dataclass
 class _Tower:
     """The vision tower: its config; where SOURCE lacks its weights, these and the name of the other checkpoint."""
@@ -222,6 +235,11 @@ def _tower(source: str | os.PathLike, published: PublishedLlava, names: Publishe
         return _Tower(published.vision_config)
     if vision is None and has_weights and named in PUBLISHED_TOWERS:
         return _Tower(CLIPVisionConfig(**PUBLISHED_TOWERS[named]))
+    if vision is None and not named:
+        raise CheckpointError(
+            f"{source} lacks its vision tower, and its config names none: give the folder or Hub id of the tower as "
+            "vision (--vision FOLDER)."
+        )
     chosen = str(named) if vision is None else vision
     try:
         if has_weights:

@@ -68,6 +68,11 @@ class TestTowerElsewhere:
             convert_llava(tmp_path / "llava", tmp_path / "out", vision=str(tmp_path / "nowhere"))
         assert not (tmp_path / "out").exists()
 
+    def test_one_that_no_config_names_is_asked_for(self, tmp_path):
+        saved(tmp_path / "llava", "llava_1_5_7b", config={"mm_vision_tower": None})
+        with pytest.raises(CheckpointError, match="its config names none: give the folder or Hub id"):
+            convert_llava(tmp_path / "llava", tmp_path / "out")
+
     def test_one_of_another_width_is_named(self, tmp_path):
         saved(tmp_path / "llava", "llava_1_5_7b")
         wide = save_clip(tmp_path / "wide", hidden_size=40)
@@ -95,6 +100,14 @@ class TestTowerElsewhere:
         saved(tmp_path / "vw")
         with pytest.raises(ValueError, match="has a vision tower of its own: leave out"):
             convert_llava(tmp_path / "vw", tmp_path / "out", vision=clip)
+
+
+def test_a_language_model_whose_prompts_are_not_known_is_refused(tmp_path, monkeypatch, clip):
+    saved(tmp_path / "llava", "llava_1_5_7b")
+    monkeypatch.delitem(convert_vtlmm.CHAT_TEMPLATE_OF, "llama")
+    with pytest.raises(CheckpointError, match=r"is a llama: how .* is known of mistral only"):
+        convert_llava(tmp_path / "llava", tmp_path / "out", vision=clip)
+    assert not (tmp_path / "out").exists()
 
 
 class TestNewHead:
