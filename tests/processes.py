@@ -1,11 +1,14 @@
 """Two processes that know of each other, as a launcher starts them, without waiting for the launcher itself."""
 
+import gc
 import os
 import socket
 import subprocess
 import sys
 import tempfile
 from pathlib import Path
+
+import torch
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -36,3 +39,12 @@ def run_in_two_processes(module: str, *arguments: str, timeout: float = 600) -> 
                 process.wait()
         told.seek(0)
         assert codes == [0, 0], told.read()[-3000:]
+
+
+def leave_process_group() -> None:
+    """Ends the threads of the group, so call it where no model or trainer of the group has a name any more.
+
+    A thread that still hands over a result while Python ends aborts its process.
+    """
+    gc.collect()
+    torch.distributed.destroy_process_group()

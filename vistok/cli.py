@@ -2,6 +2,7 @@
 runs: the help costs `import vistok` alone."""
 
 import argparse
+import gc
 import logging
 import shlex
 import sys
@@ -60,9 +61,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _leave_process_group() -> None:
-    """Ends what several processes share: a process that ends before it may be aborted."""
+    """Ends what several processes share, and its threads: one still busy when Python ends aborts the process."""
     distributed = sys.modules.get("torch.distributed")
     if distributed is not None and distributed.is_available() and distributed.is_initialized():
+        gc.collect()  # a trainer that lies there keeps the threads alive
         distributed.destroy_process_group()
 
 

@@ -7,6 +7,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from tests.modeling.head_inputs import IMAGE_WIDTH, VOCAB_SIZE, WIDTH
+from tests.processes import leave_process_group
 from vistok import language_modeling_loss, visual_modeling_loss
 
 
@@ -36,11 +37,15 @@ def rows(rank: int) -> tuple[torch.Tensor, ...]:
     return text, labels, image, torch.randn(num_image, IMAGE_WIDTH, **options)
 
 
-if __name__ == "__main__":
+def main(folder: str) -> None:
     torch.distributed.init_process_group("gloo")
     rank = torch.distributed.get_rank()
     model = DistributedDataParallel(TwoLosses())
     # DistributedDataParallel takes the mean over processes, hence the 2: of counts over both, the sum is wanted.
     (2 * model(*rows(rank), 8, 7)).backward()
-    torch.save({name: p.grad for name, p in model.module.named_parameters()}, f"{sys.argv[1]}/{rank}.pt")
-    torch.distributed.destroy_process_group()
+    torch.save({name: p.grad for name, p in model.module.named_parameters()}, f"{folder}/{rank}.pt")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    leave_process_group()

@@ -4,8 +4,7 @@ import json
 import sys
 from pathlib import Path
 
-import torch
-
+from tests.processes import leave_process_group
 from tests.trainer.tiny_distillation import distillation_trainer, image_rows
 from tests.trainer.tiny_training import losses
 
@@ -40,8 +39,12 @@ def outcome(trainer) -> dict:
     }
 
 
-if __name__ == "__main__":
+def main(folder: str) -> None:
     for name in KINDS:
-        trainer = distil(sys.argv[1], name, batch_size=2)
-        Path(sys.argv[1], f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(outcome(trainer)))
-    torch.distributed.destroy_process_group()  # a process that ends before it may be aborted
+        trainer = distil(folder, name, batch_size=2)
+        Path(folder, f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(outcome(trainer)))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    leave_process_group()

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from tests.processes import leave_process_group
 from tests.tiny import image_bytes, tiny_gvt, tiny_processor
 from vistok import VisualLanguageConfig
 from vistok.processing.feature_cache import FeatureCache, FeatureCacheBuilder
@@ -25,8 +26,7 @@ def builder(folder: str, sizes: list[int], broken: int | None = None) -> Feature
     return FeatureCacheBuilder.of_model(model, tiny_processor(), examples, folder, batch_size=2, progress_bar=False)
 
 
-if __name__ == "__main__":
-    folder = sys.argv[1]
+def main(folder: str) -> None:
     args = VisualLanguageConfig(output_dir=folder, use_cpu=True, report_to="none")
     rank, found = args.process_index, {}
     for name, place in {"common": "common", "again": "common", "own": f"own-{rank}"}.items():
@@ -38,4 +38,8 @@ if __name__ == "__main__":
     except BadSampleError as error:
         found["error"] = str(error)
     Path(folder, f"{rank}.json").write_text(json.dumps(found))
-    torch.distributed.destroy_process_group()  # a process that ends before it may be aborted
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    leave_process_group()

@@ -6,6 +6,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 
+from tests.processes import leave_process_group
 from tests.trainer.tiny_training import question
 from tests.trainer.tiny_visual_modeling import compose_vtlmm, trainer_of, vtlmm_processor
 from vistok.trainer.data_examples import FEATURES
@@ -42,9 +43,12 @@ def step(base_models, folder: str, stage: str, batch_size: int, accumulated: int
     return {"logged": logged, "metrics": metrics, "gradients": found}, trainer
 
 
-if __name__ == "__main__":
-    folder, *base_models = sys.argv[1:]
+def main(folder: str, *base_models: str) -> None:
     for stage in STAGES:
         found, trainer = step(base_models, f"{folder}/{stage}", stage, batch_size=2, accumulated=2)
         torch.save(found, Path(folder, f"{stage}-{trainer.args.process_index}.pt"))
-    torch.distributed.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
+    leave_process_group()
