@@ -30,6 +30,73 @@ class DistributionStatistics(NamedTuple):
         return self.token_ids[..., 0]
 
 
+class DistributionDivergences(NamedTuple):
+    """
+    How far predictions Q are from distributions P over the same vocabulary, each of shape `(num_positions,)`, in nats.
+
+    Attributes:
+        entropy (`torch.FloatTensor`): −Σ P log P.
+        forward (`torch.FloatTensor`): KL(P ‖ Q).
+        reverse (`torch.FloatTensor`): KL(Q ‖ P).
+        top_token (`torch.LongTensor`): id of the most probable token of P.
+    """
+
+    entropy: torch.Tensor
+    forward: torch.Tensor
+    reverse: torch.Tensor
+    top_token: torch.Tensor
+
+
+@torch.no_grad()
+def distribution_divergences(
+    features: torch.Tensor,
+    weight: torch.Tensor,
+    predicting_features: torch.Tensor,
+    predicting_weight: torch.Tensor,
+    *,
+    predicting_bias: torch.Tensor | None = None,
+    transform_predictions: LogitTransform | None = None,
+) -> DistributionDivergences:
+    """
+    Divergences of every position in both directions (VT-LMM, Eq. 6 and 9), each head multiplied once; in float32, or
+    float64 if the inputs are, and with no matrix of all logits.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(num_positions, width)`): what the head of P is applied to.
+        weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head of P.
+        predicting_features, predicting_weight: the same of Q; the width may be another.
+        predicting_bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head of Q.
+        transform_predictions (`Callable`, *optional*): what is done to logits of Q behind the head, row by row.
+
+    Returns:
+        [`DistributionDivergences`].
+
+    Raises:
+        ValueError: if the shapes do not fit together.
+    """
+    target = _flat_head(features, weight, None, None)
+    prediction = _flat_head(predicting_features, predicting_weight, predicting_bias, transform_predictions)
+    if len(target.features) != len(prediction.features) or target.vocab_size != prediction.vocab_size:
+        raise ValueError(
+            f"There are {len(target.features)} positions of {target.vocab_size} tokens and {len(prediction.features)} "
+            f"predictions of {prediction.vocab_size}: row t of one has to predict row t of the other."
+        )
+    num_positions, dtype = len(target.features), torch.promote_types(target.loss_dtype, prediction.loss_dtype)
+    found = torch.empty(3, num_positions, dtype=dtype, device=features.device)
+    top_token = torch.empty(num_positions, dtype=torch.long, device=features.device)
+    size = positions_per_chunk(num_positions, target.vocab_size, target.dtype, prediction.dtype)
+    tile_rows = min(rows_per_tile(target, size), rows_per_tile(prediction, size))
+    for (rows, p_logits, p, p_sum), (_, q_logits, q, q_sum) in zip(
+        _tiles(target, size, tile_rows), _tiles(prediction, size, tile_rows), strict=True
+    ):
+        top_token[rows] = p.argmax(-1)
+        found[0, rows] = p_sum - (p_logits * p).sum(-1)
+        apart, normalisers = p_logits.sub_(q_logits), p_sum - q_sum
+        found[1, rows] = (p * apart).sum(-1) - normalisers
+        found[2, rows] = normalisers - (q * apart).sum(-1)
+    return DistributionDivergences(*found, top_token)
+
+
 @torch.no_grad()
 def distribution_statistics(
     features: torch.Tensor,
@@ -73,7 +140,8 @@ def distribution_statistics(
     whole = None
     if return_distribution:
         whole = torch.empty(num_positions, head.vocab_size, dtype=head.loss_dtype, device=device)
-    for rows, shifted, probabilities, log_sum in _tiles(head):
+    size = positions_per_chunk(num_positions, head.vocab_size, head.dtype)
+    for rows, shifted, probabilities, log_sum in _tiles(head, size, rows_per_tile(head, size)):
         found[rows], token_ids[rows] = probabilities.topk(top_k, dim=-1)
         entropy[rows] = log_sum - shifted.mul_(probabilities).sum(-1)
         if whole is not None:
@@ -101,11 +169,11 @@ def _flat_head(
     return OutputHead.of(features.reshape(-1, features.shape[-1]), weight, bias, transform).detached()
 
 
-def _tiles(head: OutputHead) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _tiles(
+    head: OutputHead, size: int, tile_rows: int
+) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Positions with their shifted logits, probabilities and logarithm of the sum, as `TileSoftmax` returns them."""
     num_positions, device = len(head.features), head.features.device
-    size = positions_per_chunk(num_positions, head.vocab_size, head.dtype)
-    tile_rows = rows_per_tile(head, size)
     softmax = TileSoftmax(head, tile_rows)
     buffer = torch.empty(size, head.vocab_size, dtype=head.dtype, device=device)
     for positions in chunks(num_positions, size):
@@ -115,4 +183,9 @@ def _tiles(head: OutputHead) -> Iterator[tuple[slice, torch.Tensor, torch.Tensor
             yield rows, *softmax(products[tile])
 
 
-__all__ = ["DistributionStatistics", "distribution_statistics"]
+__all__ = [
+    "DistributionDivergences",
+    "DistributionStatistics",
+    "distribution_divergences",
+    "distribution_statistics",
+]

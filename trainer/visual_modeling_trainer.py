@@ -136,7 +136,11 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             if (part := getattr(outputs, name)) is not None:
                 self._since_log[name] = self._since_log.get(name, 0.0) + scale * part.detach()
         if self.args.stage in VISUAL_LOSSES:
-            self._last_predicted = self._predicted(inputs, outputs) or self._last_predicted
+            predicted = self._predicted(inputs, outputs)
+            if (
+                predicted or self._last_predicted is None
+            ):  # one without positions counts nothing, and has a length of 0
+                self._last_predicted = predicted
 
     def _predicted(self, inputs: Mapping[str, Any], outputs: Any) -> PredictedPositions | None:
         if outputs.image_hidden_states is None or self._last_states.states is None:

@@ -12,10 +12,9 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalPrediction
 
 from ..modeling.language_head import logit_transform
-from ..modeling.losses_visual_modeling import visual_modeling_loss, visual_token_loss
 from ..modeling.plain_matrix import matrix_of
 from ..modeling.vm_head import last_layer
-from ..modeling.vocabulary_distributions import distribution_statistics
+from ..modeling.vocabulary_distributions import DistributionDivergences, distribution_divergences
 from .answer_accuracy import share_right
 
 STATISTICS = ("visual_perplexity", "visual_entropy", "punctuation_share")
@@ -36,10 +35,13 @@ class PredictedPositions:
     image_features: torch.Tensor
     rows: torch.Tensor
 
+    def __len__(self) -> int:
+        return len(self.rows)
+
     @classmethod
     def of(
         cls, placeholders: torch.Tensor, predicted: torch.Tensor, states: torch.Tensor, image_features: torch.Tensor
-    ) -> "PredictedPositions | None":
+    ) -> "PredictedPositions":
         """
         Gathers the positions of a batch.
 
@@ -51,14 +53,14 @@ class PredictedPositions:
                 output, in the order of the placeholders.
 
         Returns:
-            [`PredictedPositions`], or `None` if there are none.
+            [`PredictedPositions`], none of them if nothing is predicted.
         """
         rows, columns = predicted.nonzero(as_tuple=True)
+        features = image_features.detach().flatten(0, 1)
         if not len(rows):
-            return None
+            return cls(states.detach()[rows, columns], features[:0], rows)
         numbers = placeholders.flatten().cumsum(0) - 1
-        features = image_features.detach().flatten(0, 1)[numbers[predicted.flatten()]]
-        return cls(states.detach()[rows, columns - 1], features, rows)
+        return cls(states.detach()[rows, columns - 1], features[numbers[predicted.flatten()]], rows)
 
 
 class LastStates:
@@ -98,7 +100,7 @@ class PredictionStatistics:
         Sums over the image positions of each row of a batch.
 
         Args:
-            positions ([`PredictedPositions`], *optional*): of the batch.
+            positions ([`PredictedPositions`], *optional*): of the batch; `None` if it has no images.
             num_rows (`int`): of the batch.
             reverse (`bool`, *optional*, defaults to `False`): the first sum is that of KL(Q‖P'), Eq. 9, in place of
                 KL(P'‖Q), Eq. 6.
@@ -111,22 +113,16 @@ class PredictionStatistics:
         sums = torch.zeros(num_rows, 5, dtype=torch.float64, device="cpu")
         if positions is None:
             return sums
-        heads = self._heads(positions)
-        found = distribution_statistics(heads["image_features"], heads["vm_head_weight"])
-        marks = self._is_punctuation(found.top_token)
-        for row in positions.rows.unique().tolist():
-            here = positions.rows == row
-            part = {
-                **heads,
-                "hidden_states": heads["hidden_states"][here],
-                "image_features": heads["image_features"][here],
-            }
-            entropy = float(found.entropy[here].double().sum())
-            forward = float(visual_modeling_loss(**part, num_items=1))
-            divergence = float(visual_token_loss(**part, num_items=1)) if reverse else forward
-            values = [divergence, forward + entropy, entropy, float(marks[here].sum()), float(here.sum())]
-            sums[row] = torch.tensor(values, dtype=torch.float64)
-        return sums
+        found = self._divergences(positions)
+        values = [
+            found.reverse if reverse else found.forward,
+            found.forward + found.entropy,
+            found.entropy,
+            self._is_punctuation(found.top_token),
+            torch.ones_like(found.entropy),
+        ]
+        of_positions = torch.stack([value.double() for value in values], dim=1).cpu()
+        return sums.index_add_(0, positions.rows.cpu(), of_positions)
 
     @torch.no_grad()
     def sums(self, positions: PredictedPositions | None) -> list[float]:
@@ -142,35 +138,27 @@ class PredictionStatistics:
         """
         if positions is None:
             return [0.0] * 4
-        heads = self._heads(positions)
-        found = distribution_statistics(heads["image_features"], heads["vm_head_weight"])
-        entropy = float(found.entropy.double().sum())
-        divergence = float(visual_modeling_loss(**heads, num_items=1))
-        return [
-            divergence + entropy,
-            entropy,
-            float(self._is_punctuation(found.top_token).sum()),
-            float(len(found.entropy)),
-        ]
+        num_rows = int(positions.rows.max()) + 1 if len(positions) else 0
+        return self.by_row(positions, num_rows).sum(0)[1:].tolist()
 
-    def _heads(self, positions: PredictedPositions) -> dict[str, Any]:
+    def _divergences(self, positions: PredictedPositions) -> DistributionDivergences:
+        """Of P' and Q. All processes have to call it, where weights are divided among them."""
         model, states = self.model, positions.hidden_states
-        lm_head = model.get_output_embeddings()
-        weight, bias = matrix_of(lm_head, states.shape[-1], states)
+        weight, bias = matrix_of(model.get_output_embeddings(), states.shape[-1], states)
         vm_head = model.model.vm_head
         features, vm_weight = last_layer(vm_head, positions.image_features.to(_dtype_of(vm_head)))
-        return {
-            "hidden_states": states.to(weight.dtype),
-            "lm_head_weight": weight,
-            "image_features": features,
-            "vm_head_weight": vm_weight,
-            "lm_head_bias": bias,
-            "transform_logits": logit_transform(model.config.text_config),
-        }
+        return distribution_divergences(
+            features,
+            vm_weight,
+            states.to(weight.dtype),
+            weight,
+            predicting_bias=bias,
+            transform_predictions=logit_transform(model.config.text_config),
+        )
 
     def _is_punctuation(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self.tokenizer is None:
-            return torch.full(token_ids.shape, math.nan)
+            return torch.full(token_ids.shape, math.nan, device=token_ids.device)
         if self._punctuation is None:
             vocab_size = self.model.config.text_config.vocab_size
             self._punctuation = punctuation_tokens(self.tokenizer, vocab_size)

@@ -5,7 +5,7 @@ import torch
 
 from benchmarks._measure import peak_bytes
 from tests.modeling.head_inputs import VOCAB_SIZE, WIDTH, chunk_size  # noqa: F401 (a fixture)
-from vistok.modeling.vocabulary_distributions import distribution_statistics
+from vistok.modeling.vocabulary_distributions import distribution_divergences, distribution_statistics
 
 
 def features_and_weight(dtype=torch.float64):
@@ -35,6 +35,44 @@ class TestExactness:
             assert torch.allclose(found.probabilities, expected.values, rtol=1e-5)
             assert torch.allclose(probabilities.gather(-1, found.token_ids), expected.values, rtol=1e-5)
             assert found.token_ids.shape == (2, 5, k) and found.token_ids.dtype == torch.long
+
+
+@pytest.mark.usefixtures("chunk_size")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+class TestDivergences:
+    def test_they_are_those_of_the_whole_distributions_at_each_position(self, dtype):
+        (features, weight), width = features_and_weight(dtype), WIDTH + 3
+        features = features.flatten(0, 1)
+        predicting = torch.randn(len(features), width).to(dtype), torch.randn(VOCAB_SIZE, width).to(dtype)
+        bias, cap = torch.randn(VOCAB_SIZE).to(dtype), lambda z: 3 * torch.tanh(z / 3)
+        found = distribution_divergences(
+            features, weight, *predicting, predicting_bias=bias, transform_predictions=cap
+        )
+        exact = found.entropy.dtype
+        logits = cap(torch.addmm(bias, predicting[0], predicting[1].t()).to(exact))
+        p = torch.distributions.Categorical(logits=(features @ weight.t()).to(exact))
+        q = torch.distributions.Categorical(logits=logits)
+        expected = (p.entropy(), torch.distributions.kl_divergence(p, q), torch.distributions.kl_divergence(q, p))
+        for values, those in zip(found, expected):
+            assert torch.allclose(values, those, rtol=1e-4, atol=1e-6)
+        assert torch.equal(found.top_token, p.probs.argmax(-1))
+
+    def test_of_equal_distributions_they_are_zero(self, dtype):
+        features, weight = features_and_weight(dtype)
+        found = distribution_divergences(features[0], weight, features[0], weight)
+        assert not found.forward.any() and not found.reverse.any() and found.entropy.all()
+
+    def test_of_no_positions_there_are_none(self, dtype):
+        features, weight = features_and_weight(dtype)
+        assert [
+            len(values) for values in distribution_divergences(features[0][:0], weight, features[0][:0], weight)
+        ] == [0] * 4
+
+
+def test_rows_and_vocabularies_that_do_not_fit_are_refused():
+    features, weight = features_and_weight()
+    with pytest.raises(ValueError, match="row t of one has to predict row t of the other"):
+        distribution_divergences(features[0], weight, features[0][:3], weight)
 
 
 def test_bias_and_transform_take_part():

@@ -293,6 +293,32 @@ class TestEvaluation:
 
 
 class TestLogs:
+    def test_each_head_is_multiplied_once_for_a_batch_of_an_evaluation(self, model, trainer_for, monkeypatch):
+        from vistok.modeling.vocabulary_chunks import OutputHead
+
+        rows, products = [], OutputHead.products
+        monkeypatch.setattr(
+            OutputHead,
+            "products",
+            lambda self, positions, out: rows.append(len(out)) or products(self, positions, out),
+        )
+        for stage in STAGES[2:]:
+            trainer = trainer_for(copy.deepcopy(model), stage, None, questions(4), per_device_eval_batch_size=4)
+            rows.clear()
+            trainer.evaluate()
+            assert sum(rows) == 2 * 4 * NUM_TOKENS
+
+    def test_without_a_tokenizer_punctuation_alone_is_not_measured(self, model, processor):
+        from vistok.trainer.visual_prediction import PredictedPositions, PredictionStatistics, statistics_of
+
+        width = model.config.text_config.hidden_size
+        positions = PredictedPositions(
+            torch.randn(3, width).double(), torch.randn(3, width).double(), torch.tensor([0, 2, 2])
+        )
+        statistics = PredictionStatistics(model)
+        assert statistics.by_row(positions, 4)[:, -1].tolist() == [1, 0, 2, 0]
+        assert statistics_of(statistics.sums(positions)).keys() == {"visual_perplexity", "visual_entropy"}
+
     def test_the_share_of_punctuation_is_that_of_the_most_probable_words(self, model, trainer_for, processor):
         comma = processor.tokenizer.convert_tokens_to_ids(",")
         model.model.vm_head.weight.data.zero_()
