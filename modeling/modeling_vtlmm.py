@@ -159,7 +159,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         """`PreTrainedModel.resize_token_embeddings`, and the visual modelling head with them."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         std = getattr(self.config.text_config, "initializer_range", 0.02)
-        resize_vm_head(self.model.vm_head, embeddings.weight.shape[0], std)
+        resize_vm_head(self.model.vm_head, embeddings.num_embeddings, std)
         return embeddings
 
     @can_return_tuple

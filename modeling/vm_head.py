@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .plain_matrix import matrix_of
+from .plain_matrix import matrix_of, whole_weights
 
 logger = logging.get_logger(__name__)
 
@@ -87,12 +87,14 @@ def resize_vm_head(vm_head: nn.Linear | LowRankVMHead, vocab_size: int, std: flo
         std (`float`): standard deviation of new rows.
     """
     layer = vm_head.up if isinstance(vm_head, LowRankVMHead) else vm_head
-    before = layer.weight
-    if len(before) == vocab_size:
+    before, num_before = layer.weight, layer.out_features  # of a weight that ZeRO stage 3 divides, none is here
+    if num_before == vocab_size:
         return
-    weight = torch.empty(vocab_size, before.shape[1], dtype=before.dtype, device=before.device).normal_(0.0, std)
-    kept = min(len(before), vocab_size)
-    weight[:kept] = before.data[:kept]
+    with whole_weights([before]):
+        shape = (vocab_size, layer.in_features)
+        weight = torch.empty(shape, dtype=before.dtype, device=before.device).normal_(0.0, std)
+        kept = min(num_before, vocab_size)
+        weight[:kept] = before.data[:kept]
     layer.weight = nn.Parameter(weight, requires_grad=before.requires_grad)
     layer.out_features = vocab_size
 

@@ -14,13 +14,13 @@ from ..configuration.optional import require
 from ..hub_cards.card import write_card
 from ..hub_cards.published_text import published_values
 from ..hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
+from ..modeling.plain_matrix import whole_weights
 from .checkpoints import check_checkpoint, checkpoint_to_resume
 from .data_sources import SkippedSamples
 from .loss_curve import draw_loss_curve, series
 from .recipe_sections import PreparedRun, Recipe
 from .reproducible_trainer import ReproducibleTrainer
 from .run_lineage import STARTED_FROM, described_run
-from .sharded_training import whole_weights
 from .training_record import TrainingRecord, check_same_recipe, seconds_trained
 
 logger = logging.get_logger(__name__)
@@ -72,7 +72,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
             "is. To train once more, start with --resume never (resume=False)."
         )
         return recorded
-    with whole_weights(trainer.model):
+    with whole_weights(trainer.model.parameters()):
         if trainer.is_world_process_zero():
             trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
     metrics = final_metrics(trainer, run.eval_datasets)

@@ -1,5 +1,9 @@
 """What is known of a visual modelling head that nobody has trained, and who is warned of it."""
 
+import contextlib
+import sys
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -8,6 +12,29 @@ from tests.tiny import batch, pixels
 from tests.tiny_kinds import tiny_vtlmm
 from vistok import VTLMMForCausalLM
 from vistok.modeling import vm_head
+
+
+@pytest.mark.parametrize("rank", [None, 6])
+def test_a_head_that_zero_divides_keeps_its_rows_when_it_is_resized(rank, monkeypatch):
+    """DeepSpeed leaves an empty weight behind, which is whole while it is gathered."""
+    model = tiny_vtlmm(vm_head_rank=rank)
+    head = model.model.vm_head if rank is None else model.model.vm_head.up
+    whole, divided = head.weight.data.clone(), head.weight
+
+    @contextlib.contextmanager
+    def gathered(parameters):
+        for parameter in parameters:
+            parameter.data = whole.clone()
+        yield
+
+    divided.ds_id, divided.data = 0, torch.empty(0)
+    fake = SimpleNamespace(zero=SimpleNamespace(GatheredParameters=gathered))
+    monkeypatch.setitem(sys.modules, "deepspeed", fake)
+    vm_head.resize_vm_head(model.model.vm_head, len(whole) + 9, std=0.02)
+    assert head.weight.shape == (len(whole) + 9, whole.shape[1]) and head.out_features == len(whole) + 9
+    assert torch.equal(head.weight[: len(whole)], whole) and head.weight[len(whole) :].std() < 0.1
+    vm_head.resize_vm_head(model.model.vm_head, len(whole) - 4, std=0.02)
+    assert torch.equal(head.weight, whole[:-4])
 
 
 class TestUntrainedVMHead:
