@@ -27,8 +27,10 @@ FORMAT_MODULES = (
     "data_annotations",
     "data_images",
     "data_shards",
+    "captioned_photographs",
     "cutouts",
     "object_centric",
+    "photograph_scenes",
     "visual_questions",
 )
 _FORMATS: dict[str, DataFormat] = {}

@@ -1,0 +1,53 @@
+"""The data format `photograph-scenes`: the scenes of `vistok scenes`, rendered once, told in captions or questions."""
+
+import json
+
+import pytest
+
+from tests.trainer.planted_cutouts import planted_cutouts
+from tests.trainer.planted_scenes import planted_backgrounds
+from vistok.trainer import photograph_scenes, scene_set
+from vistok.trainer.data_sources import load_data_source
+
+
+@pytest.fixture
+def planted(tmp_path, monkeypatch):
+    """Planted cut-outs and backgrounds in place of the real ones, and a cache of their own."""
+    cutouts, backgrounds = planted_cutouts(tmp_path), planted_backgrounds(tmp_path)
+    monkeypatch.setenv("VISTOK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "datasets"))
+    monkeypatch.setattr(scene_set, "load_cutouts", lambda split: cutouts)
+    monkeypatch.setattr(scene_set, "load_backgrounds", lambda split, folders, without: backgrounds)
+    return {"num_scenes": 5, "size": 64, "num_classes": 3}
+
+
+def test_captions_and_questions_are_those_of_the_same_scenes(planted, monkeypatch):
+    captions = load_data_source({"format": "photograph-scenes", "options": planted})
+    monkeypatch.setattr(scene_set, "write_scenes", None)  # would fail if called: they are rendered once
+    questions = load_data_source({"format": "photograph-scenes", "options": {**planted, "tell": "questions"}})
+    folder = photograph_scenes.render_photograph_scenes("train", **planted)
+    told = json.loads((folder / "captions.json").read_text())["annotations"]
+    assert len(captions) == 5 and [entry["caption"] for entry in told] == [
+        example["messages"][1]["content"][0]["text"] for example in captions
+    ]
+    asked = json.loads((folder / "vqa_questions.json").read_text())["questions"]
+    assert len(questions) == len(asked) > 5
+    paths = [{example["images"][0]["path"] for example in data} for data in (captions, questions)]
+    assert paths[0] == paths[1] and len(paths[0]) == 5
+
+
+def test_another_split_seed_or_size_is_another_set(planted):
+    folders = {
+        photograph_scenes.render_photograph_scenes(split, 2, seed, size, num_classes=3)
+        for split, seed, size in (("train", 0, 64), ("test", 0, 64), ("train", 1, 64), ("train", 0, 72))
+    }
+    assert len(folders) == 4
+
+
+def test_wrong_options_are_explained(planted):
+    with pytest.raises(ValueError, match=r"unknown value of tell 'caption'.*Did you mean 'captions'"):
+        load_data_source({"format": "photograph-scenes", "options": {"tell": "caption"}})
+    with pytest.raises(ValueError, match=r"num_scenes must be a whole number between 1 and"):
+        load_data_source({"format": "photograph-scenes", "options": {**planted, "num_scenes": 0}})
+    with pytest.raises(ValueError, match="unknown split of photograph-scenes 'val'"):
+        load_data_source({"format": "photograph-scenes", "split": "val"})
