@@ -32,8 +32,13 @@ class BlankImages:
 
     @property
     def are_needed(self) -> bool:
-        """Whether a batch of text alone needs one."""
-        return self._processor is not None and (self._learns_from_images or is_deepspeed_zero3_enabled())
+        """Whether a batch of text alone that is trained on needs one."""
+        return self.are_needed_to_predict or (self._processor is not None and self._learns_from_images)
+
+    @property
+    def are_needed_to_predict(self) -> bool:
+        """Whether any batch of text alone needs one."""
+        return self._processor is not None and is_deepspeed_zero3_enabled()
 
     def add_to(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """

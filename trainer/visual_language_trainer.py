@@ -1,6 +1,7 @@
 """Instruction training of multimodal language models, on transformers' Trainer."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -143,7 +144,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             inputs = {**inputs, "skip_logits": True}
         if model.training:
             rest_frozen_parts(self.model, self.args.trainable)
-            if "pixel_values" not in inputs and "vision_features" not in inputs and self._blank_images.are_needed:
+            if self._blank_images.are_needed and not _has_images(inputs):
                 inputs = self._blank_images.add_to(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)
 
@@ -164,9 +165,11 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         else:
             shifted = labels[:, 1:]
             positions = (shifted != IGNORED).any(0).nonzero().squeeze(-1)
+            if self._blank_images.are_needed_to_predict and not _has_images(inputs):
+                inputs = self._blank_images.add_to(inputs)
             outputs, targets = model(**inputs, logits_to_keep=positions), shifted[:, positions]
             numbers = answer_numbers(shifted)[:, positions]
-        logits = outputs.logits
+        logits = outputs.logits[: len(labels)]  # without a row that holds a blank image
         losses = row_losses(logits, targets)
         # What generate() never writes, the image placeholder, is no answer of greedy decoding.
         suppressed = getattr(getattr(self.model, "generation_config", None), "suppress_tokens", None)
@@ -238,6 +241,10 @@ class VisualLanguageTrainer(ReproducibleTrainer):
                 ordinary_model(self.model, dtype).save_pretrained(temporary)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(temporary)
+
+
+def _has_images(inputs: Mapping[str, Any]) -> bool:
+    return "pixel_values" in inputs or "vision_features" in inputs
 
 
 def _check_datasets(args: VisualLanguageConfig, train_dataset, eval_dataset) -> None:

@@ -286,6 +286,21 @@ class TestEvaluation:
         assert found["eval_visual_perplexity"] == pytest.approx(math.exp(cross_entropy), rel=1e-6)
         assert 0 <= found["eval_visual_entropy"] <= math.log(composed.config.text_config.vocab_size)
 
+    def test_where_zero_divides_weights_text_alone_brings_a_blank_image_and_scores_as_without(
+        self, composed, trainer_for, monkeypatch
+    ):
+        texts = Dataset.from_list([question(i) for i in range(4)], features=FEATURES)
+        found, shown = [], []
+        for divided in (False, True):
+            monkeypatch.setattr(
+                "vistok.trainer.blank_images.is_deepspeed_zero3_enabled", lambda divided=divided: divided
+            )
+            model = copy.deepcopy(composed)
+            model.model.vision_tower.register_forward_pre_hook(lambda *args, divided=divided: shown.append(divided))
+            trainer = trainer_for(model, "visual_modeling", None, texts)
+            found.append({k: v for k, v in trainer.evaluate().items() if "loss" in k or "accuracy" in k})
+        assert found[0] == pytest.approx(found[1]) and set(shown) == {True} and len(shown) == 2
+
     def test_several_sets_are_evaluated_under_their_names(self, composed, trainer_for):
         sets = {"first": questions(3), "second": questions(4, per_image=2)}
         found = trainer_for(copy.deepcopy(composed), "visual_tokens", None, sets).evaluate()
