@@ -42,8 +42,8 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
 
     Returns:
         `dict`: `title`, `tasks`, `trainings` (of each stage and arm what it was trained on and for how long), `arms`
-        (of each its scores with intervals, those with shuffled images, `floors`, and `models`, one for each seed),
-        `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows a
+        (of each its scores with intervals, those with shuffled images, `floors`, and `models`, one for each of
+        `seeds`), `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows a
         conclusion), `cost` in CPU seconds, `missing` (jobs that are not finished) and `recipe`.
 
     Raises:
@@ -56,6 +56,11 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         if is_finished(output, plan.configurations[job.name])
     }
     asked = {arm: [job for job in jobs if job in finished] for arm, jobs in answer_jobs(recipe).items()}
+    seeds = {
+        arm: [seed for seed, job in zip(recipe.seeds, jobs) if job in finished]
+        for arm, jobs in answer_jobs(recipe).items()
+        if recipe.arms[arm].get("recipe") is not None
+    }
     asked = {arm: jobs for arm, jobs in asked.items() if jobs}
     if not asked:
         raise ValueError(f"No arm of the comparison in {output} is finished: there is nothing to report yet.")
@@ -65,6 +70,7 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
     arms = {
         arm: {
             "label": recipe.label_of(arm),
+            "seeds": seeds.get(arm, [None]),
             "scores": {measure: asdict(scores.score(arm, measure)) for measure in scores.measures},
             "shuffled": {task: _mean([one[task]["shuffled"] for one in found[arm]]) for task in tasks},
             "floors": {task: found[arm][0][task]["floors"] for task in tasks},
@@ -79,7 +85,7 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         "trainings": {name: _training(finished[name]) for name in finished if name.endswith(f"/{TRAINING}")},
         "arms": arms,
         "differences": [
-            {"arms": [first, second], **{m: asdict(scores.difference(first, second, m)) for m in scores.measures}}
+            _difference(scores, arms, first, second)
             for first, second in recipe.compare
             if {first, second} <= set(found)
         ],
@@ -121,6 +127,13 @@ class _Scores:
     def difference(self, first: str, second: str, measure: str):
         pair = (self.arms[first], self.arms[second])
         return estimate_difference(*pair, measure, self._weights, self.variances[measure], bounds=(-100.0, 100.0))
+
+
+def _difference(scores: _Scores, arms: Mapping[str, Any], first: str, second: str) -> dict[str, Any]:
+    estimates = {measure: asdict(scores.difference(first, second, measure)) for measure in scores.measures}
+    if arms[first]["seeds"] != arms[second]["seeds"]:  # as long as some are not finished, others stand side by side
+        estimates = {measure: {**estimate, "seeds": ()} for measure, estimate in estimates.items()}
+    return {"arms": [first, second], **estimates}
 
 
 def _training(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -170,19 +183,18 @@ def write_comparison(recipe: StageComparison, command: str | None = None) -> dic
     found = published_values({**collect_comparison(recipe), "command": command})
     paths = {name: Path(recipe.output_dir) / name for name in REPORT_FILES}
     write_text_atomically(paths["comparison.json"], json.dumps(found, indent=1, ensure_ascii=False) + "\n")
-    write_text_atomically(paths["comparison.csv"], _csv(recipe, found))
+    write_text_atomically(paths["comparison.csv"], _csv(found))
     write_text_atomically(paths["comparison.md"], comparison_markdown(found))
     return paths
 
 
-def _csv(recipe: StageComparison, found: Mapping[str, Any]) -> str:
+def _csv(found: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     measures = ("score", "num_questions", "shuffled", "num_shuffled")
     writer.writerow(["arm", "seed", *(f"{task} {measure}" for task in found["tasks"] for measure in measures)])
     for arm, entry in found["arms"].items():
-        seeds: Sequence[Any] = recipe.seeds if recipe.arms[arm].get("recipe") is not None else [""]
-        for seed, one in zip(seeds, entry["models"]):
+        for seed, one in zip(entry["seeds"], entry["models"]):
             values = [one[task][measure] for task in found["tasks"] for measure in measures]
             writer.writerow([arm, seed, *(round(v, 3) if isinstance(v, float) else v for v in values)])
     return text.getvalue()
@@ -202,6 +214,7 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
         "over all arms. Stages that the arms share were trained once: other seeds of them are in no interval.",
         "## Trainings",
         _training_table(found),
+        *(["## Visual tokens on held-out images", tokens] if (tokens := _visual_token_table(found)) else []),
         "## Arms",
         _arm_table(found),
         *(["## Differences", _difference_table(found)] if found["differences"] else []),
@@ -221,6 +234,23 @@ def _training_table(found: Mapping[str, Any]) -> str:
         trained = number((one["parameters"] or {}).get("trained", "–"))
         rows.append([name.removesuffix(f"/{TRAINING}"), *counts, epochs, loss, trained, duration(one["cpu_seconds"])])
     return markdown_table(rows)
+
+
+def _visual_token_table(found: Mapping[str, Any]) -> str:
+    """What was measured of visual tokens at the end of each training; empty if none was."""
+    titles = {
+        "loss_lm": "loss of text", "loss_vm": "loss of images", "visual_perplexity": "perplexity of visual tokens",
+        "visual_entropy": "their entropy (nats)", "punctuation_share": "most probable word a punctuation mark",
+    }  # fmt: skip
+    rows = []
+    for name, one in found["trainings"].items():
+        metrics = one["metrics"] or {}
+        for data in [key[: -len("_loss_vm")] for key in metrics if key.endswith("_loss_vm")]:
+            values = [metrics.get(f"{data}_{measure}") for measure in titles]
+            told = ["–" if v is None else f"{100 * v:.0f} %" if m == "punctuation_share" else f"{v:.3g}"
+                    for m, v in zip(titles, values)]  # fmt: skip
+            rows.append([name.removesuffix(f"/{TRAINING}"), data.removeprefix("eval").strip("_"), *told])
+    return markdown_table([["training", "data", *titles.values()], *rows]) if rows else ""
 
 
 def _arm_table(found: Mapping[str, Any]) -> str:

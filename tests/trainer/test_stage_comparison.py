@@ -180,6 +180,11 @@ class TestReport:
                     "rows": 8,
                     "train_loss": 1.0,
                     "parameters": {"trained": 5},
+                    "metrics": {
+                        "eval_mine_loss_vm": 0.5,
+                        "eval_mine_loss_lm": 1.25,
+                        "eval_mine_punctuation_share": 0.07,
+                    },
                 }
                 if job.kind == "stage-answers":
                     results = {"mine": {
@@ -204,6 +209,24 @@ class TestReport:
         text = comparison_markdown(found)
         assert "images against text: images scores higher" in text
         assert "| *question only* |  | *40.0* |" in text
+
+    def test_what_was_measured_of_visual_tokens_is_told(self, planted):
+        text = comparison_markdown(collect_comparison(planted()))
+        assert "| arms/images-seed1 | mine | 1.25 | 0.5 | – | – | 7 % |" in text
+
+    def test_a_model_is_known_by_its_seed_also_where_that_of_another_seed_is_missing(self, planted, tmp_path):
+        recipe = planted()
+        (tmp_path / "out" / "arms" / "images-seed0" / "answers" / "results.json").unlink()
+        found = collect_comparison(recipe)
+        assert found["arms"]["images"]["seeds"] == [1] and found["arms"]["stop"]["seeds"] == [None]
+        assert found["differences"][0]["mine"]["seeds"] == ()
+        rows = write_comparison(recipe)["comparison.csv"].read_text().splitlines()
+        assert [row.split(",")[:2] for row in rows[1:]] == [
+            ["stop", ""],
+            ["text", "0"],
+            ["text", "1"],
+            ["images", "1"],
+        ]
 
     def test_without_a_difference_none_is_told(self, planted):
         text = comparison_markdown(collect_comparison(planted(more=0.0)))
