@@ -94,7 +94,7 @@ def distribution_divergences(
         apart, normalisers = p_logits.sub_(q_logits), p_sum - q_sum
         found[1, rows] = (p * apart).sum(-1) - normalisers
         found[2, rows] = normalisers - (q * apart).sum(-1)
-    return DistributionDivergences(*found, top_token)
+    return DistributionDivergences(found[0], found[1], found[2], top_token)
 
 
 @torch.no_grad()

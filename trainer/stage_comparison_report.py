@@ -43,8 +43,8 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
     Returns:
         `dict`: `title`, `tasks`, `trainings` (of each stage and arm what it was trained on and for how long), `arms`
         (of each its scores with intervals, those with shuffled images, `floors`, and `models`, one for each of
-        `seeds`), `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows a
-        conclusion), `cost` in CPU seconds, `missing` (jobs that are not finished) and `recipe`.
+        `seeds`), `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows
+        a conclusion), `cost` in CPU seconds, `missing` (jobs that are not finished) and `recipe`.
 
     Raises:
         ValueError: if no arm is finished.

@@ -1,5 +1,6 @@
 """Arguments of the trainer of visual modelling, by its four stages."""
 
+import math
 import os
 from dataclasses import dataclass, field
 from typing import Any
@@ -64,7 +65,7 @@ class VisualModelingConfig(VisualLanguageConfig):
     def __post_init__(self):
         known("stage", self.stage, STAGES)
         known("loss_implementation", self.loss_implementation, IMPLEMENTATIONS)
-        if not self.visual_loss_weight >= 0:
+        if not 0 <= self.visual_loss_weight < math.inf:
             raise ValueError(f"visual_loss_weight is {self.visual_loss_weight!r}, expected a number from 0 on.")
         if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
             raise ValueError(

@@ -1,6 +1,7 @@
 """Recipes in a row: where each starts from, what is passed over, what goes on, and what a missing start is."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,7 @@ import pytest
 from vistok.trainer.recipe_chain import load_recipes, run_recipes, split_overrides
 from vistok.trainer.run_lineage import is_checkpoint, run_is_finished, weights_digest
 from vistok.trainer.run_recipe import run_recipe
+from vistok.trainer.visual_language_trainer import VisualLanguageTrainer
 
 
 @pytest.fixture
@@ -143,6 +145,27 @@ class TestRuns:
         assert ran == []
         run_recipes(load_recipes(row, ["--2.training.max_steps", "3"]))
         assert ran == ["second"]
+
+    def test_a_row_that_was_killed_in_its_second_stage_ends_as_it_would_have(self, row, tmp_path, monkeypatch):
+        run_recipes(load_recipes(row))
+        expected = weights_digest(tmp_path / "second")
+        for name in ("first", "second"):
+            shutil.rmtree(tmp_path / name)
+        steps, step = [], VisualLanguageTrainer.training_step
+
+        def killed_in_the_fourth(trainer, *args, **kwargs):
+            steps.append(trainer.args.output_dir)
+            if len(steps) == 4:
+                raise KeyboardInterrupt
+            return step(trainer, *args, **kwargs)
+
+        monkeypatch.setattr(VisualLanguageTrainer, "training_step", killed_in_the_fourth)
+        with pytest.raises(KeyboardInterrupt):
+            run_recipes(load_recipes(row))
+        assert is_checkpoint(tmp_path / "first") and not is_checkpoint(tmp_path / "second")
+        found = run_recipes(load_recipes(row))
+        assert [Path(folder).name for folder in steps] == ["first"] * 2 + ["second"] * 3  # one of them was taken twice
+        assert found[1]["steps"] == 2 and weights_digest(tmp_path / "second") == expected
 
     def test_another_first_stage_makes_the_second_start_anew(self, row, tmp_path):
         run_recipes(load_recipes(row))

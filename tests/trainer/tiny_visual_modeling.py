@@ -1,9 +1,12 @@
 """A tiny VT-LMM of saved base models, and trainers for it."""
 
 import torch
+from datasets import Dataset
 
 from tests.tiny import IMAGE_SIZE, PATCH_SIZE, livelier
+from tests.trainer.tiny_training import question
 from vistok import VisualModelingConfig, VisualModelingTrainer, VTLMMForCausalLM, VTLMMProcessor
+from vistok.trainer.data_examples import FEATURES
 
 NUM_TOKENS = (IMAGE_SIZE // PATCH_SIZE) ** 2
 STAGES = ("alignment", "instruction", "visual_tokens", "visual_modeling")
@@ -45,3 +48,8 @@ def trainer_of(model, processor, folder, stage, train=None, evaluate=None, **opt
     return VisualModelingTrainer(
         model=model, args=args, train_dataset=train, eval_dataset=evaluate, processing_class=processor
     )
+
+
+def mixed(count: int) -> Dataset:
+    """Questions about images, every third about none; answers of one to many tokens."""
+    return Dataset.from_list([question(i, i if i % 3 else None) for i in range(count)], features=FEATURES)
