@@ -67,8 +67,9 @@ def main() -> None:
     # 1. A new model, or that of the stage before; frozen but for what this stage trains.
     if options.model is None:
         parts = (options.vision, options.text)
+        layer = -3 if options.vision == "vistok:dinov2-small" else -2  # its last layers are tuned for saliency
         model = VTLMMForCausalLM.from_vision_text_pretrained(
-            *parts, image_size=options.image_size, vision_feature_layer=-3
+            *parts, image_size=options.image_size, vision_feature_layer=layer
         )
         processor = VTLMMProcessor.from_vision_text_pretrained(
             *parts, image_size=options.image_size, chat_template="chatml"

@@ -21,7 +21,15 @@ Row = tuple[str, str]
 HUB_IDS = {"dinov2-small": "facebook/dinov2-small", "smollm2-135m": "HuggingFaceTB/SmolLM2-135M-Instruct"}
 
 # The data packages that a format reads where a source names none.
-FORMAT_PACKAGES = {"easy-vqa": ("easy-vqa",), "cutout-scenes": ("fluent-emoji", "noto-emoji", "tuxpaint-stamps")}
+_CUTOUTS = ("fluent-emoji", "noto-emoji", "tuxpaint-stamps")
+FORMAT_PACKAGES = {
+    "easy-vqa": ("easy-vqa",),
+    "cutout-scenes": _CUTOUTS,
+    "captioned-photographs": ("tuxpaint-stamps",),
+    "photograph-scenes": (
+        *_CUTOUTS, "mate-backgrounds", "lomiri-wallpapers", "plasma-wallpapers", "material-kit",
+    ),
+}  # fmt: skip
 
 # Fields of a training that say where and how often something is written or measured, not what is learned.
 _NOT_LEARNING = re.compile(

@@ -4,6 +4,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from datasets import Dataset, IterableDataset
 
@@ -37,7 +38,13 @@ def render_photograph_scenes(
         ValueError: if an argument is out of range.
         FetchError: if cut-outs or photographs are not in the cache of packages; names the command for them.
     """
-    settings = {"split": split, "num_scenes": num_scenes, "seed": seed, "size": size, "num_classes": num_classes}
+    settings: dict[str, Any] = {
+        "split": split,
+        "num_scenes": num_scenes,
+        "seed": seed,
+        "size": size,
+        "num_classes": num_classes,
+    }
     stamp = json.dumps({**settings, "revision": scene_set.REVISION})
     digest = hashlib.sha256(stamp.encode()).hexdigest()
 

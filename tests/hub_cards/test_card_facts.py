@@ -9,9 +9,13 @@ from vistok.hub_cards import card_facts
 
 class TestDataPackages:
     def test_a_format_that_reads_packages_has_their_licences(self):
+        from vistok.trainer.backgrounds import BACKGROUND_COLLECTIONS
+        from vistok.trainer.captioned_photographs import COLLECTION
         from vistok.trainer.cutouts import COLLECTIONS
 
         assert card_facts.FORMAT_PACKAGES["cutout-scenes"] == tuple(COLLECTIONS)
+        assert card_facts.FORMAT_PACKAGES["photograph-scenes"] == (*COLLECTIONS, *BACKGROUND_COLLECTIONS)
+        assert card_facts.FORMAT_PACKAGES["captioned-photographs"] == (COLLECTION,)
         rows, unknown = card_facts.licence_table([], [{"format": "cutout-scenes", "name": "scenes"}])
         assert [row[2] for row in rows] == ["MIT", "MIT AND Apache-2.0", "GPL-2.0-or-later"]
         assert unknown == []
