@@ -220,7 +220,19 @@ class TestFonts:
 
     def test_only_words_are_broken_with_a_hyphen(self):
         assert two_lines("mainstream") == ["mains-", "tream"]
+        assert two_lines("собака") == ["соб-", "ака"]
         assert two_lines("<0xF0><0x9F>") == ["<0xF0>", "<0x9F>"]
+        for sign in ("[U+FE0F]", "<0xE4>", "[BEL]"):
+            assert not any(line.endswith("-") for line in two_lines(sign))
+
+    def test_scripts_without_hyphens_and_code_points_are_broken_without(self):
+        assert two_lines("中文字") == ["中文", "字"]
+        assert two_lines(["U+4E2D", "U+6587"]) == ["U+4E2D", "U+6587"]
+        assert two_lines(["a", "b", "U+4E2D"]) == ["ab", "U+4E2D"]
+        assert Fonts().fitted("中文", 60.0, 18.0, 11.0, can_break=True)[0] == "U+4E2D\nU+6587"
+
+    def test_a_mark_stays_with_its_letter(self):
+        assert two_lines("ae\u0301") == ["a-", "e\u0301"]
 
 
 class Page(HTMLParser):
