@@ -145,6 +145,38 @@ class TestHalfPrecision:
         assert gradient[0].item() == pytest.approx(-expected.item() * 65536 / 2048, rel=0.01)
 
 
+    @each_loss
+    @pytest.mark.parametrize("accumulate_in_fp32", [False, True])
+    @pytest.mark.parametrize("with_autocast", [False, True])
+    @pytest.mark.parametrize("size", [0.02, 8.0])
+    def test_sums_over_many_positions_do_not_overflow_in_float16(self, loss, size, with_autocast, accumulate_in_fp32):
+        # 1,500 positions with features of 200 and one token for all: their sum is beyond float16, their mean is not.
+        arguments = inputs(loss, num_positions=1500, dtype=torch.float32)
+        features, head = LOSSES[loss][0]
+        with torch.no_grad():
+            arguments[features].abs_().mul_(size * 25).clamp_(max=200)
+            arguments[head].mul_(0.05)
+            for name in LOSSES[loss][1]:
+                if name == "labels":
+                    arguments[name].fill_(3)
+                elif name == head.replace("lm_head", "vm_head") or name == head.replace("vm_head", "lm_head"):
+                    arguments[name].mul_(0.05)[3] = 2.0
+        rounded = {n: p.detach().half() if p.is_floating_point() else p for n, p in arguments.items()}
+        exact = value_and_gradients(
+            loss, {n: p.double().requires_grad_() if n != "labels" else p for n, p in rounded.items()},
+            implementation="plain",
+        )  # fmt: skip
+        given = {n: p.float() if with_autocast and n != "labels" else p for n, p in rounded.items()}
+        given = {n: p.requires_grad_() if n != "labels" else p for n, p in given.items()}
+        with torch.autocast("cpu", torch.float16, enabled=with_autocast):
+            value = 256 * loss(**given, accumulate_in_fp32=accumulate_in_fp32)
+        found = torch.autograd.grad(value, [given[features], given[head]])
+        assert value.item() == pytest.approx(256 * exact[0].item(), rel=2e-3)
+        for gradient, name in zip(found, (features, head), strict=True):
+            assert gradient.isfinite().all()
+            assert relative_distance(gradient / 256, exact[1][name]) < 4e-3
+
+
 class TestAutograd:
     @each_loss
     def test_gradients_are_multiplied_by_what_arrives(self, loss):
