@@ -298,7 +298,7 @@ def _can_be_laid_out(text: str) -> bool:
 
 def escaped(text: str, code_points: Any) -> list[str]:
     """
-    The characters of a text, with the code point in place of each character that a font lacks, or that cannot be laid out.
+    The characters of a text, with the code point in place of each that a font lacks, or that cannot be laid out.
 
     Args:
         text (`str`): a label.

@@ -144,7 +144,6 @@ class TestHalfPrecision:
         expected = torch.sigmoid(torch.tensor([-10.0])) - torch.sigmoid(torch.tensor([-9.0]))
         assert gradient[0].item() == pytest.approx(-expected.item() * 65536 / 2048, rel=0.01)
 
-
     @each_loss
     @pytest.mark.parametrize("accumulate_in_fp32", [False, True])
     @pytest.mark.parametrize("with_autocast", [False, True])
