@@ -211,6 +211,16 @@ class TestImages:
         results = measure_token_statistics(tiny_vtlmm(), processor, find_images([tmp_path]), num_resamples=0)
         assert results["num_patches"] == 9 + 3
 
+    def test_class_tokens_are_no_words_of_the_image(self, folder):
+        patches_alone = tiny_vtlmm()
+        with_class = tiny_vtlmm(vision_feature_select_strategy="full")
+        with_class.load_state_dict(patches_alone.state_dict())
+        one, other = (
+            measure_token_statistics(model, tiny_vtlmm_processor(), find_images([folder]), num_resamples=0)
+            for model in (patches_alone, with_class)
+        )
+        assert one["num_patches"] == 6 * 9 and one == other
+
     def test_a_damaged_image_ends_the_count_unless_it_may_be_left_out(self, folder):
         (folder / "2.png").write_bytes(b"no image")
         model, processor, files = tiny_vtlmm(), tiny_vtlmm_processor(), find_images([folder])

@@ -55,6 +55,19 @@ class TestReading:
         assert found.measure == "cosine similarity" and found.entropy is None
         assert found.scores.reshape(9, 2) == pytest.approx(similarities.topk(2).values.numpy(), abs=1e-5)
 
+    @pytest.mark.parametrize("nearest", [False, True])
+    def test_class_tokens_are_no_patches(self, nearest):
+        patches_alone = tiny_vtlmm()
+        with_class = tiny_vtlmm(vision_feature_select_strategy="full")
+        with_class.load_state_dict(patches_alone.state_dict())
+        one, other = (
+            read_word_map(model, tiny_vtlmm_processor(), tiny_image(1), nearest=nearest)
+            for model in (patches_alone, with_class)
+        )
+        assert one.words.tolist() == other.words.tolist() and one.scores == pytest.approx(other.scores, abs=1e-6)
+        found = with_class.get_visual_tokens(torch.randn(1, 3, 24, 24))
+        assert (found.num_prefix_tokens, found.grid_size, found.entropy.shape) == (1, (3, 3), (1, 10))
+
     def test_pseudo_image_features_leave_the_words_as_they_are(self):
         plain = tiny_vtlmm()
         pseudo = tiny_vtlmm(pseudo_image_features=True)
