@@ -12,7 +12,7 @@ from tests.tiny import tiny_gvt, tiny_image
 from tests.tiny_kinds import tiny_vtlmm, tiny_vtlmm_processor
 from vistok.evaluation.attention_maps import seen_image
 from vistok.evaluation.word_map import WordMap, map_files, read_word_map
-from vistok.evaluation.word_map_page import write_word_page
+from vistok.evaluation.word_map_page import _section, write_word_page
 from vistok.evaluation.word_map_picture import READABLE, Fonts, draw_word_map, two_lines, word_picture
 from vistok.processing.token_labels import TokenLabels
 
@@ -341,6 +341,27 @@ class TestPage:
         text, page = self.page(tmp_path, nearest)
         assert [cell["aria-label"] for cell in page.cells] == ["row 1, column 1: a 0.250", "row 1, column 2: b -0.500"]
         assert "nats" not in text and "shade by cosine similarity" in text and "all other words" not in text
+
+    def test_many_images_go_on_to_further_pages_that_are_linked(self, tmp_path):
+        maps = [word_map([[f"word{number}"]], name=f"{number}.png") for number in range(7)]
+        sizes = [len(_section(one, number)) for number, one in enumerate(maps, start=1)]
+        path = tmp_path / "my words.html"
+        files = write_word_page(iter(maps), path, page_bytes=3 * max(sizes))
+        assert [file.name for file in files] == ["my words.html", "my words-2.html", "my words-3.html"]
+        pages = [Page(file.read_text(encoding="utf-8")) for file in files]
+        assert [page.words for page in pages] == [
+            ["word0", "word1", "word2"],
+            ["word3", "word4", "word5"],
+            ["word6"],
+        ]
+        links = [[source for source in page.loaded if source.endswith(".html")] for page in pages]
+        first, second, third = "my%20words.html", "my%20words-2.html", "my%20words-3.html"
+        assert links == [2 * [second], 2 * [first, third], 2 * [second]]
+        assert "images 4 to 6" in files[1].read_text(encoding="utf-8")
+
+    def test_an_image_that_is_larger_than_a_page_has_one_of_its_own(self, tmp_path):
+        files = write_word_page([word_map([["a"]]), word_map([["b"]])], tmp_path / "words.html", page_bytes=1)
+        assert len(files) == 2
 
     def test_a_page_of_no_image_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="at least one image"):
