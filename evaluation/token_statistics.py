@@ -1,7 +1,7 @@
 """Language statistics of visual tokens: what the words of many images have in common with the words of a language."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from .zipf import ZipfFit, fit_zipf
 FREQUENT = 20
 """In so many images, at least, a word has to be found, or so often be expected, for its rank to be certain."""
 LEVEL = 0.95
+TAILS = ((1 - LEVEL) / 2, (1 + LEVEL) / 2)
 CURVE_POINTS = 100
 TOP_WORDS = 50
 
@@ -105,8 +106,9 @@ class TokenStatistics:
         """
         All numbers, as they are written to JSON. Entropies are in nats. Intervals are of 95 %, by the bootstrap
         over images; `None` for one image. Resamples lack words that the images have, so that all are off by the same
-        bias: the interval is what they differ by, laid around the number. What the images lack themselves it does
-        not tell: while further ones bring new words, entropies of words and exponents over all ranks are too small.
+        bias: the interval is what they differ by, laid around the number, and around the corrected one for entropies,
+        see [`TokenStatistics.entropies`]. What the images lack themselves the others do not tell: while further ones
+        bring new words, exponents over all ranks are too small.
 
         Args:
             labels (`list[tuple[str, str]]`): text and kind of every token, as [`TokenLabels`] gives them.
@@ -136,7 +138,7 @@ class TokenStatistics:
                 "expected": rank_frequency(self.expected_counts),
             },
             "zipf": self._zipf(),
-            "entropy": self._entropies(),
+            "entropy": self.entropies(),
             "kinds": self._kinds(kinds),
             "new_words": self._new_words(),
             "top_words": self._top_words(labels),
@@ -173,7 +175,19 @@ class TokenStatistics:
             "share_fitted": float(np.sort(counts)[::-1][: fit.num_ranks].sum() / counts.sum()),
         }
 
-    def _entropies(self) -> dict[str, Any]:
+    def entropies(self) -> dict[str, Any]:
+        """
+        Entropies in nats, with 95 % intervals of those of all images there could be. The entropy of counts is too
+        small on average, and so is the difference of pooled and mean entropy: resamples fall short of the counts by
+        about as much as these fall short of the truth, which is the correction of the bootstrap. It falls short
+        itself, and so the upper end has it twice. Of words it knows only those that were found. The share of patches
+        that others have is that of words of a single image (Good and Turing); the upper end of the interval of the
+        most probable words has them spread evenly over all tokens that were not found.
+
+        Returns:
+            `dict`: for each name `value`, of the counts as they are, `corrected` and `interval`, in which the value
+            need not lie; `None` for one image.
+        """
         pooled, of_patches = entropy_of(self.expected_counts), self._entropy_sum / self.num_patches
         drawn = self._expected_resamples.sum(1)  # patches in a resample
         is_drawn = drawn > 0
@@ -181,12 +195,32 @@ class TokenStatistics:
         patch_resamples = self._entropy_resamples[is_drawn] / drawn[is_drawn]
         of_words = np.array([entropy_of(row) for row in self._top_resamples[is_drawn]])
         return {
-            "most_probable_words": self._estimate(entropy_of(self.top_counts), of_words, low=0.0),
-            "pooled": self._estimate(pooled, pooled_resamples, low=0.0),
+            "most_probable_words": self._corrected(entropy_of(self.top_counts), of_words, self._with_unseen_words),
+            "pooled": self._corrected(pooled, pooled_resamples),
             "mean_of_patches": self._estimate(of_patches, patch_resamples, low=0.0),
-            "mutual_information": self._estimate(pooled - of_patches, pooled_resamples - patch_resamples, low=0.0),
+            "mutual_information": self._corrected(pooled - of_patches, pooled_resamples - patch_resamples),
             "of_uniform": {"value": math.log(self.vocab_size)},
         }
+
+    def _corrected(
+        self, value: float, resampled: np.ndarray, at_most: Callable[[float], float] | None = None
+    ) -> dict[str, Any]:
+        """An entropy with its correction; `at_most` gives the largest it may be, if what was found has so much."""
+        if self.num_images < 2 or len(resampled) < 2:
+            return {"value": value, "corrected": None, "interval": None}
+        most = math.log(self.vocab_size)
+        corrected = min(max(2 * value - float(resampled.mean()), 0.0), most)
+        below, above = np.quantile(resampled, TAILS) - resampled.mean()
+        largest = max(corrected, 2 * corrected - value if at_most is None else at_most(corrected))
+        ends = np.array([corrected + below, largest + above]).clip(0.0, most)
+        return {"value": value, "corrected": corrected, "interval": ends.tolist()}
+
+    def _with_unseen_words(self, entropy: float) -> float:
+        unseen = float(self.top_counts[self.image_counts == 1].sum() / self.num_patches)
+        num_unseen = self.vocab_size - self.distinct_words[-1]
+        if not unseen or not num_unseen:
+            return entropy
+        return entropy_of(np.array([unseen, 1 - unseen])) + (1 - unseen) * entropy + unseen * math.log(num_unseen)
 
     def _kinds(self, kinds: np.ndarray) -> dict[str, Any]:
         shares = {}
@@ -241,8 +275,7 @@ class TokenStatistics:
     def _interval(self, value: float, resampled: np.ndarray, low: float = -math.inf, high: float = math.inf):
         if self.num_images < 2 or len(resampled) < 2:
             return None
-        tail = (1 - LEVEL) / 2
-        ends = value + np.quantile(resampled, [tail, 1 - tail]) - resampled.mean()
+        ends = value + np.quantile(resampled, TAILS) - resampled.mean()
         return [float(end) for end in ends.clip(low, high)]
 
 

@@ -15,7 +15,7 @@ from ..processing.images import BadSampleError, load_image
 from ..processing.square_images import content_patches
 from ..processing.token_labels import TokenLabels
 from .token_statistics import TokenStatistics
-from .word_map import check_reads_words
+from .word_map import check_reads_words, patch_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -33,7 +33,8 @@ def measure_token_statistics(
     """
     Counts the words of the visual tokens of images, with a progress bar. Of an image that was counted one number is
     kept, and distributions over the vocabulary are held for a few patches at a time. Patches of nothing but the border
-    with which an image is padded to a square are left out: they are no part of it.
+    with which an image is padded to a square are left out, as are the visual tokens of [CLS] and registers where a
+    model has them: they are no part of the image.
 
     Args:
         model ([`VTLMMForCausalLM`]): has a visual modelling head.
@@ -48,7 +49,8 @@ def measure_token_statistics(
 
     Raises:
         BadSampleError: if an image is missing or unreadable, unless these are left out.
-        ValueError: if the model has no visual modelling head, there is no image, or `batch_size` is less than 1.
+        ValueError: if the model has no visual modelling head, its visual tokens are no patches, there is no image, or
+            `batch_size` is less than 1.
     """
     check_reads_words(model)
     warn_of_untrained_vm_head(model.config)
@@ -63,7 +65,9 @@ def measure_token_statistics(
             pixel_values = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
             with torch.no_grad():
                 features = model.model.get_adapter_features(pixel_values.to(model.device, model.dtype))
-            for image, image_features in zip(images, features.last_hidden_state):
+            tokens = features.last_hidden_state
+            patches = patch_tokens(tokens.shape[1], features.grid_size, features.num_prefix_tokens)
+            for image, image_features in zip(images, tokens[:, patches]):
                 shown = shown_of(image.size, tuple(features.grid_size))
                 statistics.add(*word_counts(image_features[shown.to(image_features.device)], model.model.vm_head))
     if unreadable:

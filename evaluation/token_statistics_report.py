@@ -78,8 +78,9 @@ def token_statistics_markdown(results: Mapping[str, Any]) -> str:
         "exponent of all ranks too small.",
         _zipf_table(results["zipf"]),
         "## Entropy (nats)",
-        "Of the counts as they are: an entropy of words is too small as long as further images bring new ones, which "
-        "intervals do not tell.",
+        "Of the counts as they are, and too small as long as further images bring new words. Intervals are those of "
+        "what all images would give, in which a number of these few need not lie; at their upper end, words that no "
+        "image had are spread evenly over the rest of the vocabulary.",
         _entropy_table(results["entropy"]),
         "## New words",
         f"Of another image {_number(new_words['expected_in_another_image'])} words are expected that no image before "

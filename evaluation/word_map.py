@@ -103,11 +103,6 @@ def read_word_map(
     opened = load_image(image)
     pixel_values = processor.image_processor(images=[opened], return_tensors="pt")["pixel_values"]
     scores, token_ids, entropy, grid_size = _read(model, pixel_values.to(model.device, model.dtype), top_k, nearest)
-    if grid_size is None or grid_size[0] * grid_size[1] != len(scores):
-        raise ValueError(
-            f"The model makes {len(scores)} visual tokens of a grid of {grid_size} patches: a map of words needs one "
-            "for each patch."
-        )
     labels = TokenLabels(processor.tokenizer) if labels is None else labels
     shape = (*grid_size, top_k)
     return WordMap(
@@ -132,15 +127,38 @@ def check_reads_words(model: Any) -> None:
         )
 
 
+def patch_tokens(num_tokens: int, grid_size: tuple[int, int] | None, num_prefix_tokens: int | None) -> slice:
+    """
+    The visual tokens of an image that are patches: all of them, or those behind [CLS] and registers.
+
+    Args:
+        num_tokens (`int`): how many visual tokens an image has.
+        grid_size (`tuple[int, int]`, *optional*): height and width of the image in patches.
+        num_prefix_tokens (`int`, *optional*): how many visual tokens come before the patches.
+
+    Raises:
+        ValueError: if there is not one for each patch.
+    """
+    first = num_prefix_tokens or 0
+    if grid_size is None or grid_size[0] * grid_size[1] != num_tokens - first:
+        raise ValueError(
+            f"The model makes {num_tokens} visual tokens, {first} of them beside the patches, of a grid of "
+            f"{grid_size} patches: words of an image need one for each patch."
+        )
+    return slice(first, None)
+
+
 @torch.no_grad()
 def _read(model: Any, pixel_values: torch.Tensor, top_k: int, nearest: bool):
     """Of one image scores and token ids, `(num_patches, top_k)`, entropies and the grid."""
     if nearest:
         features = model.model.get_adapter_features(pixel_values)
-        similarities, token_ids = model.nearest_text_tokens(features.last_hidden_state[0], top_k)
-        return similarities, token_ids, None, features.grid_size
+        tokens = features.last_hidden_state[0]
+        patches = patch_tokens(len(tokens), features.grid_size, features.num_prefix_tokens)
+        return *model.nearest_text_tokens(tokens[patches], top_k), None, features.grid_size
     found = model.get_visual_tokens(pixel_values, top_k=top_k)
-    return found.probabilities[0], found.token_ids[0], found.entropy[0], found.grid_size
+    patches = patch_tokens(found.entropy.shape[1], found.grid_size, found.num_prefix_tokens)
+    return *(part[0, patches] for part in (found.probabilities, found.token_ids, found.entropy)), found.grid_size
 
 
 def _fine_image(model: Any, processor: Any, image: Image.Image, grid_size: tuple[int, int]) -> Image.Image:
@@ -180,4 +198,4 @@ def map_files(output: str | os.PathLike, names: Sequence[str]) -> list[Path]:
     return list(files.values())
 
 
-__all__ = ["MEASURES", "WordMap", "check_reads_words", "map_files", "read_word_map"]
+__all__ = ["MEASURES", "WordMap", "check_reads_words", "map_files", "patch_tokens", "read_word_map"]

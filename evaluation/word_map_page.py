@@ -5,7 +5,9 @@ import html
 import io
 import os
 from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 from PIL import Image
@@ -16,6 +18,9 @@ from .word_map import WordMap
 from .word_map_picture import two_lines
 
 IMAGE_SIDE = 1200  # pixels, at most
+PAGE_BYTES = 16_000_000
+"""About how large a page may be, unless it is of one image: browsers open that at once. It is some 15 images of 576
+patches, or 50 of 64."""
 BREAKABLE = 8  # letters
 FAMILIAR = 0x0530  # Latin, Greek and Cyrillic, which every font has, come before
 
@@ -26,11 +31,11 @@ _PAGE = """<!doctype html>
 {style}
 </style></head><body>
 <h1>{title}</h1>
-<p>{explained}</p>
+{links}<p>{explained}</p>
 <main>
 {maps}
 </main>
-<script>
+{links}<script>
 {script}
 </script></body></html>
 """
@@ -39,7 +44,8 @@ _STYLE = """
 body { font: 16px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1240px; padding: 0 1rem; color: #202020;
   background: #fff }
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; overflow-wrap: anywhere }
-section { margin: 2.5rem 0 }
+section { margin: 2.5rem 0; content-visibility: auto; contain-intrinsic-size: auto 60rem }
+nav a { margin-right: 1.2rem }
 .tools label { margin-right: 1.2rem; white-space: nowrap }
 .map { padding-right: 19rem }
 .frame { position: relative; container-type: inline-size; width: min(100%, calc(88vh * var(--aspect)));
@@ -117,35 +123,85 @@ for (const cells of document.querySelectorAll(".cells")) {
 """.strip()
 
 
-def write_word_page(word_maps: Iterable[WordMap], path: str | os.PathLike, title: str = "Images as words") -> None:
+def write_word_page(
+    word_maps: Iterable[WordMap],
+    path: str | os.PathLike,
+    title: str = "Images as words",
+    page_bytes: int = PAGE_BYTES,
+) -> list[Path]:
     """
-    Writes images as words into one HTML file that needs no network: each image with its patches, of which the one
+    Writes images as words into an HTML file that needs no network: each image with its patches, of which the one
     under the pointer or with the focus shows its words, their scores and its entropy. The arrow keys move over the
     patches; without scripts the tabulator does. A table of everything is below each image.
+
+    Images that are too many for one page go on to others beside it, `words-2.html` and so on, which are linked to one
+    another. No more than a page is held in memory.
 
     Args:
         word_maps (`list[WordMap]`): from [`read_word_map`], or what reads one after the other.
         path (`str`): HTML file. Its folder is made if need be.
         title (`str`, *optional*): heading.
+        page_bytes (`int`, *optional*, defaults to 16 MB): about how large a page of several images may be.
+
+    Returns:
+        `list[Path]`: the files.
 
     Raises:
         ValueError: if there is no map.
     """
-    sections, measure = [], ""
+    pages = _Pages(Path(path), title)
+    sections: list[str] = []
+    size, measure = 0, ""
     for number, word_map in enumerate(word_maps, start=1):
-        sections.append(_section(word_map, number))
-        measure = word_map.measure
+        section = _section(word_map, number)
+        if sections and size + len(section) > page_bytes:
+            pages.write(sections, measure, is_last=False)
+            sections, size = [], 0
+        sections.append(section)
+        size, measure = size + len(section), word_map.measure
     if not sections:
         raise ValueError("A page of words needs at least one image.")
-    page = _PAGE.format(
-        title=html.escape(title),
-        explained=_explained(measure),
-        style=_STYLE,
-        script=_SCRIPT,
-        maps="\n".join(sections),
-    )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    write_text_atomically(Path(path), page)
+    pages.write(sections, measure, is_last=True)
+    return pages.files
+
+
+@dataclass
+class _Pages:
+    """Pages one after the other, which are linked to their neighbours."""
+
+    path: Path
+    title: str
+    files: list[Path] = field(default_factory=list)
+    num_images: int = 0
+
+    def write(self, sections: list[str], measure: str, is_last: bool) -> None:
+        number = len(self.files) + 1
+        is_only = is_last and number == 1
+        page = _PAGE.format(
+            title=html.escape(self.title if is_only else f"{self.title}, page {number}"),
+            links="" if is_only else self._links(number, len(sections), is_last),
+            explained=_explained(measure),
+            style=_STYLE,
+            script=_SCRIPT,
+            maps="\n".join(sections),
+        )
+        file = self._file(number)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text_atomically(file, page)
+        self.files.append(file)
+        self.num_images += len(sections)
+
+    def _file(self, number: int) -> Path:
+        return self.path if number == 1 else self.path.with_name(f"{self.path.stem}-{number}{self.path.suffix}")
+
+    def _links(self, number: int, num_images: int, is_last: bool) -> str:
+        shown = [f"images {self.num_images + 1} to {self.num_images + num_images}"]
+        others = [] if number == 1 else [(number - 1, "← page")]
+        others += [] if is_last else [(number + 1, "page →")]
+        for other, label in others:
+            file = html.escape(quote(self._file(other).name))
+            shown.append(f'<a href="{file}">{label.replace("page", f"page {other}")}</a>')
+        return f'<nav aria-label="pages">{" · ".join(shown)}</nav>\n'
 
 
 def _explained(measure: str) -> str:
@@ -177,7 +233,7 @@ def _section(word_map: WordMap, number: int) -> str:
         f'<input type="checkbox" class="shade" id="shade-{number}"> '
         f'<label for="shade-{number}">shade by {word_map.measure}</label>\n'
         f'<div class="map"><div class="frame" style="--aspect: {word_map.image.width / word_map.image.height:.4f}">'
-        f'<img alt="{name}" src="{_data_uri(word_map.image)}">\n'
+        f'<img alt="{name}" decoding="async" src="{_data_uri(word_map.image)}">\n'
         f'<div class="cells" role="grid" aria-label="words of {name}" data-columns="{columns}" '
         f'style="--columns: {columns}; --rows: {rows}">{cells}</div>\n'
         '<p class="hint">Point at a patch to see its words.</p></div></div>\n'

@@ -1,9 +1,12 @@
 """A map of words as a picture: the image with the most probable word in each patch (VT-LMM, Figure 4)."""
 
 import io
+import itertools
 import math
 import os
+import re
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +28,8 @@ ROOM = 0.93  # of a patch, that a word may fill
 COLOR_MAP = "viridis"
 VEIL = 0.55
 ELLIPSIS = "…"
+# Characters, and what a label has in place of one: <0x9F>, [U+200B], [BEL], [#49152].
+_SIGNS = re.compile(r"<0x[0-9A-Fa-f]{2}>|\[(?:U\+[0-9A-F]+|#\d+|[A-Z0-9]{2,3})\]|.", re.DOTALL)
 
 
 def draw_word_map(
@@ -201,11 +206,12 @@ class Fonts:
             `tuple`: the text, whose end "…" may stand for, and which holds `U+…` in place of what no font has; and the
             font.
         """
-        file, text = self.printable(text)
+        file, pieces = self._printable(text)
+        text = "".join(pieces)
         smallest = max(smallest, READABLE)
         size = self._fitting_size(file, [text], width, max(largest, smallest))
         if can_break and size < COMFORTABLE * largest and len(text) > 1:
-            lines = two_lines(text)
+            lines = two_lines(text if len(pieces) == len(text) else pieces)
             size = min(self._fitting_size(file, lines, width, largest), COMFORTABLE * largest)
             text = "\n".join(lines)
         font = self._font(file, max(size, smallest))
@@ -243,10 +249,14 @@ class Fonts:
             `tuple[str, str]`: file of a font that has the whole text, and the text; if there is none, DejaVu Sans and
             the text with `U+…` in place of what it lacks.
         """
+        file, pieces = self._printable(text)
+        return file, "".join(pieces)
+
+    def _printable(self, text: str) -> tuple[str, list[str]]:
         if _can_be_laid_out(text):
             for file, code_points in self.files:
                 if all(ord(letter) in code_points for letter in text):
-                    return file, text
+                    return file, list(text)
         file, code_points = self.files[-1]
         return file, escaped(text, code_points)
 
@@ -257,16 +267,28 @@ class Fonts:
         return self._sized[key]
 
 
-def two_lines(text: str) -> list[str]:
+def two_lines(text: str | Sequence[str]) -> list[str]:
     """
-    A text in two halves, with a hyphen where a word is broken.
+    A text in two halves, with a hyphen where a word is broken: between two letters of a script with capitals, such as
+    Latin. Other scripts break without one. Names of characters, such as `[U+200B]`, and bytes, `<0x9F>`, stay whole
+    where they are not alone.
 
     Args:
-        text (`str`): of two characters, at least.
+        text (`str` or `list[str]`): of two characters, at least; or what is written for each character, `U+4E2D`
+            among it.
     """
-    middle = (len(text) + 1) // 2
-    is_within_word = text[middle - 1].isalpha() and text[middle].isalpha()
-    return [text[:middle] + ("-" if is_within_word else ""), text[middle:]]
+    pieces = _SIGNS.findall(text) if isinstance(text, str) else list(text)
+    if len(pieces) == 1:
+        return [pieces[0][: (len(pieces[0]) + 1) // 2], pieces[0][(len(pieces[0]) + 1) // 2 :]]
+    lengths = list(itertools.accumulate(map(len, pieces)))
+    places = [place for place in range(1, len(pieces)) if not unicodedata.combining(pieces[place][0])]
+    middle = min(places or [1], key=lambda place: (abs(2 * lengths[place - 1] - lengths[-1]), -place))
+    is_within_word = all(map(_is_cased, pieces[middle - 1 : middle + 1]))
+    return ["".join(pieces[:middle]) + ("-" if is_within_word else ""), "".join(pieces[middle:])]
+
+
+def _is_cased(piece: str) -> bool:
+    return len(piece) == 1 and piece.lower() != piece.upper()
 
 
 def _can_be_laid_out(text: str) -> bool:
@@ -274,19 +296,18 @@ def _can_be_laid_out(text: str) -> bool:
     return features.check("raqm") or not any(unicodedata.bidirectional(letter) in ("R", "AL") for letter in text)
 
 
-def escaped(text: str, code_points: Any) -> str:
+def escaped(text: str, code_points: Any) -> list[str]:
     """
-    A text with the code point in place of each character that a font lacks, or that cannot be laid out.
+    The characters of a text, with the code point in place of each that a font lacks, or that cannot be laid out.
 
     Args:
         text (`str`): a label.
         code_points (`frozenset[int]`): what the font has.
     """
-    shown = [
+    return [
         letter if ord(letter) in code_points and _can_be_laid_out(letter) else f"U+{ord(letter):04X}"
         for letter in text
     ]
-    return "".join(shown)
 
 
 __all__ = ["Fonts", "check_patch_size", "draw_word_map", "escaped", "two_lines", "word_picture"]

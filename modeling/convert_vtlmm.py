@@ -10,8 +10,6 @@ from typing import Any
 import torch
 from huggingface_hub import snapshot_download
 from transformers import (
-    AutoConfig,
-    CLIPVisionConfig,
     GenerationConfig,
     PreTrainedConfig,
 )
@@ -19,20 +17,13 @@ from transformers.utils import logging
 
 from ..configuration.configuration_vtlmm import VTLMMConfig
 from .atomic_folder import write_folder_atomically
-from .base_checkpoints import load_vision_tower
-from .base_weights import resolve_checkpoint
 from .checkpoint_shards import DTYPE_NAMES, MAX_SHARD_SIZE, ShardedCheckpoint, ShardWriter
 from .composition import compose_config, expected_shapes, grown_size
 from .convert_eva import Conversion
 from .modeling_vtlmm import VTLMMForCausalLM
 from .published_checkpoints import first_line, refuse_misfits
-from .published_llava import (
-    PUBLISHED_TOWERS,
-    PublishedLlava,
-    PublishedNames,
-    has_vocabulary_rows,
-    read_published_config,
-)
+from .published_llava import PublishedLlava, PublishedNames, has_vocabulary_rows, read_published_config
+from .published_llava_tower import PublishedTower, find_published_tower
 from .published_tokenizers import load_published_tokenizer
 from .trained_weights import CheckpointError
 
@@ -45,7 +36,6 @@ VM_HEAD = "model.vm_head.weight"
 
 # By language model, the format of conversations that LLaVA-1.5 and VW-LMM were trained with.
 CHAT_TEMPLATE_OF = {"llama": "vicuna", "mistral": "mistral"}
-_TOWER = "model.vision_tower."
 _CHUNK = 1 << 22  # numbers that are looked at at once
 _ROWS = 512  # of a new weight that are drawn at once
 
@@ -81,12 +71,13 @@ def convert_llava(
     vision: str | None = None,
     text: str | None = None,
     pseudo_image_features: bool | None = None,
-    seed: int = 0,
+    seed: int | None = None,
     max_shard_size: int = MAX_SHARD_SIZE,
 ) -> LlavaConversion:
     """
     Writes a folder that [`VTLMMForCausalLM`] loads from LLaVA-1.5, in the layout of its authors or of transformers,
-    or from VW-LMM. The processor is not among it: [`published_llava_processor`] makes it of what is returned.
+    or from VW-LMM. The processor is not among it: [`published_llava_processor`] makes it of what is returned. Whoever
+    wants it before anything is written does the same in two steps, [`plan_llava_conversion`] and [`LlavaPlan.write`].
 
     Tensors are read, checked and written one by one, in their dtype. One file of the checkpoint is open at a time:
     mapped into memory or, if it is in PyTorch's format of before version 1.6, read as a whole.
@@ -110,7 +101,7 @@ def convert_llava(
             image features (Eq. 8), as VW-LMM-Vicuna-pif-7b was. By default where "pif" is in the name of the
             checkpoint's architecture or folder, which is how its authors tell
             (pengts/VW-LMM, visual_words/model/builder.py).
-        seed (`int`, *optional*, defaults to 0): of a new VM head.
+        seed (`int`, *optional*): of a new VM head, by default 0; of no use where the checkpoint has one.
         max_shard_size (`int`, *optional*, defaults to 5 GB): bytes of weights in a file that is written.
 
     Returns:
@@ -122,6 +113,80 @@ def convert_llava(
         CheckpointError: if a file is truncated, the checkpoint is of another kind, its weights are not exactly those
             of its config, or numbers are not finite; lists what is missing, unknown or of another shape.
         ValueError: if the kind is unknown, or an argument does not go with the checkpoint.
+    """
+    plan = plan_llava_conversion(source, kind, vision, text, pseudo_image_features, seed)
+    plan.write(folder, max_shard_size)
+    return plan.conversion
+
+
+@dataclass
+class LlavaPlan:
+    """
+    A conversion whose weights are still to be read: all else is read and checked.
+
+    Args:
+        conversion ([`LlavaConversion`]): what is told of it.
+        checkpoint ([`ShardedCheckpoint`]): the published weights.
+        names ([`PublishedNames`]): what becomes of each.
+        tower ([`PublishedTower`]): the vision tower.
+        tensors (`dict[str, tuple[torch.Size, torch.dtype]]`): what is written, in this order.
+        generation_config (`GenerationConfig`): of the folder.
+        seed (`int`): of a new VM head.
+    """
+
+    conversion: LlavaConversion
+    checkpoint: ShardedCheckpoint
+    names: PublishedNames
+    tower: PublishedTower
+    tensors: dict[str, tuple[torch.Size, torch.dtype]]
+    generation_config: GenerationConfig
+    seed: int
+
+    def write(self, folder: str | os.PathLike, max_shard_size: int = MAX_SHARD_SIZE) -> None:
+        """
+        Writes the folder, once, tensor by tensor.
+
+        Args:
+            folder, max_shard_size: as in [`convert_llava`].
+
+        Raises:
+            FileExistsError: if there is something in the folder.
+            CheckpointError: if a file is truncated, or numbers are not finite.
+        """
+        tower, checkpoint, config, source = self.tower, self.checkpoint, self.conversion.config, self.conversion.source
+        with write_folder_atomically(folder) as work:
+            writer = ShardWriter(work, self.tensors, max_shard_size)
+            for name in list(tower.weights):
+                _refuse_numbers(tower.name or source, name, tower.weights[name])
+                writer.write(name, [tower.weights.pop(name)])
+            read = logging.tqdm(checkpoint.read(), total=len(checkpoint.stored), desc="Converting weights")
+            for name, weight in read:
+                if own := self.names.own.get(name):
+                    _refuse_numbers(source, name, weight)
+                    is_grown = has_vocabulary_rows(own)
+                    writer.write(own, _with_rows(weight, self.tensors[own][0]) if is_grown else [weight])
+            for name in self.conversion.new:
+                std = getattr(config.text_config, "initializer_range", 0.02)
+                writer.write(name, _random_rows(*self.tensors[name], std=std, seed=self.seed))
+            writer.finish()
+            config.save_pretrained(work)
+            self.generation_config.save_pretrained(work)
+
+
+def plan_llava_conversion(
+    source: str | os.PathLike,
+    kind: str | None = None,
+    vision: str | None = None,
+    text: str | None = None,
+    pseudo_image_features: bool | None = None,
+    seed: int | None = None,
+) -> LlavaPlan:
+    """
+    Reads and checks all of a LLaVA or VW-LMM but the numbers of its weights: see [`convert_llava`], whose arguments
+    and errors these are.
+
+    Returns:
+        [`LlavaPlan`].
     """
     if kind is not None and kind not in KINDS:
         raise ValueError(f"kind is {kind!r}: expected {' or '.join(KINDS)}.")
@@ -135,8 +200,10 @@ def convert_llava(
         raise ValueError(
             f"{source} has no VM head to make pseudo image features with: leave them to stage IV of its training."
         )
+    if not new and seed is not None:
+        raise ValueError(f"{source} has a VM head, and nothing is drawn: leave out the seed {seed} (seed, or --seed).")
     tokenizer = load_published_tokenizer(path, published, text)
-    tower = _tower(source, published, names, vision)
+    tower = find_published_tower(source, published, names, vision)
     if pseudo_image_features is None:
         is_pif = published.pseudo_image_features or "pif" in Path(source).name.lower()
         pseudo_image_features = kind == "vw-lmm" and is_pif
@@ -146,22 +213,7 @@ def convert_llava(
     expected = expected_shapes(VTLMMForCausalLM, config)
     _refuse_other_weights(source, published, names, tower, expected, new)
     tensors = _planned(names, tower, expected, new)
-    with write_folder_atomically(folder) as work:
-        writer = ShardWriter(work, tensors, max_shard_size)
-        for name in list(tower.weights):
-            _refuse_numbers(tower.name or source, name, tower.weights[name])
-            writer.write(name, [tower.weights.pop(name)])
-        for name, weight in logging.tqdm(checkpoint.read(), total=len(checkpoint.stored), desc="Converting weights"):
-            if own := names.own.get(name):
-                _refuse_numbers(source, name, weight)
-                writer.write(own, _with_rows(weight, expected[own]) if has_vocabulary_rows(own) else [weight])
-        for name in new:
-            std = getattr(config.text_config, "initializer_range", 0.02)
-            writer.write(name, _random_rows(*tensors[name], std=std, seed=seed))
-        writer.finish()
-        config.save_pretrained(work)
-        _generation_config(path, config).save_pretrained(work)
-    return LlavaConversion(
+    conversion = LlavaConversion(
         config=config,
         num_parameters=sum(shape.numel() for shape, _ in tensors.values()),
         dropped=names.dropped,
@@ -173,6 +225,7 @@ def convert_llava(
         pad_to_square=published.pad_to_square,
         vision=tower.name,
     )
+    return LlavaPlan(conversion, checkpoint, names, tower, tensors, _generation_config(path, config), seed or 0)
 
 
 def _located(source: str | os.PathLike) -> Path:
@@ -217,44 +270,6 @@ def _chat_template(source: str | os.PathLike, published: PublishedLlava) -> str:
     return CHAT_TEMPLATE_OF[model_type]
 
 
-@dataclass
-class _Tower:
-    """The vision tower: its config; where SOURCE lacks its weights, these and the name of the other checkpoint."""
-
-    config: PreTrainedConfig
-    name: str | None = None
-    weights: dict[str, torch.Tensor] = field(default_factory=dict)
-
-
-def _tower(source: str | os.PathLike, published: PublishedLlava, names: PublishedNames, vision: str | None) -> _Tower:
-    has_weights = any(own.startswith(_TOWER) for own in names.published)
-    named = published.vision_tower
-    if vision is not None and (published.vision_config is not None or (has_weights and named in PUBLISHED_TOWERS)):
-        raise ValueError(f"{source} has a vision tower of its own: leave out {vision} (vision, or --vision).")
-    if published.vision_config is not None:
-        return _Tower(published.vision_config)
-    if vision is None and has_weights and named in PUBLISHED_TOWERS:
-        return _Tower(CLIPVisionConfig(**PUBLISHED_TOWERS[named]))
-    if vision is None and not named:
-        raise CheckpointError(
-            f"{source} lacks its vision tower, and its config names none: give the folder or Hub id of the tower as "
-            "vision (--vision FOLDER)."
-        )
-    chosen = str(named) if vision is None else vision
-    try:
-        if has_weights:
-            config = AutoConfig.from_pretrained(resolve_checkpoint(chosen))
-            return _Tower(getattr(config, "vision_config", config))
-        model = load_vision_tower(chosen, dtype="auto")
-        return _Tower(model.config, chosen, {_TOWER + name: value for name, value in model.state_dict().items()})
-    except (OSError, ValueError) as error:
-        what = "the config of its vision tower" if has_weights else "its vision tower"
-        raise CheckpointError(
-            f"{source} lacks {what}, and {chosen} cannot be loaded: its config names {named}, download that and give "
-            f"its folder as vision (--vision FOLDER). ({type(error).__name__}: {first_line(error)})"
-        ) from error
-
-
 def _config(
     published: PublishedLlava,
     names: PublishedNames,
@@ -286,7 +301,7 @@ def _refuse_other_weights(
     source: str | os.PathLike,
     published: PublishedLlava,
     names: PublishedNames,
-    tower: _Tower,
+    tower: PublishedTower,
     expected: Mapping[str, torch.Size],
     new: list[str],
 ) -> None:
@@ -311,7 +326,7 @@ def _refuse_other_weights(
 
 
 def _planned(
-    names: PublishedNames, tower: _Tower, expected: Mapping[str, torch.Size], new: list[str]
+    names: PublishedNames, tower: PublishedTower, expected: Mapping[str, torch.Size], new: list[str]
 ) -> dict[str, tuple[torch.Size, torch.dtype]]:
     """Shapes and dtypes of all weights in the order in which they are written: that of the published files."""
     # A pooler of the tower's checkpoint may be no part of the composed model.
@@ -364,4 +379,4 @@ def _generation_config(path: Path, config: VTLMMConfig) -> GenerationConfig:
     return generation_config
 
 
-__all__ = ["KINDS", "LlavaConversion", "convert_llava"]
+__all__ = ["KINDS", "LlavaConversion", "LlavaPlan", "convert_llava", "plan_llava_conversion"]

@@ -47,6 +47,8 @@ def visual_modeling_loss(
         vm_head_weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head of P'.
         num_items (`int` or `torch.Tensor`, *optional*):
             Divides the sum over positions instead of their number here: the number over all micro-batches and ranks.
+            0 says that nothing anywhere is supervised: the loss is 0 and so are its gradients, whatever positions are
+            here.
         implementation (`str`, *optional*, defaults to `"fused"`):
             `"fused"`, or `"plain"`, which holds several matrices of `(num_positions, vocab_size)`.
         lm_head_bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head of Q.
@@ -162,29 +164,32 @@ def _divergence(
         raise ValueError(
             f"implementation is {implementation!r}, expected one of {', '.join(map(repr, IMPLEMENTATIONS))}."
         )
-    divisor = _divisor(num_items, len(prediction.features))
+    factor = _factor(num_items, prediction)
     if implementation == "fused":
-        return fused_divergence(prediction, target, divisor, accumulate_in_fp32)
+        return fused_divergence(prediction, target, factor, accumulate_in_fp32)
     log_prediction = nn.functional.log_softmax(prediction.logits(), dim=-1)
     if isinstance(target, torch.Tensor):
-        return nn.functional.nll_loss(log_prediction, target, reduction="sum") / divisor
+        return nn.functional.nll_loss(log_prediction, target, reduction="sum") * factor
     with torch.no_grad():
         log_target = nn.functional.log_softmax(target.logits(), dim=-1)
-    return nn.functional.kl_div(log_prediction, log_target, reduction="sum", log_target=True) / divisor
+    return nn.functional.kl_div(log_prediction, log_target, reduction="sum", log_target=True) * factor
 
 
-def _divisor(num_items: int | float | torch.Tensor | None, num_positions: int) -> int | float | torch.Tensor:
+def _factor(num_items: int | float | torch.Tensor | None, prediction: OutputHead) -> float | torch.Tensor:
+    """What the sum over positions is multiplied by: one over the number of items, and 0 where that is 0."""
+    num_positions = len(prediction.features)
     if num_positions == 0:  # nothing is divided, maybe by nothing: no rank has an image
-        return 1
+        return 1.0
     if num_items is None:
-        return num_positions
+        return 1 / num_positions
     if isinstance(num_items, torch.Tensor):
         if num_items.numel() != 1:
             raise ValueError(f"num_items has the shape {tuple(num_items.shape)}, expected a single number.")
-        return num_items.detach().reshape(())
-    if not (math.isfinite(num_items) and num_items > 0):
-        raise ValueError(f"num_items is {num_items}, expected the positive number of positions over all batches.")
-    return num_items
+        number = num_items.detach().reshape(()).to(prediction.loss_dtype)
+        return torch.where(number == 0, number, 1 / number)
+    if not (math.isfinite(num_items) and num_items >= 0):
+        raise ValueError(f"num_items is {num_items}, expected the number of positions over all batches.")
+    return 1 / num_items if num_items else 0.0
 
 
 def _check_head(

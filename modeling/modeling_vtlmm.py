@@ -325,7 +325,8 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         return_distribution: bool = False,
     ) -> VisualTokenDistributions:
         """
-        Reads images as words: of each visual token the most probable tokens of the vocabulary (Eq. 5, Figure 4).
+        Reads images as words: of each visual token the most probable tokens of the vocabulary (Eq. 5, Figure 4). With
+        `vision_feature_select_strategy="full"` the first visual tokens are those of [CLS] and registers.
 
         Args:
             pixel_values (`torch.FloatTensor` of shape `(num_images, num_channels, height, width)`, *optional*):
@@ -347,7 +348,12 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         with torch.no_grad():
             features = self.model.get_adapter_features(pixel_values, vision_features)
         return visual_token_distributions(
-            features.last_hidden_state, self.model.vm_head, top_k, return_distribution, features.grid_size
+            features.last_hidden_state,
+            self.model.vm_head,
+            top_k,
+            return_distribution,
+            features.grid_size,
+            features.num_prefix_tokens,
         )
 
     def nearest_text_tokens(self, image_features: torch.Tensor, top_k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

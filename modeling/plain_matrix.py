@@ -46,10 +46,13 @@ def whole_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
 def matrix_of(projection: Any, in_features: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
     """
     Weight and bias of a linear layer. Of one that is no plain matrix (see [`is_plain_matrix`]) they are found by
-    calling it, on the unit vectors, through which gradients reach whatever it consists of.
+    calling it, on the unit vectors, through which gradients reach whatever it consists of. A LoRA adapter that drops
+    out entries of its input in training does so here, too, but by one draw for each entry: the weight is what the
+    layer is with these entries dropped, and all that is multiplied by it shares the draw. The layer itself would draw
+    anew for each position. Evaluation knows no dropout, and there the weight is exact.
 
     Args:
-        projection (`nn.Module`): computes `x · weightᵀ + bias`.
+        projection (`nn.Module`): computes `x · weightᵀ + bias`, but for dropout of `x` in training.
         in_features (`int`): width of what it reads.
         like (`torch.Tensor`): something that it reads: its device and dtype.
 

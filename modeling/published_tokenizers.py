@@ -1,11 +1,12 @@
 """Tokenizers of LLaVA-1.5 and VW-LMM as published, so that a prompt has the token ids that it had in training."""
 
 import os
+import re
 from pathlib import Path
 from typing import Any
 
-from tokenizers import normalizers
-from transformers import AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
+from tokenizers import Regex, normalizers
+from transformers import AddedToken, AutoTokenizer, LlamaTokenizer, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 
 from ..configuration.optional import require
@@ -17,6 +18,7 @@ from .trained_weights import CheckpointError
 
 _FILES = ("tokenizer.json", "tokenizer.model", "tokenizer_config.json")
 _LLAMA = (None, "LlamaTokenizer", "LlamaTokenizerFast")  # which Mistral's is too
+_SPECIAL = ("bos_token", "eos_token", "unk_token")
 _COPIED = ("bos_token", "eos_token", "unk_token", "pad_token", "model_max_length", "clean_up_tokenization_spaces")
 
 
@@ -47,7 +49,9 @@ def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | 
         tokenizer_config = get_tokenizer_config(where)
         if tokenizer_config.get("tokenizer_class") in _LLAMA:
             # <s> stands before every text unless the config says otherwise, which versions of transformers differ in.
-            tokenizer = _llava_tokenizer(where, tokenizer_config.get("add_bos_token", True))
+            legacy = tokenizer_config.get("legacy")
+            add_bos_token = tokenizer_config.get("add_bos_token", True)
+            tokenizer = _llava_tokenizer(where, add_bos_token, legacy is None or bool(legacy))
         else:
             tokenizer = AutoTokenizer.from_pretrained(where, config=published.text_config)
     except (OSError, ValueError) as error:
@@ -64,18 +68,39 @@ def load_published_tokenizer(path: Path, published: PublishedLlava, text: str | 
     return tokenizer
 
 
-def _llava_tokenizer(where: str, add_bos_token: bool) -> PreTrainedTokenizerFast:
+def _llava_tokenizer(where: str, add_bos_token: bool, legacy: bool) -> PreTrainedTokenizerFast:
     """
     Llama's tokenizer as LLaVA uses it: the texts beside an image are tokenized each by itself, so that the mark of a
-    space is put before every one of them (haotian-liu/LLaVA, llava/mm_utils.py). Llama's own class knows that, as
-    `legacy`, but neither does so by default nor saves it. It is put behind `</s>`, too, before a further turn, where
-    LLaVA's code leaves it out if its tokenizer's config has `legacy: false`: ids there follow its `legacy: true`.
+    space is put before every one of them (haotian-liu/LLaVA, llava/mm_utils.py). Behind `</s>`, before a further turn,
+    it is put there too in `legacy` mode, and left out otherwise (huggingface/transformers v4.35.0,
+    src/transformers/models/llama/tokenization_llama.py, which VW-LMM requires; LLaVA counts its labels accordingly,
+    haotian-liu/LLaVA, llava/train/train.py). Llama's own class of today does not do both, nor saves it.
+
+    Args:
+        where (`str`): folder or Hub id.
+        add_bos_token (`bool`): whether `<s>` is put before a text.
+        legacy (`bool`): of the tokenizer's config, `True` where it does not say.
     """
     tokenizer: Any = LlamaTokenizer.from_pretrained(where, add_bos_token=add_bos_token)
+    named = {name: getattr(tokenizer, name) for name in _COPIED}
     backend = tokenizer.backend_tokenizer
     backend.pre_tokenizer = None
-    backend.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
-    return PreTrainedTokenizerFast(tokenizer_object=backend, **{name: getattr(tokenizer, name) for name in _COPIED})
+    marks = [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    if not legacy:
+        # Tokens that are "normalized" are looked for behind the normalizer, in a text that is marked as a whole, while
+        # the placeholder of images is cut out before it. The mark goes where such a token comes first.
+        special = [token for name in _SPECIAL if (token := named[name]) is not None]
+        named |= {name: _normalized(named[name]) for name in _SPECIAL if named[name] is not None}
+        first = "|".join(map(re.escape, dict.fromkeys(special)))
+        marks.append(normalizers.Replace(Regex(rf"\A▁(?={first})"), ""))
+    backend.normalizer = normalizers.Sequence(marks)
+    if not legacy:
+        backend.add_special_tokens([named[name] for name in _SPECIAL if named[name] is not None])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, **named)
+
+
+def _normalized(token: str) -> AddedToken:
+    return AddedToken(str(token), special=True, normalized=True)
 
 
 __all__ = ["load_published_tokenizer"]

@@ -28,7 +28,10 @@ class VisualTokenDistributions(ModelOutput):
         entropy (`torch.FloatTensor` of shape `(num_images, num_tokens)`): of each distribution, in nats.
         grid_size (`tuple[int, int]`, *optional*):
             Height and width of an image in patches, whose order is row by row; unknown of cached features whose number
-            is no square.
+            is no square, or with [CLS] and registers among them.
+        num_prefix_tokens (`int`, *optional*):
+            How many visual tokens precede those of the patches: [CLS] and registers, of a model with
+            `vision_feature_select_strategy="full"`; unknown of its cached features.
         distribution (`torch.FloatTensor` of shape `(num_images, num_tokens, vocab_size)`, *optional*):
             The distributions as a whole, if they were asked for.
     """
@@ -37,6 +40,7 @@ class VisualTokenDistributions(ModelOutput):
     token_ids: torch.Tensor | None = None
     entropy: torch.Tensor | None = None
     grid_size: tuple[int, int] | None = None
+    num_prefix_tokens: int | None = None
     distribution: torch.Tensor | None = None
 
 
@@ -47,6 +51,7 @@ def visual_token_distributions(
     top_k: int = 5,
     return_distribution: bool = False,
     grid_size: tuple[int, int] | None = None,
+    num_prefix_tokens: int | None = 0,
 ) -> VisualTokenDistributions:
     """
     Reads visual tokens with the visual modelling head, chunk by chunk: P' = softmax(W_VM X_image) (VT-LMM, Eq. 5).
@@ -57,6 +62,7 @@ def visual_token_distributions(
         top_k (`int`, *optional*, defaults to 5): how many tokens of the vocabulary to return for each visual token.
         return_distribution (`bool`, *optional*, defaults to `False`): whether to return whole distributions too.
         grid_size (`tuple[int, int]`, *optional*): height and width of an image in patches.
+        num_prefix_tokens (`int`, *optional*, defaults to 0): how many tokens are no patches and come first.
 
     Returns:
         [`VisualTokenDistributions`], in float32 at least.
@@ -69,9 +75,13 @@ def visual_token_distributions(
         features.to(weight.device), weight, top_k=top_k, return_distribution=return_distribution
     )
     num_tokens = image_features.shape[1]
-    if grid_size is None and math.isqrt(num_tokens) ** 2 == num_tokens:  # images are padded to squares
+    if (
+        grid_size is None and num_prefix_tokens == 0 and math.isqrt(num_tokens) ** 2 == num_tokens
+    ):  # images are padded to squares
         grid_size = (math.isqrt(num_tokens),) * 2
-    return VisualTokenDistributions(found.probabilities, found.token_ids, found.entropy, grid_size, found.distribution)
+    return VisualTokenDistributions(
+        found.probabilities, found.token_ids, found.entropy, grid_size, num_prefix_tokens, found.distribution
+    )
 
 
 @torch.no_grad()

@@ -140,10 +140,10 @@ class TileSoftmax:
         return torch.autograd.grad(transformed, raw, gradient)[0]
 
 
-def chunks(total: int, size: int) -> Iterator[slice]:
-    """Slices of length `size` that cover `range(total)`; the last may be shorter."""
-    for start in range(0, total, size):
-        yield slice(start, min(start + size, total))
+def chunks(total: int, size: int, start: int = 0) -> Iterator[slice]:
+    """Slices of length `size` that cover `range(start, total)`; the last may be shorter."""
+    for first in range(start, total, size):
+        yield slice(first, min(first + size, total))
 
 
 def positions_per_chunk(num_positions: int, vocab_size: int, *dtypes: torch.dtype) -> int:
@@ -153,7 +153,12 @@ def positions_per_chunk(num_positions: int, vocab_size: int, *dtypes: torch.dtyp
         fewest, most = min(POSITIONS_OF_TWO_HEADS[dtype.itemsize] for dtype in dtypes)
         positions = min(max(num_positions // SHARE_OF_POSITIONS, fewest), most)
     size = min(max(positions, positions * SMALL_VOCABULARY // vocab_size), max(num_positions, 1))
-    return math.ceil(num_positions / math.ceil(num_positions / size)) if num_positions else 1
+    return evened(num_positions, size)
+
+
+def evened(total: int, size: int) -> int:
+    """The length of as few chunks as those of `size` are, but of equal ones; 1 of nothing."""
+    return math.ceil(total / math.ceil(total / size)) if total else 1
 
 
 def rows_per_tile(head: OutputHead, chunk_size: int) -> int:
@@ -163,4 +168,12 @@ def rows_per_tile(head: OutputHead, chunk_size: int) -> int:
     return min(max(1, logits // head.vocab_size), chunk_size)
 
 
-__all__ = ["LogitTransform", "OutputHead", "TileSoftmax", "chunks", "positions_per_chunk", "rows_per_tile"]
+__all__ = [
+    "LogitTransform",
+    "OutputHead",
+    "TileSoftmax",
+    "chunks",
+    "evened",
+    "positions_per_chunk",
+    "rows_per_tile",
+]

@@ -24,9 +24,9 @@ def published_llava_processor(conversion: LlavaConversion) -> VTLMMProcessor:
     Makes the processor that prepares images and prompts as they were in training.
 
     Args:
-        conversion ([`LlavaConversion`]): what [`convert_llava`] returned. Images are prepared as its checkpoint says,
-            or that of its vision tower, or as OpenAI's CLIP does where there is no file that says it; padded to
-            squares where they were in training.
+        conversion ([`LlavaConversion`]): of [`convert_llava`] or [`LlavaPlan`]. Images are prepared as its
+            checkpoint says, or that of its vision tower, or as OpenAI's CLIP does where there is no file that says it;
+            padded to squares where they were in training.
 
     Returns:
         [`VTLMMProcessor`].

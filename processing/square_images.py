@@ -6,6 +6,8 @@ import torch
 from PIL import Image
 from transformers import LlavaImageProcessorPil
 
+COLOURS = ("white", "black")
+
 
 def square_image_processor(image_processor: Any, image_size: int | None = None) -> LlavaImageProcessorPil:
     """
@@ -68,13 +70,51 @@ def content_patches(processor: Any, size: tuple[int, int], grid_size: tuple[int,
     Returns:
         `torch.BoolTensor` of shape `(num_patches,)`, row by row.
     """
-    images = [Image.new("RGB", size, colour) for colour in ("white", "black")]
-    white, black = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
+    image_processor = processor.image_processor
+    if not _pads_alone(image_processor):
+        is_image = _differing_pixels(image_processor, [Image.new("RGB", size, colour) for colour in COLOURS])
+        height, width = (side // patches for side, patches in zip(is_image.shape, grid_size))
+        patches = is_image[: grid_size[0] * height, : grid_size[1] * width]
+        return patches.reshape(grid_size[0], height, grid_size[1], width).any(3).any(1).flatten()
+    # All lines across the border are alike: one will do, where squares of photographs would take seconds to resize.
+    is_wide = size[0] > size[1]
+    num_patches, num_alike = grid_size if is_wide else grid_size[::-1]
+    side = image_processor.size["height"]
+    lines = _padded_lines(image_processor, size)
+    is_image = _differing_pixels(image_processor, lines, do_pad=False, size={"height": side, "width": 1})
+    height = side // num_patches
+    patches = is_image[: num_patches * height].reshape(num_patches, height).any(1)
+    patches = patches[:, None].expand(num_patches, num_alike)
+    return (patches if is_wide else patches.t()).flatten()
+
+
+def _pads_alone(image_processor: Any) -> bool:
+    """Whether an image processor pads images to squares, resizes these, and moves no pixel otherwise."""
+    size = getattr(image_processor, "size", None) or {}
+    return (
+        isinstance(image_processor, LlavaImageProcessorPil)
+        and bool(image_processor.do_pad and image_processor.do_resize and not image_processor.do_center_crop)
+        and size.get("height") is not None
+        and size.get("height") == size.get("width")
+    )
+
+
+def _padded_lines(image_processor: Any, size: tuple[int, int]) -> list[Image.Image]:
+    """A line across a white and a black image of this size and their border, as the processor pads them."""
+    long, short = max(size), min(size)
+    start = (long - short) // 2
+    border = tuple(int(channel * 255) for channel in image_processor.image_mean)
+    lines = [Image.new("RGB", (1, long), border) for _ in COLOURS]
+    for line, colour in zip(lines, COLOURS):
+        line.paste(colour, (0, start, 1, start + short))
+    return lines
+
+
+def _differing_pixels(image_processor: Any, images: list[Image.Image], **options: Any) -> torch.Tensor:
+    """Where a white and a black image differ, by more than half as much as they do anywhere."""
+    white, black = image_processor(images=images, return_tensors="pt", **options)["pixel_values"]
     difference = (white - black).abs().amax(0)
-    is_image = difference > difference.max() / 2
-    height, width = (side // patches for side, patches in zip(is_image.shape, grid_size))
-    patches = is_image[: grid_size[0] * height, : grid_size[1] * width]
-    return patches.reshape(grid_size[0], height, grid_size[1], width).any(3).any(1).flatten()
+    return difference > difference.max() / 2
 
 
 __all__ = ["content_patches", "prepared_side", "square_image_processor"]

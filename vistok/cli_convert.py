@@ -32,7 +32,8 @@ TOWER_SIZES = ("num_attention_heads", "rope_grid_size", "num_layers")
 # Option → kinds that it is for.
 OPTIONS = {
     "text": KINDS[1:],
-    **dict.fromkeys(("vision", "pseudo_image_features", "seed"), KINDS[2:]),
+    **dict.fromkeys(("vision", "pseudo_image_features"), KINDS[2:]),
+    "seed": KINDS[2:3],
     **dict.fromkeys(TOWER_SIZES, KINDS[:1]),
 }
 
@@ -135,25 +136,26 @@ def _convert_gvt(options: argparse.Namespace):
 
 def _convert_llava(options: argparse.Namespace):
     from .modeling.atomic_folder import write_folder_atomically
-    from .modeling.convert_vtlmm import convert_llava
+    from .modeling.convert_vtlmm import plan_llava_conversion
     from .processing.published_llava_processor import published_llava_processor
 
-    seed = options.seed or 0
     with write_folder_atomically(options.out) as work:
-        conversion = convert_llava(
+        # Everything but the numbers of weights is read before these, which take minutes.
+        plan = plan_llava_conversion(
             options.source,
-            work,
             kind=options.kind,
             vision=options.vision,
             text=options.text,
             pseudo_image_features=options.pseudo_image_features,
-            seed=seed,
+            seed=options.seed,
         )
-        published_llava_processor(conversion).save_pretrained(work)
+        conversion, processor = plan.conversion, published_llava_processor(plan.conversion)
+        plan.write(work)
+        processor.save_pretrained(work)
     fed = "pseudo image features" if conversion.config.pseudo_image_features else "image features"
     print(f"kind {conversion.kind}: prompts of {conversion.chat_template}, {fed}")
     if conversion.vision is not None:
         print(f"vision tower: that of {conversion.vision}")
     if conversion.new:
-        print(f"new, random (seed {seed}), to be trained in stage III: {', '.join(conversion.new)}")
+        print(f"new, random (seed {plan.seed}), to be trained in stage III: {', '.join(conversion.new)}")
     return conversion

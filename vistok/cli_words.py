@@ -17,7 +17,7 @@ DESCRIPTION = """
 Shows what a VT-LMM reads in an image: for each patch the most probable words of its visual-token distribution. Written
 are a picture with a word in each patch (words.png) and a page where the pointer or the arrow keys show the words of a
 patch with their probabilities (words.html); with --output or --html only what is named. Of several images each has its
-own picture, words-NAME.png, and one page holds all.
+own picture, words-NAME.png, and one page holds all, or several that are linked, words-2.html …, of 16 MB each.
 
 With --statistics, the language statistics of all images instead: rank and frequency with Zipf's law, entropies, new
 words per image, kinds of words. IMAGE may be a folder, whose images are read one after the other, however many.
@@ -140,8 +140,10 @@ def _write_maps(options: argparse.Namespace, model: Any, processor: Any, files: 
     word_maps = _drawn_maps(options, model, processor, files, output)
     if page:
         what = "nearest words" if options.nearest else "words"
-        write_word_page(word_maps, page, title=f"Images as {what}: {Path(options.model).name or options.model}")
-        print(page)
+        title = f"Images as {what}: {Path(options.model).name or options.model}"
+        files = write_word_page(word_maps, page, title)
+        further = f" and {len(files) - 1} further pages, to {files[-1].name}" if len(files) > 1 else ""
+        print(f"{page}{further}")
     else:
         deque(word_maps, maxlen=0)
 

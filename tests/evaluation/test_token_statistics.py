@@ -113,7 +113,11 @@ class TestPlantedDistributions:
 
     def test_one_image_has_numbers_and_no_intervals(self):
         results = of_distributions(np.full((1, 2, 3), 1 / 3)).results(labels(3))
-        assert results["entropy"]["pooled"] == {"value": pytest.approx(math.log(3)), "interval": None}
+        assert results["entropy"]["pooled"] == {
+            "value": pytest.approx(math.log(3)),
+            "corrected": None,
+            "interval": None,
+        }
         assert results["zipf"]["expected"]["all_ranks"]["interval"] is None
         assert results["zipf"]["most_probable"]["all_ranks"] is None
 
@@ -124,6 +128,47 @@ class TestPlantedDistributions:
         )
         assert one == same
         assert one["value"] == other["value"] and one["interval"] != other["interval"]
+
+
+@pytest.mark.parametrize(
+    ("num_images", "vocab_size", "spread"),
+    [(40, 12, None), (40, 12, 5.0), (60, 300, None), (60, 300, 8.0)],
+    ids=["few words", "few words, each image its own", "many words", "many words, each image its own"],
+)
+def test_intervals_of_entropies_cover_those_of_the_planted_world(num_images, vocab_size, spread):
+    generator = np.random.default_rng(0)
+    shares = zipf_probabilities(1.0, vocab_size)
+    # A patch is a word, and its distribution 70 % that word and 30 % the next ones.
+    kernel = np.array([0.7, 0.2, 0.1])
+    distributions = sum(share * np.roll(np.eye(vocab_size), place, axis=1) for place, share in enumerate(kernel))
+    of_patch = -float(kernel @ np.log(kernel))
+    pooled = entropy_of(shares @ distributions)
+    truth = {"most_probable_words": entropy_of(shares), "pooled": pooled, "mutual_information": pooled - of_patch}
+    covered, rounds = dict.fromkeys(truth, 0), 60
+    for _ in range(rounds):
+        statistics = TokenStatistics(vocab_size, num_resamples=100, seed=int(generator.integers(1 << 30)))
+        for _ in range(num_images):
+            own = shares if spread is None else generator.dirichlet(spread * shares + 1e-9)
+            counts = generator.multinomial(32, own)
+            words = np.repeat(np.arange(vocab_size), counts)
+            statistics.add(words, counts @ distributions, np.full(32, of_patch))
+        for name, found in statistics.entropies().items():
+            if name in truth:
+                covered[name] += found["interval"][0] <= truth[name] <= found["interval"][1]
+    assert all(number >= 0.88 * rounds for number in covered.values()), covered
+
+
+def test_the_interval_of_the_mean_entropy_of_patches_covers_it_where_images_differ():
+    generator, covered, rounds = np.random.default_rng(0), 0, 100
+    for _ in range(rounds):
+        statistics = TokenStatistics(2, num_resamples=100, seed=int(generator.integers(1 << 30)))
+        for _ in range(40):
+            patches = int(generator.integers(5, 30))
+            own = generator.exponential(0.2)  # an entropy that all patches of the image have
+            statistics.add(np.zeros(patches, dtype=int), np.array([patches, 0.0]), np.full(patches, own))
+        low, high = statistics.entropies()["mean_of_patches"]["interval"]
+        covered += low <= 0.2 <= high
+    assert covered >= 0.88 * rounds
 
 
 class TestRefusals:
@@ -210,6 +255,16 @@ class TestImages:
             tiny_image(1, size=size).save(tmp_path / f"{name}.png")
         results = measure_token_statistics(tiny_vtlmm(), processor, find_images([tmp_path]), num_resamples=0)
         assert results["num_patches"] == 9 + 3
+
+    def test_class_tokens_are_no_words_of_the_image(self, folder):
+        patches_alone = tiny_vtlmm()
+        with_class = tiny_vtlmm(vision_feature_select_strategy="full")
+        with_class.load_state_dict(patches_alone.state_dict())
+        one, other = (
+            measure_token_statistics(model, tiny_vtlmm_processor(), find_images([folder]), num_resamples=0)
+            for model in (patches_alone, with_class)
+        )
+        assert one["num_patches"] == 6 * 9 and one == other
 
     def test_a_damaged_image_ends_the_count_unless_it_may_be_left_out(self, folder):
         (folder / "2.png").write_bytes(b"no image")

@@ -12,7 +12,7 @@ from tests.tiny import tiny_gvt, tiny_image
 from tests.tiny_kinds import tiny_vtlmm, tiny_vtlmm_processor
 from vistok.evaluation.attention_maps import seen_image
 from vistok.evaluation.word_map import WordMap, map_files, read_word_map
-from vistok.evaluation.word_map_page import write_word_page
+from vistok.evaluation.word_map_page import _section, write_word_page
 from vistok.evaluation.word_map_picture import READABLE, Fonts, draw_word_map, two_lines, word_picture
 from vistok.processing.token_labels import TokenLabels
 
@@ -54,6 +54,19 @@ class TestReading:
         similarities = torch.nn.functional.cosine_similarity(features[:, None], table[None], dim=-1)
         assert found.measure == "cosine similarity" and found.entropy is None
         assert found.scores.reshape(9, 2) == pytest.approx(similarities.topk(2).values.numpy(), abs=1e-5)
+
+    @pytest.mark.parametrize("nearest", [False, True])
+    def test_class_tokens_are_no_patches(self, nearest):
+        patches_alone = tiny_vtlmm()
+        with_class = tiny_vtlmm(vision_feature_select_strategy="full")
+        with_class.load_state_dict(patches_alone.state_dict())
+        one, other = (
+            read_word_map(model, tiny_vtlmm_processor(), tiny_image(1), nearest=nearest)
+            for model in (patches_alone, with_class)
+        )
+        assert one.words.tolist() == other.words.tolist() and one.scores == pytest.approx(other.scores, abs=1e-6)
+        found = with_class.get_visual_tokens(torch.randn(1, 3, 24, 24))
+        assert (found.num_prefix_tokens, found.grid_size, found.entropy.shape) == (1, (3, 3), (1, 10))
 
     def test_pseudo_image_features_leave_the_words_as_they_are(self):
         plain = tiny_vtlmm()
@@ -220,7 +233,19 @@ class TestFonts:
 
     def test_only_words_are_broken_with_a_hyphen(self):
         assert two_lines("mainstream") == ["mains-", "tream"]
+        assert two_lines("собака") == ["соб-", "ака"]
         assert two_lines("<0xF0><0x9F>") == ["<0xF0>", "<0x9F>"]
+        for sign in ("[U+FE0F]", "<0xE4>", "[BEL]"):
+            assert not any(line.endswith("-") for line in two_lines(sign))
+
+    def test_scripts_without_hyphens_and_code_points_are_broken_without(self):
+        assert two_lines("中文字") == ["中文", "字"]
+        assert two_lines(["U+4E2D", "U+6587"]) == ["U+4E2D", "U+6587"]
+        assert two_lines(["a", "b", "U+4E2D"]) == ["ab", "U+4E2D"]
+        assert Fonts().fitted("中文", 60.0, 18.0, 11.0, can_break=True)[0] == "U+4E2D\nU+6587"
+
+    def test_a_mark_stays_with_its_letter(self):
+        assert two_lines("ae\u0301") == ["a-", "e\u0301"]
 
 
 class Page(HTMLParser):
@@ -316,6 +341,27 @@ class TestPage:
         text, page = self.page(tmp_path, nearest)
         assert [cell["aria-label"] for cell in page.cells] == ["row 1, column 1: a 0.250", "row 1, column 2: b -0.500"]
         assert "nats" not in text and "shade by cosine similarity" in text and "all other words" not in text
+
+    def test_many_images_go_on_to_further_pages_that_are_linked(self, tmp_path):
+        maps = [word_map([[f"word{number}"]], name=f"{number}.png") for number in range(7)]
+        sizes = [len(_section(one, number)) for number, one in enumerate(maps, start=1)]
+        path = tmp_path / "my words.html"
+        files = write_word_page(iter(maps), path, page_bytes=3 * max(sizes))
+        assert [file.name for file in files] == ["my words.html", "my words-2.html", "my words-3.html"]
+        pages = [Page(file.read_text(encoding="utf-8")) for file in files]
+        assert [page.words for page in pages] == [
+            ["word0", "word1", "word2"],
+            ["word3", "word4", "word5"],
+            ["word6"],
+        ]
+        links = [[source for source in page.loaded if source.endswith(".html")] for page in pages]
+        first, second, third = "my%20words.html", "my%20words-2.html", "my%20words-3.html"
+        assert links == [2 * [second], 2 * [first, third], 2 * [second]]
+        assert "images 4 to 6" in files[1].read_text(encoding="utf-8")
+
+    def test_an_image_that_is_larger_than_a_page_has_one_of_its_own(self, tmp_path):
+        files = write_word_page([word_map([["a"]]), word_map([["b"]])], tmp_path / "words.html", page_bytes=1)
+        assert len(files) == 2
 
     def test_a_page_of_no_image_is_refused(self, tmp_path):
         with pytest.raises(ValueError, match="at least one image"):

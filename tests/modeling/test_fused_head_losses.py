@@ -144,6 +144,37 @@ class TestHalfPrecision:
         expected = torch.sigmoid(torch.tensor([-10.0])) - torch.sigmoid(torch.tensor([-9.0]))
         assert gradient[0].item() == pytest.approx(-expected.item() * 65536 / 2048, rel=0.01)
 
+    @each_loss
+    @pytest.mark.parametrize("accumulate_in_fp32", [False, True])
+    @pytest.mark.parametrize("with_autocast", [False, True])
+    @pytest.mark.parametrize("size", [0.02, 8.0])
+    def test_sums_over_many_positions_do_not_overflow_in_float16(self, loss, size, with_autocast, accumulate_in_fp32):
+        # 1,500 positions with features of 200 and one token for all: their sum is beyond float16, their mean is not.
+        arguments = inputs(loss, num_positions=1500, dtype=torch.float32)
+        features, head = LOSSES[loss][0]
+        with torch.no_grad():
+            arguments[features].abs_().mul_(size * 25).clamp_(max=200)
+            arguments[head].mul_(0.05)
+            for name in LOSSES[loss][1]:
+                if name == "labels":
+                    arguments[name].fill_(3)
+                elif name == head.replace("lm_head", "vm_head") or name == head.replace("vm_head", "lm_head"):
+                    arguments[name].mul_(0.05)[3] = 2.0
+        rounded = {n: p.detach().half() if p.is_floating_point() else p for n, p in arguments.items()}
+        exact = value_and_gradients(
+            loss, {n: p.double().requires_grad_() if n != "labels" else p for n, p in rounded.items()},
+            implementation="plain",
+        )  # fmt: skip
+        given = {n: p.float() if with_autocast and n != "labels" else p for n, p in rounded.items()}
+        given = {n: p.requires_grad_() if n != "labels" else p for n, p in given.items()}
+        with torch.autocast("cpu", torch.float16, enabled=with_autocast):
+            value = 256 * loss(**given, accumulate_in_fp32=accumulate_in_fp32)
+        found = torch.autograd.grad(value, [given[features], given[head]])
+        assert value.item() == pytest.approx(256 * exact[0].item(), rel=2e-3)
+        for gradient, name in zip(found, (features, head), strict=True):
+            assert gradient.isfinite().all()
+            assert relative_distance(gradient / 256, exact[1][name]) < 4e-3
+
 
 class TestAutograd:
     @each_loss
@@ -260,6 +291,19 @@ class TestCost:
         chunk = positions_per_chunk(2048, 32_000, dtype, dtype) * 32_000 * dtype.itemsize
         assert extra[4096] < 1.03 * extra[2048] < 1.25 * 2 * chunk
         assert extra[2048] < 0.04 * 4.5 * 2048 * 32_000 * 4
+
+    def test_few_positions_take_an_eighth_of_the_memory_of_the_plain_loss(self):
+        weight, states = torch.randn(32_000, 256, requires_grad=True), torch.randn(576, 256, requires_grad=True)
+        labels = torch.randint(32_000, (576,))
+
+        def extra_bytes(implementation):
+            weight.grad = states.grad = None
+            held = peak_bytes(
+                lambda: language_modeling_loss(states, weight, labels, implementation=implementation).backward()
+            )
+            return held - 4 * (weight.numel() + states.numel())
+
+        assert extra_bytes("fused") < 0.13 * extra_bytes("plain")
 
     def test_gradients_are_handed_over_without_a_copy(self):
         # The weight is much larger than anything else: what is held at once is its gradient, once.

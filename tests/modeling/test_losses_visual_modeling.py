@@ -90,6 +90,16 @@ class TestEquations:
                 assert torch.allclose(others[name], gradients[name] * rows / 40, rtol=1e-12)
 
     @each_loss
+    @pytest.mark.parametrize("dtype", [torch.float64, torch.float16])
+    def test_a_count_of_no_items_makes_loss_and_gradients_zero(self, loss, dtype, implementation):
+        arguments = inputs(loss, dtype=dtype)
+        for num_items in (0, 0.0, torch.tensor(0), torch.tensor([0.0])):
+            options = {"num_items": num_items, "implementation": implementation}
+            value, gradients = value_and_gradients(loss, arguments, **options)
+            assert value == 0
+            assert all((gradients[name] == 0).all() for name in LOSSES[loss][0])
+
+    @each_loss
     def test_the_target_gets_no_gradient(self, loss, implementation):
         _, gradients = value_and_gradients(loss, inputs(loss), implementation=implementation)
         trained, target = LOSSES[loss]
@@ -259,7 +269,7 @@ class TestMistakes:
         arguments = inputs(loss)
         with pytest.raises(ValueError, match="implementation is 'liger', expected one of 'fused', 'plain'"):
             loss(**arguments, implementation="liger")
-        for wrong in (0, -3, math.nan, math.inf):
+        for wrong in (-3, math.nan, math.inf):
             with pytest.raises(ValueError, match=f"num_items is {wrong}"):
                 loss(**arguments, num_items=wrong)
         with pytest.raises(ValueError, match=r"num_items has the shape \(2,\)"):

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 import sys
 
 import pytest
@@ -20,6 +21,8 @@ PROMPTS = [
     "<image>",
     "USER: <image><image> two dogs\n<image>\nASSISTANT: Ünïcode",
     "USER: no image ASSISTANT: yes</s>",
+    "USER: <image>\nhow many cats? ASSISTANT: three</s>USER: and dogs? ASSISTANT: two</s>USER: yes",
+    "USER: <image></s>USER:</s></s> two dogs</s> <image>USER</s><image></s>",
 ]
 
 
@@ -49,27 +52,52 @@ def llama(tmp_path_factory):
     return folder
 
 
-def ids_of_llava(folder, prompt):
-    """As haotian-liu/LLaVA, llava/mm_utils.py: each text beside an image by itself, all behind one <s>."""
+def ids_of_llava(folder, prompt, legacy):
+    """
+    As haotian-liu/LLaVA, llava/mm_utils.py: each text beside an image by itself, all behind one <s>. Within, texts
+    behind </s> are marked with a space in legacy mode alone; otherwise they are encoded behind a piece that is taken
+    away again, as huggingface/transformers v4.35.0 does.
+    """
     pieces = sentencepiece.SentencePieceProcessor(model_file=str(folder / "tokenizer.model"))
+    shield = pieces.encode("<unk>", out_type=str)
     ids = [1]
     for number, chunk in enumerate(prompt.split("<image>")):
         ids += [IMAGE] * (number > 0)
-        text, *end = chunk.split("</s>")
-        ids += pieces.encode(text) + [2] * len(end)
+        for turn, text in enumerate(chunk.split("</s>")):
+            ids += [2] * (turn > 0)
+            if turn == 0 or legacy:
+                ids += pieces.encode(text)
+            elif text:
+                found = pieces.encode("<unk>" + text, out_type=str)
+                assert found[: len(shield)] == shield
+                ids += pieces.piece_to_id(found[len(shield) :])
     return ids
 
 
+def with_legacy(folder, other, legacy):
+    """A copy of a tokenizer whose config says `legacy`, or nothing of it."""
+    shutil.copytree(folder, other)
+    config = json.loads((other / "tokenizer_config.json").read_text())
+    config["legacy"] = legacy
+    if legacy is None:
+        del config["legacy"]
+    (other / "tokenizer_config.json").write_text(json.dumps(config))
+    return other
+
+
 @pytest.mark.parametrize("config_class", [LlamaConfig, MistralConfig])
+@pytest.mark.parametrize("legacy", [True, False, None])
 @pytest.mark.parametrize("prompt", PROMPTS)
-def test_prompts_have_the_ids_of_training_also_after_saving_twice(llama, tmp_path, config_class, prompt):
+def test_prompts_have_the_ids_of_training_also_after_saving_twice(llama, tmp_path, config_class, prompt, legacy):
+    llama = with_legacy(llama, tmp_path / "published", legacy)
     published = PublishedLlava(text_config=config_class(pad_token_id=0))
     tokenizer = load_published_tokenizer(llama, published)
     image_token_id = tokenizer.convert_tokens_to_ids("<image>")
     assert image_token_id == len(tokenizer) - 1 and tokenizer.pad_token == "<unk>"
     for _ in range(3):
         found = [IMAGE if token == image_token_id else token for token in tokenizer(prompt)["input_ids"]]
-        assert found == ids_of_llava(llama, prompt)
+        assert found == ids_of_llava(llama, prompt, legacy is not False)
+        assert tokenizer.decode(tokenizer(prompt)["input_ids"], skip_special_tokens=True).count("</s>") == 0
         tokenizer.save_pretrained(tmp_path / "saved")
         tokenizer = AutoTokenizer.from_pretrained(tmp_path / "saved")
     assert tokenizer.model_max_length == 2048 and tokenizer.eos_token == "</s>"
@@ -85,7 +113,7 @@ def test_a_placeholder_that_is_there_keeps_its_id(llama, tmp_path):
     tokenizer = load_published_tokenizer(tmp_path, published)
     assert len(tokenizer) == len(saved) and tokenizer.pad_token_id == image_token_id + 1
     found = [IMAGE if token == image_token_id else token for token in tokenizer(PROMPTS[0])["input_ids"]]
-    assert found == ids_of_llava(llama, PROMPTS[0])
+    assert found == ids_of_llava(llama, PROMPTS[0], legacy=False)
 
 
 def test_other_tokenizers_stay_as_they_are(tmp_path):

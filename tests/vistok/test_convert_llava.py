@@ -19,6 +19,7 @@ from tests.tiny import IMAGE_SIZE, assistant, tiny_image, user
 from tests.vistok.commands import fails
 from vistok import VTLMMForCausalLM, VTLMMProcessor, cli
 from vistok.modeling import published_llava
+from vistok.modeling.checkpoint_shards import ShardWriter
 
 TOWER_NAME = "openai/clip-vit-large-patch14-336"
 SYSTEM = (
@@ -103,9 +104,12 @@ def test_images_are_cropped_where_they_were_in_training(tmp_path):
 
 
 @pytest.mark.parametrize("content", ["{not json", '{"image_processor_type": "NoSuchThing"}'])
-def test_an_image_processor_that_cannot_be_read_is_told(tmp_path, capsys, content):
+def test_an_image_processor_that_cannot_be_read_is_told_before_weights_are_written(
+    tmp_path, capsys, monkeypatch, content
+):
     source = save_vw_lmm(tmp_path / "vw")
     (tmp_path / "vw" / "preprocessor_config.json").write_text(content)
+    monkeypatch.setattr(ShardWriter, "write", lambda *_: pytest.fail("weights were written before"))
     assert cli.main(["convert", source, str(tmp_path / "out")]) == 2
     assert "preprocessor_config.json is no image processor that can be read" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["vw"]
@@ -138,6 +142,10 @@ def test_mistakes_are_told_in_a_line(llava, tmp_path, capsys):
     assert "is no config of LLaVA-1.5" in fails(capsys, "convert", clip, out)
     told = fails(capsys, "convert", source, out, "--num-layers", "2")
     assert "--num-layers is for --kind eva-clip" in told
+    told = fails(capsys, "convert", source, out, "--kind", "vw-lmm", "--seed", "7")
+    assert "--seed is for --kind llava" in told
+    vw_lmm = save_vw_lmm(tmp_path / "vw")
+    assert "has a VM head, and nothing is drawn" in fails(capsys, "convert", vw_lmm, out, "--seed", "0")
     told = fails(capsys, "convert", source, out, "--kind", "gvt", "--text", "x", "--vision", clip)
     assert "--vision is for --kind llava or vw-lmm" in told
     (tmp_path / "file.pt").write_bytes(b"")
