@@ -4,7 +4,8 @@ Losses on logits, computed together with the head that the logits come from, chu
 Both losses of visual modelling are a divergence KL(target ‖ prediction), and that of language modelling is the same
 with a target that is certain of one token. With respect to the prediction's logits its gradient is softmax(logits) −
 target, which is known as soon as the logits are: gradients of hidden states and head are computed in the forward pass,
-and the logits of one chunk make room for those of the next.
+and the logits of one chunk make room for those of the next. In float32 those of the first positions lie where the
+gradient of the head is to be, which is then written over them, once.
 """
 
 import math
@@ -13,10 +14,22 @@ from dataclasses import dataclass
 import torch
 from torch.autograd.function import once_differentiable
 
-from .vocabulary_chunks import LogitTransform, OutputHead, TileSoftmax, chunks, positions_per_chunk, rows_per_tile
+from .vocabulary_chunks import (
+    CACHE_LINE,
+    LogitTransform,
+    OutputHead,
+    TileSoftmax,
+    TransposedRows,
+    chunks,
+    evened,
+    positions_per_chunk,
+    rows_per_tile,
+)
 
 # Tokens whose weight gradient is added at once where the sum is of a wider type, so that what is added stays in cache.
 TOKENS_PER_ADDITION = 1024
+# Positions for which it is worth to hold logits where the weight's gradient is to be.
+LEAST_LENT = 16
 # Bound of stretched gradients in float16, whose largest number is 16 times as much.
 HALF_ROOM = 4096.0
 
@@ -190,18 +203,40 @@ def _loss_by_chunks(
     tile_rows = rows_per_tile(prediction, size)
     softmax = TileSoftmax(prediction, tile_rows)
     target.allocate(size, tile_rows)
-    buffer = torch.empty(size, vocab_size, dtype=prediction.dtype, device=device)
     losses = torch.empty(num_positions, dtype=prediction.loss_dtype, device=device)
-    for positions in chunks(num_positions, size):
-        products = prediction.products(positions, out=buffer[: positions.stop - positions.start])
-        target.begin_chunk(positions)
+
+    def replace_by_gradients(products: torch.Tensor, positions: slice, first: int = 0) -> None:
+        """Notes losses, of rows of the target's chunk the first of which is `first`, and replaces their logits."""
         for tile in chunks(len(products), tile_rows):
             shifted, probabilities, log_sum = softmax(products[tile])
-            losses[positions][tile] = target.divergence(tile, shifted, log_sum)
+            in_chunk = slice(first + tile.start, first + tile.stop)
+            losses[positions][in_chunk] = target.divergence(in_chunk, shifted, log_sum)
             if gradients is not None:
                 target.subtract_from(probabilities)
                 probabilities.mul_(scale * gradients.stretches.logits)
                 products[tile] = softmax.gradient_before_transform(probabilities)
+
+    num_lent = 0
+    if gradients is not None and (lent := gradients.lend()) is not None:
+        num_lent = lent.shape[1]
+        prediction.transposed_products(slice(0, num_lent), out=lent)
+        rows = max(CACHE_LINE // lent.element_size(), tile_rows)
+        strips = TransposedRows(lent, min(rows, num_lent))
+        for positions in chunks(num_lent, size):
+            target.begin_chunk(positions)
+            for part in chunks(positions.stop - positions.start, rows):
+                chosen = slice(positions.start + part.start, positions.start + part.stop)
+                strip = strips.read(chosen)
+                replace_by_gradients(strip, positions, part.start)
+                strips.write(chosen, strip)
+        del strips, strip
+        gradients.take_back(lent)
+    size = evened(num_positions - num_lent, size)
+    buffer = torch.empty(size, vocab_size, dtype=prediction.dtype, device=device)
+    for positions in chunks(num_positions, size, num_lent):
+        products = prediction.products(positions, out=buffer[: positions.stop - positions.start])
+        target.begin_chunk(positions)
+        replace_by_gradients(products, positions)
         if gradients is not None:
             gradients.add(positions, products)
     return losses.sum() * scale
@@ -309,6 +344,31 @@ class _Gradients:
                 total[tokens].add_(product)
             else:
                 total[tokens] = product
+
+    def lend(self) -> torch.Tensor | None:
+        """
+        Memory of the weight's gradient, while it is empty, for transposed logits of as many positions as weights are
+        wide, `(vocab_size, positions)`. Of narrower types it takes longer than it is worth.
+        """
+        num_lent = min(self._operands.features.shape)
+        is_alike = self._weight is not None and self._weight.dtype == self._operands.dtype and not self._has_sum
+        if self._weight is None or not is_alike or self._weight.element_size() < 4 or num_lent < LEAST_LENT:
+            return None
+        return self._weight[:, :num_lent]
+
+    def take_back(self, logit_gradients: torch.Tensor) -> None:
+        """As `add`, of the first positions: their part of the weight's gradient is written over what was lent."""
+        if self._weight is None:
+            raise RuntimeError("Nothing was lent.")
+        positions = slice(0, logit_gradients.shape[1])
+        features = self._operands.features[positions]
+        if self._features is not None:
+            torch.mm(logit_gradients.t(), self._operands.weight, out=self._features[positions])
+        if self._bias is not None:
+            self._bias += logit_gradients.sum(1, dtype=self._bias.dtype)
+        for tokens in chunks(len(self._weight), TOKENS_PER_ADDITION):
+            torch.mm(logit_gradients[tokens].clone(), features, out=self._weight[tokens])
+        self._has_sum = True
 
     def total(self) -> Gradients:
         if self._weight is not None and not self._has_sum:

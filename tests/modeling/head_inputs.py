@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from vistok import language_modeling_loss, visual_modeling_loss, visual_token_loss
-from vistok.modeling import vocabulary_chunks
+from vistok.modeling import fused_head_losses, vocabulary_chunks
 
 VOCAB_SIZE, WIDTH, IMAGE_WIDTH = 29, 6, 4
 # Loss → what it trains and what it compares with, of the names in `inputs`.
@@ -45,7 +45,9 @@ def relative_distance(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 
 def compute_in_chunks(monkeypatch, positions: int) -> None:
-    """Also where the vocabulary is small; probabilities are computed for two rows at once."""
+    """Also where the vocabulary is small; probabilities are computed for two rows at once, and all paths are taken."""
+    monkeypatch.setattr(fused_head_losses, "LEAST_LENT", 1)
+    monkeypatch.setattr(fused_head_losses, "CACHE_LINE", 24)
     monkeypatch.setattr(vocabulary_chunks, "POSITIONS_OF_ONE_HEAD", positions)
     monkeypatch.setattr(vocabulary_chunks, "POSITIONS_OF_TWO_HEADS", dict.fromkeys((2, 4, 8), (positions, positions)))
     monkeypatch.setattr(vocabulary_chunks, "SMALL_VOCABULARY", 1)

@@ -292,6 +292,19 @@ class TestCost:
         assert extra[4096] < 1.03 * extra[2048] < 1.25 * 2 * chunk
         assert extra[2048] < 0.04 * 4.5 * 2048 * 32_000 * 4
 
+    def test_few_positions_take_an_eighth_of_the_memory_of_the_plain_loss(self):
+        weight, states = torch.randn(32_000, 256, requires_grad=True), torch.randn(576, 256, requires_grad=True)
+        labels = torch.randint(32_000, (576,))
+
+        def extra_bytes(implementation):
+            weight.grad = states.grad = None
+            held = peak_bytes(
+                lambda: language_modeling_loss(states, weight, labels, implementation=implementation).backward()
+            )
+            return held - 4 * (weight.numel() + states.numel())
+
+        assert extra_bytes("fused") < 0.13 * extra_bytes("plain")
+
     def test_gradients_are_handed_over_without_a_copy(self):
         # The weight is much larger than anything else: what is held at once is its gradient, once.
         weight = torch.randn(32_000, 256, requires_grad=True)
