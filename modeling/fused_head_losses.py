@@ -4,8 +4,8 @@ Losses on logits, computed together with the head that the logits come from, chu
 Both losses of visual modelling are a divergence KL(target ‖ prediction), and that of language modelling is the same
 with a target that is certain of one token. With respect to the prediction's logits its gradient is softmax(logits) −
 target, which is known as soon as the logits are: gradients of hidden states and head are computed in the forward pass,
-and the logits of one chunk make room for those of the next. In float32 the logits' gradients of the first positions
-are kept where the gradient of the head is to be, which is then written over them, once.
+and the logits of one chunk make room for those of the next. In float32 those of the first positions lie where the
+gradient of the head is to be, which is then written over them, once.
 """
 
 import math
@@ -15,9 +15,11 @@ import torch
 from torch.autograd.function import once_differentiable
 
 from .vocabulary_chunks import (
+    CACHE_LINE,
     LogitTransform,
     OutputHead,
     TileSoftmax,
+    TransposedRows,
     chunks,
     evened,
     positions_per_chunk,
@@ -26,7 +28,7 @@ from .vocabulary_chunks import (
 
 # Tokens whose weight gradient is added at once where the sum is of a wider type, so that what is added stays in cache.
 TOKENS_PER_ADDITION = 1024
-# Positions for which it is worth to hold gradients of logits where the weight's gradient is to be.
+# Positions for which it is worth to hold logits where the weight's gradient is to be.
 LEAST_LENT = 16
 # Bound of stretched gradients in float16, whose largest number is 16 times as much.
 HALF_ROOM = 4096.0
@@ -203,35 +205,40 @@ def _loss_by_chunks(
     target.allocate(size, tile_rows)
     losses = torch.empty(num_positions, dtype=prediction.loss_dtype, device=device)
 
-    def gradients_of_logits(positions: slice, buffer: torch.Tensor) -> torch.Tensor:
-        """Notes the losses of a chunk of positions; logits are computed in the buffer, and replaced."""
-        products = prediction.products(positions, out=buffer[: positions.stop - positions.start])
-        target.begin_chunk(positions)
+    def replace_by_gradients(products: torch.Tensor, positions: slice, first: int = 0) -> None:
+        """Notes losses, of rows of the target's chunk the first of which is `first`, and replaces their logits."""
         for tile in chunks(len(products), tile_rows):
             shifted, probabilities, log_sum = softmax(products[tile])
-            losses[positions][tile] = target.divergence(tile, shifted, log_sum)
+            in_chunk = slice(first + tile.start, first + tile.stop)
+            losses[positions][in_chunk] = target.divergence(in_chunk, shifted, log_sum)
             if gradients is not None:
                 target.subtract_from(probabilities)
                 probabilities.mul_(scale * gradients.stretches.logits)
                 products[tile] = softmax.gradient_before_transform(probabilities)
-        return products
 
     num_lent = 0
     if gradients is not None and (lent := gradients.lend()) is not None:
         num_lent = lent.shape[1]
-        # Of labels few positions at once: no weight's gradient is read and written again for them.
-        few = evened(num_lent, size if target.dtypes else max(size // 3, 1))
-        buffer = torch.empty(few, vocab_size, dtype=prediction.dtype, device=device)
-        for positions in chunks(num_lent, few):
-            lent[:, positions] = gradients_of_logits(positions, buffer).t()
-        del buffer
+        prediction.transposed_products(slice(0, num_lent), out=lent)
+        rows = max(CACHE_LINE // lent.element_size(), tile_rows)
+        strips = TransposedRows(lent, min(rows, num_lent))
+        for positions in chunks(num_lent, size):
+            target.begin_chunk(positions)
+            for part in chunks(positions.stop - positions.start, rows):
+                chosen = slice(positions.start + part.start, positions.start + part.stop)
+                strip = strips.read(chosen)
+                replace_by_gradients(strip, positions, part.start)
+                strips.write(chosen, strip)
+        del strips, strip
         gradients.take_back(lent)
     size = evened(num_positions - num_lent, size)
     buffer = torch.empty(size, vocab_size, dtype=prediction.dtype, device=device)
     for positions in chunks(num_positions, size, num_lent):
-        logit_gradients = gradients_of_logits(positions, buffer)
+        products = prediction.products(positions, out=buffer[: positions.stop - positions.start])
+        target.begin_chunk(positions)
+        replace_by_gradients(products, positions)
         if gradients is not None:
-            gradients.add(positions, logit_gradients)
+            gradients.add(positions, products)
     return losses.sum() * scale
 
 
@@ -340,8 +347,8 @@ class _Gradients:
 
     def lend(self) -> torch.Tensor | None:
         """
-        Memory of the weight's gradient, while it is empty, for transposed gradients of the logits of as many positions
-        as weights are wide, `(vocab_size, positions)`. Of narrower types it takes longer than it is worth.
+        Memory of the weight's gradient, while it is empty, for transposed logits of as many positions as weights are
+        wide, `(vocab_size, positions)`. Of narrower types it takes longer than it is worth.
         """
         num_lent = min(self._operands.features.shape)
         is_alike = self._weight is not None and self._weight.dtype == self._operands.dtype and not self._has_sum

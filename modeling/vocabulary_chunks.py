@@ -21,6 +21,7 @@ SMALL_VOCABULARY = 32_000
 # enough to be worth the calls; elsewhere the launch of a kernel.
 TILE_ON_CPU = {2: 2**18, 4: 2**16, 8: 2**16}
 TILE_ELSEWHERE = 2**22
+CACHE_LINE = 64  # bytes
 
 LogitTransform = Callable[[torch.Tensor], torch.Tensor]
 
@@ -81,6 +82,12 @@ class OutputHead:
             return torch.mm(self.features[positions], self.weight.t(), out=out)
         return torch.addmm(self.bias, self.features[positions], self.weight.t(), out=out)
 
+    def transposed_products(self, positions: slice, out: torch.Tensor) -> torch.Tensor:
+        """As `products`, of shape `(vocab_size, positions)`."""
+        if self.bias is None:
+            return torch.mm(self.weight, self.features[positions].t(), out=out)
+        return torch.addmm(self.bias[:, None], self.weight, self.features[positions].t(), out=out)
+
     def logits(self) -> torch.Tensor:
         """Logits of all positions, with their graph, in `loss_dtype`."""
         bias = None if self.bias is None else self.bias.to(self.dtype)
@@ -140,6 +147,34 @@ class TileSoftmax:
         return torch.autograd.grad(transformed, raw, gradient)[0]
 
 
+class TransposedRows:
+    """
+    Columns of a matrix as rows that lie in memory one after the other, some at a time, in a buffer that is reused.
+
+    Args:
+        matrix (`torch.Tensor` of shape `(length, num_rows)`): may have a greater stride than `num_rows`.
+        rows (`int`): the most that come at once.
+    """
+
+    def __init__(self, matrix: torch.Tensor, rows: int):
+        self._matrix = matrix
+        # In two steps, the first of which moves whole lines of the cache: columns are far apart in memory.
+        self._columns, self._rows = matrix.new_empty(len(matrix) * rows), matrix.new_empty(rows, len(matrix))
+
+    def read(self, chosen: slice) -> torch.Tensor:
+        """Some columns, `(rows, length)`; valid until the next call."""
+        columns = self._column_buffer(chosen).copy_(self._matrix[:, chosen])
+        return self._rows[: columns.shape[1]].copy_(columns.t())
+
+    def write(self, chosen: slice, rows: torch.Tensor) -> None:
+        """Puts rows back where `read` took them from."""
+        self._matrix[:, chosen] = self._column_buffer(chosen).copy_(rows.t())
+
+    def _column_buffer(self, chosen: slice) -> torch.Tensor:
+        length, number = len(self._matrix), chosen.stop - chosen.start
+        return self._columns[: length * number].view(length, number)
+
+
 def chunks(total: int, size: int, start: int = 0) -> Iterator[slice]:
     """Slices of length `size` that cover `range(start, total)`; the last may be shorter."""
     for first in range(start, total, size):
@@ -169,9 +204,11 @@ def rows_per_tile(head: OutputHead, chunk_size: int) -> int:
 
 
 __all__ = [
+    "CACHE_LINE",
     "LogitTransform",
     "OutputHead",
     "TileSoftmax",
+    "TransposedRows",
     "chunks",
     "evened",
     "positions_per_chunk",

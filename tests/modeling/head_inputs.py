@@ -47,6 +47,7 @@ def relative_distance(found: torch.Tensor, exact: torch.Tensor) -> float:
 def compute_in_chunks(monkeypatch, positions: int) -> None:
     """Also where the vocabulary is small; probabilities are computed for two rows at once, and all paths are taken."""
     monkeypatch.setattr(fused_head_losses, "LEAST_LENT", 1)
+    monkeypatch.setattr(fused_head_losses, "CACHE_LINE", 24)
     monkeypatch.setattr(vocabulary_chunks, "POSITIONS_OF_ONE_HEAD", positions)
     monkeypatch.setattr(vocabulary_chunks, "POSITIONS_OF_TWO_HEADS", dict.fromkeys((2, 4, 8), (positions, positions)))
     monkeypatch.setattr(vocabulary_chunks, "SMALL_VOCABULARY", 1)
