@@ -28,8 +28,6 @@ class MaskDecoderConfig(PreTrainedConfig):
             Activation of all layers.
         layer_norm_eps (`float`, *optional*, defaults to 1e-5):
             Epsilon of every norm.
-        initializer_range (`float`, *optional*, defaults to 0.02):
-            Standard deviation of the initial weights of linear layers. Convolutions keep PyTorch's.
     """
 
     model_type = "setok_mask_decoder"
@@ -43,7 +41,6 @@ class MaskDecoderConfig(PreTrainedConfig):
     num_upsamplings: int = 2
     hidden_act: str = "gelu"
     layer_norm_eps: float = 1e-5
-    initializer_range: float = 0.02
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)

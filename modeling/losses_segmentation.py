@@ -102,8 +102,8 @@ def mean_over_pairs(losses: torch.Tensor) -> torch.Tensor:
 def _pairs(predicted: torch.Tensor, target: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     if predicted.ndim != 2 or predicted.shape != target.shape:
         raise ValueError(
-            f"{name} have the shape {tuple(predicted.shape)} and object_masks {tuple(target.shape)}: expected the same "
-            "(num_pairs, num_points), with the masks of matched pairs in the same rows."
+            f"{name} have the shape {tuple(predicted.shape)} and object_masks {tuple(target.shape)}: expected the "
+            "same (num_pairs, num_points), with the masks of matched pairs in the same rows."
         )
     predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
     return predicted, target.to(predicted.dtype)

@@ -57,7 +57,7 @@ class TokenPatchAttention(nn.Module):
 
 
 class MaskDecoderLayer(GradientCheckpointingLayer):
-    """Attention of the tokens to the patches and a feed-forward layer, each after a norm, with a residual connection."""
+    """Attention of the tokens to the patches and a feed-forward layer, each with a norm before it and a residual."""
 
     def __init__(self, config: MaskDecoderConfig):
         super().__init__()
@@ -134,11 +134,9 @@ class MaskDecoder(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module):
-        if isinstance(module, (nn.Conv2d, nn.ConvTranspose2d)):
-            # PyTorch's follow the number of inputs; 0.02 for all would leave mask logits near 0 for long.
+        # PyTorch's values, which follow the number of inputs; 0.02 for all would leave mask logits near 0 for long.
+        if hasattr(module, "reset_parameters"):
             module.reset_parameters()
-            return
-        super()._init_weights(module)
 
     def forward(
         self,
