@@ -15,8 +15,8 @@ Patches are those of images with as many objects as clusters (32), in features o
   against a loop over clusters with the same weights, and against the linear layers alone, which each patch and each
   token has to pass whatever attends to what; and against these with their norms, activations and residuals.
 
-Time is CPU time on one thread, in rounds that take turns; memory the peak above inputs, weights and gradients. Ratios are
-the other over ours: above 1 ours is better. Ours over the linear layers is the last column.
+Time is CPU time on one thread, in rounds that take turns; memory the peak above inputs, weights and gradients. Ratios
+are the other over ours: above 1 ours is better. Ours over the linear layers is the last column.
 """
 
 import statistics

@@ -59,7 +59,7 @@ def test_a_common_offset_of_all_features_costs_few_digits():
 
 def test_densities_too_small_to_represent_still_have_an_order():
     features = 50 * torch.randn(1, 20, 8, dtype=torch.float64)
-    scores, densities, distances = density_peaks(features.float(), 4)
+    _, densities, distances = density_peaks(features.float(), 4)
     assert not densities.any()
     assert torch.allclose(
         distances[0].double(), torch.tensor(slow_density_peaks(features[0], 4)[2]).double(), rtol=1e-4
