@@ -91,6 +91,18 @@ class TestForward:
             assert output.loss_mask_consistency.item() == pytest.approx(expected.item(), rel=1e-5)
         assert losses["soft"] != losses["assigned"]
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_low_precision_gives_the_same_losses_but_for_rounding(self, dtype):
+        model = tiny_setok()
+        given = {"mask_labels": halves(), "generator": seeds(0)[0]}
+        before = model(images(), drawn(), **given)
+        with torch.autocast("cpu", dtype=dtype):
+            mixed = model(images(), drawn(), **given | {"generator": seeds(0)[0]})
+        whole = model.to(dtype)(images(), mask_labels=halves())
+        for name in TERMS:
+            assert named(mixed, name).item() == pytest.approx(named(before, name).item(), rel=0.1)
+        assert whole.loss_mask_dice.item() == pytest.approx(before.loss_mask_dice.item(), rel=0.1)
+
     def test_what_the_tokenizer_found_comes_with_it(self):
         model = tiny_setok()
         output, encoded = model(images()), model.vision_model(images())
