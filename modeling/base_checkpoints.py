@@ -27,10 +27,10 @@ def load_vision_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
     path = resolve_checkpoint(name_or_path)
     config = AutoConfig.from_pretrained(path, **hub_arguments(kwargs))
     vision_config = getattr(config, "vision_config", config)
-    if getattr(vision_config, "patch_size", None) is None:
+    if getattr(vision_config, "patch_size", None) is None and not getattr(vision_config, "hidden_sizes", None):
         raise CheckpointError(
             f"{name_or_path} holds a model of type {config.model_type}, which has no patch_size: the vision "
-            "checkpoint has to be a vision transformer, such as DINOv2, CLIP or SigLIP."
+            "checkpoint has to be a vision transformer, such as DINOv2, CLIP or SigLIP, or a ConvNeXt."
         )
     with one_checkpoint_error(path):
         return vision_tower_class(vision_config).from_pretrained(path, config=vision_config, **kwargs)
@@ -67,9 +67,9 @@ def load_base_models(base_models: Mapping[str, str], folder: str) -> tuple[PreTr
         FetchError: if base models of vistok are not in the cache; names the command for all of them.
     """
     require_fetched(base_models.values())
-    with _naming_entry(base_models, "vision", folder):
+    with naming_entry(base_models, "vision", folder):
         tower = load_vision_tower(base_models["vision"])
-    with _naming_entry(base_models, "text", folder):
+    with naming_entry(base_models, "text", folder):
         language_model = load_language_model(base_models["text"], dtype="auto")
     return tower, language_model
 
@@ -98,7 +98,18 @@ def located_base_models(base_models: Mapping[str, str], name_or_path: str, **whe
 
 
 @contextlib.contextmanager
-def _naming_entry(base_models: Mapping[str, str], part: str, folder: str) -> Iterator[None]:
+def naming_entry(base_models: Mapping[str, str], part: str, folder: str) -> Iterator[None]:
+    """
+    Errors of a base model that is loaded in this context name the entry of the config that says where it lies.
+
+    Args:
+        base_models (`dict[str, str]`): of the config of a folder of trained weights.
+        part (`str`): its key, e.g. `"vision"`.
+        folder (`str`): folder or Hub id of the trained weights.
+
+    Raises:
+        CheckpointError: instead of what was raised.
+    """
     try:
         yield
     except (OSError, ValueError) as error:
@@ -130,4 +141,5 @@ __all__ = [
     "load_language_model",
     "load_vision_tower",
     "located_base_models",
+    "naming_entry",
 ]

@@ -18,7 +18,8 @@ from transformers.utils import logging
 from ..configuration.configuration_vtlmm import VTLMMConfig
 from .atomic_folder import write_folder_atomically
 from .checkpoint_shards import DTYPE_NAMES, MAX_SHARD_SIZE, ShardedCheckpoint, ShardWriter
-from .composition import compose_config, expected_shapes, grown_size
+from .completed_model import expected_shapes
+from .composition import compose_config, grown_size
 from .convert_eva import Conversion
 from .modeling_vtlmm import VTLMMForCausalLM
 from .published_checkpoints import first_line, refuse_misfits
