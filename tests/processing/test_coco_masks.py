@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vistok.evaluation.coco_masks import decode_mask
+from vistok.processing.coco_masks import decode_mask
 
 
 def planted() -> np.ndarray:
