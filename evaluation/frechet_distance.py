@@ -12,7 +12,7 @@ from .image_representations import ImageTower, representations_of
 logger = logging.get_logger(__name__)
 
 IMAGES_OF_FID = 10_000
-"""Fewer images than this, and the distance is mostly the bias of its estimate (Heusel et al., 2017, released code)."""
+"""Fewer images than this, and the distance is mostly the bias of its estimate (bioinf-jku/TTUR, README.md)."""
 
 
 def frechet_distance(real_features: torch.Tensor, features: torch.Tensor, extractor: str) -> dict[str, Any]:
@@ -44,8 +44,8 @@ def frechet_distance(real_features: torch.Tensor, features: torch.Tensor, extrac
         raise ValueError("extractor is empty: name what the features were made with, no distance means anything else.")
     if real_features.ndim != 2 or features.ndim != 2 or real_features.shape[1] != features.shape[1]:
         raise ValueError(
-            f"Features are of shapes {tuple(real_features.shape)} and {tuple(features.shape)}: expected (images, hidden "
-            "size), of one hidden size."
+            f"Features are of shapes {tuple(real_features.shape)} and {tuple(features.shape)}: expected (images, "
+            "hidden size), of one hidden size."
         )
     real, other = (_gaussian(one, which) for one, which in ((real_features, "real"), (features, "generated")))
     shared = torch.linalg.svdvals(real[1] @ other[1].T).sum()

@@ -50,8 +50,8 @@ def structural_similarity(images: torch.Tensor, targets: torch.Tensor) -> torch.
     side = 2 * WINDOW_RADIUS + 1
     if min(first.shape[-2:]) < side:
         raise ValueError(
-            f"Images of {first.shape[-2]} × {first.shape[-1]} pixels are smaller than the window of {side} × {side}, in "
-            "which SSIM compares them."
+            f"Images of {first.shape[-2]} × {first.shape[-1]} pixels are smaller than the window of {side} × {side}, "
+            "in which SSIM compares them."
         )
     # Variance is a small difference of large numbers, hence float64; one pass blurs all five maps.
     maps = torch.cat([first, second, first.square(), second.square(), first * second])

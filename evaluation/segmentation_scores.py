@@ -39,7 +39,7 @@ def _boolean(mask: Any, what: str) -> np.ndarray:
         raise ValueError(f"A {what} is of shape {array.shape}, expected (height, width).")
     if array.dtype != bool and not np.isin(array, (0, 1)).all():
         raise ValueError(
-            f"A {what} has values from {array.min()} to {array.max()}, expected true and false, or 0 and 1."
+            f"A {what} has values from {array.min()} to {array.max()}, expected true and false (0 and 1)."
         )
     return array.astype(bool)
 
