@@ -62,7 +62,7 @@ def test_what_is_no_mask_of_the_image_is_named(prediction, message):
 
 @pytest.mark.parametrize(("number", "images"), [(0, None), (1, None), (2, ["a"])])
 def test_wrong_numbers_are_told(number, images):
-    with pytest.raises(ValueError, match="expected as many|its image"):
+    with pytest.raises(ValueError, match=r"expected as many|its image"):
         referring_segmentation_scores([columns(0, 1)] * number, [columns(0, 1)] * (2 if number else 0), images)
 
 

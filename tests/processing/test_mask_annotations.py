@@ -142,7 +142,7 @@ class TestPanoptic:
         document = panoptic(folder)
         document["annotations"][0]["segments_info"].append({"id": 5, "category_id": 7})
         (one,) = coco_panoptic_images(write(folder / "p.json", document), folder / "images")
-        with pytest.raises(ValueError, match="annotation 5 of a.jpg: its mask is empty"):
+        with pytest.raises(ValueError, match=r"annotation 5 of a.jpg: its mask is empty"):
             one.objects()
 
     def test_a_missing_png_and_a_file_of_instances_are_told(self, folder):
@@ -171,7 +171,7 @@ class TestSA1B:
 
     def test_damaged_counts_are_named(self, folder):
         self.write(folder, annotations=[{"id": 5, "segmentation": {"size": [4, 5], "counts": "4"}}])
-        with pytest.raises(ValueError, match="annotation 5 of a.jpg: The runs of a mask add up to 4 pixels"):
+        with pytest.raises(ValueError, match=r"annotation 5 of a.jpg: The runs of a mask add up to 4 pixels"):
             sa1b_images(folder / "images")[0].objects()
 
     def test_what_is_missing_is_named(self, folder):
