@@ -114,6 +114,29 @@ def sa1b_images(folder: str | os.PathLike, images: str | os.PathLike | None = No
     return _existing(found, files[0].parent)
 
 
+def masked_images(annotations: str | os.PathLike, images: str | os.PathLike) -> list[MaskedImage]:
+    """
+    Images with masks in whichever of the formats above: a JSON file of COCO's instances or panoptic segmentation, or a
+    folder of SA-1B.
+
+    Args:
+        annotations (`str`): file or folder.
+        images (`str`): folder of the images.
+
+    Returns:
+        `list[MaskedImage]`
+
+    Raises:
+        FileNotFoundError, ValueError: as those that read the formats.
+    """
+    path = Path(annotations)
+    if path.is_dir():
+        return sa1b_images(path, images)
+    document = _document(path, ("images", "annotations", "categories"))
+    is_panoptic = any("segments_info" in annotation for annotation in document["annotations"][:1])
+    return (coco_panoptic_images if is_panoptic else coco_instance_images)(path, images)
+
+
 def _document(file: Path, fields: Sequence[str]) -> dict[str, Any]:
     if not file.is_file():
         raise FileNotFoundError(f"There is no annotation file {str(file)!r}.")
@@ -168,4 +191,4 @@ def _existing(found: list[MaskedImage], source: Path) -> list[MaskedImage]:
     return found
 
 
-__all__ = ["coco_instance_images", "coco_panoptic_images", "sa1b_images"]
+__all__ = ["coco_instance_images", "coco_panoptic_images", "masked_images", "sa1b_images"]
