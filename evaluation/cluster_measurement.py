@@ -83,6 +83,8 @@ def measure_clusters(
             found = image_quality(image.file.name, assignment, *truth)
             qualities.setdefault(FLOORS[name], []).append(found)
     rows = [{"label": label, **summarise_quality(some, num_resamples, seed)} for label, some in qualities.items()]
+    for row in rows:
+        _leave_out_intervals(row)
     return {
         "num_images": len(images),
         "num_objects": rows[0]["num_objects"],
@@ -92,6 +94,14 @@ def measure_clusters(
         "rows": rows,
         "images": {label: [vars(quality) for quality in some] for label, some in qualities.items()},
     }
+
+
+def _leave_out_intervals(row: dict[str, Any]) -> None:
+    """What one token or the objects themselves have in every image, whatever it shows, is no estimate."""
+    always = {FLOORS["single"]: ("ari", "ari_objects"), FLOORS["oracle"]: ("ari", "ari_objects", "iou")}
+    for measure in always.get(row["label"], ()):
+        if row[measure] is not None:
+            row[measure]["interval"] = None
 
 
 def _at_most(tokens: Any, features: torch.Tensor) -> int | None:

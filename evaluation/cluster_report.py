@@ -62,8 +62,8 @@ def cluster_markdown(results: Mapping[str, Any]) -> str:
     out_of_sight = f" {cut} objects that the crop cuts away are left out." if cut else ""
     parts = [
         f"# Tokens and objects{of_model}",
-        f"{results['num_images']:,} images{where}, {results['num_objects']:,} objects.{out_of_sight} In brackets: 95 % "
-        f"intervals, bootstrap of {results['num_resamples']} resamples of whole images (seed {results['seed']}).",
+        f"{results['num_images']:,} images{where}, {results['num_objects']:,} objects.{out_of_sight} In brackets: "
+        f"95 % intervals, bootstrap of {results['num_resamples']} resamples of whole images (seed {results['seed']}).",
         cluster_table(results),
         NOTES,
     ]

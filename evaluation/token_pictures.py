@@ -236,9 +236,8 @@ def _draw_sizes(axes: Any, token_map: TokenMap) -> None:
     shares = 100 * token_map.sizes[order] / token_map.assignment.size
     colours = [np.array(token_colour(number)) / 255 for number in order.tolist()]
     axes.bar(range(len(order)), shares, color=colours, edgecolor="#303030", linewidth=0.5)
-    axes.set_xticks(
-        range(len(order)), [str(number + 1) for number in order.tolist()], fontsize=7 if len(order) < 25 else 5
-    )
+    names = [str(number + 1) for number in order.tolist()]
+    axes.set_xticks(range(len(order)), names, fontsize=7 if len(order) < 16 else 5)
     axes.set_xlabel("token" if len(order) == token_map.num_tokens else f"the {len(order)} largest tokens", fontsize=8)
     axes.set_ylabel("% of patches", fontsize=8)
     _plain(axes)

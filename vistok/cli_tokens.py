@@ -34,7 +34,7 @@ example:
   vistok tokens photo.jpg --compare iterative threshold kmeans grid
   vistok tokens photo.jpg --compare score_threshold=0.4 score_threshold=0.5 score_threshold=0.6
   vistok tokens photo.jpg --tokens 8 --compare model=vistok:dinov2-small model=facebook/convnextv2-tiny-22k-224
-  vistok tokens scenes/test/images --measure scenes/test/instances.json --tokens objects+1 --compare threshold iterative
+  vistok tokens scenes/images --measure scenes/instances.json --tokens objects+1 --compare threshold iterative
 """
 
 
@@ -44,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", metavar="MODEL", default=DEFAULT_MODEL, help="a SeTok, or a vision tower of "
                         f"transformers: folder or Hub id (default {DEFAULT_MODEL})")  # fmt: skip
     parser.add_argument("--compare", metavar="VARIANT", nargs="+", default=[], help="variants to put side by side")
-    parser.add_argument("--method", help="iterative, threshold, kmeans, grid or single; by default the SeTok's own, and "
-                        "threshold of a bare tower")  # fmt: skip
+    parser.add_argument("--method", help="iterative, threshold, kmeans, grid or single; by default the SeTok's own, "
+                        "and threshold of a bare tower")  # fmt: skip
     parser.add_argument("--tokens", metavar="N", help="exactly so many; by default as many as the method finds; "
                         "with --measure also objects+1")  # fmt: skip
-    parser.add_argument("--layer", metavar="L", help="hidden state of a bare tower that patches are read from, or final "
-                        "(default -2, and -3 of vistok:dinov2-small)")  # fmt: skip
-    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="images are resized to squares of this side; by "
-                        "default as the SeTok was trained, and 336 of a bare tower")  # fmt: skip
+    parser.add_argument("--layer", metavar="L", help="hidden state of a bare tower that patches are read from, or "
+                        "final (default -2, and -3 of vistok:dinov2-small)")  # fmt: skip
+    parser.add_argument("--image-size", type=int, metavar="PIXELS", help="images are resized to squares of this side; "
+                        "by default as the SeTok was trained, and 336 of a bare tower")  # fmt: skip
     parser.add_argument("--output", metavar="OUT.png", help="the picture")
     parser.add_argument(
         "--table", metavar="OUT.csv", help="the table, as CSV or, with the tokens of all patches, JSON"
@@ -59,9 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="such as cuda or cpu; by default a GPU if there is one")
     parser.add_argument("--seed", type=int, default=0, help="of k-means and the bootstrap (default 0)")
     measures = parser.add_argument_group("cluster quality")
-    measures.add_argument(
-        "--measure", metavar="ANNOTATIONS", help="COCO instances or panoptic JSON, or folder of SA-1B"
-    )
+    measures.add_argument("--measure", metavar="FILE", help="COCO instances or panoptic JSON, or folder of SA-1B")
     measures.add_argument("--report", metavar="DIR", help="write cluster_quality.json and .md there")
     measures.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     measures.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default 8)")
@@ -96,7 +94,7 @@ def _refuse_other_options(options: argparse.Namespace) -> None:
     if given and options.measure:
         raise ValueError(f"{', '.join(given)} is for pictures of tokens: leave it out, or leave out --measure.")
     if given:
-        raise ValueError(f"{', '.join(given)} is for cluster quality: leave it out, or give --measure ANNOTATIONS.")
+        raise ValueError(f"{', '.join(given)} is for cluster quality: leave it out, or give --measure FILE.")
     check_positive(
         image_size=options.image_size, limit=options.limit, batch_size=options.batch_size, resamples=options.resamples
     )
