@@ -58,6 +58,9 @@ def measure_clusters(
     """
     if not images:
         raise ValueError("There are no images to measure clusters on.")
+    for image in logging.tqdm(images, desc="Checking images and masks", unit=" images"):
+        image.image()  # before a tower begins
+        image.objects()
     caches = {key: _features(source, images, batch_size, cache_folder) for key, source in sources.items()}
     qualities: dict[str, list[ImageQuality]] = {}
     out_of_sight = 0
@@ -132,8 +135,6 @@ def _key(image: MaskedImage) -> str:
 
 
 def _features(source: TokenSource, images: Sequence[MaskedImage], batch_size: int, folder) -> FeatureCache:
-    for image in logging.tqdm(images, desc="Reading images", unit=" images"):
-        image.image()  # of the right size, before a tower begins
     settings = ["tokens", source.feature_layer, source.image_processor.to_json_string()]
     examples = [{"images": [str(image.file)]} for image in images]
     return FeatureCacheBuilder(
