@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from transformers.utils import logging
 
@@ -70,19 +71,19 @@ def measure_clusters(
         truths = {key: _truth(objects, source) for key, source in sources.items()}
         truth = truths[variants[0].model, variants[0].layer]
         out_of_sight += len(objects) - len(truth[1])
-        first_tokens = None
+        counts: list[int] = []
         for variant in variants:
             key = variant.model, variant.layer
-            tokens = len(truths[key][1]) + 1 if variant.tokens == PER_OBJECT else variant.tokens
-            tokens = tokens if tokens is not None or not variant.is_baseline else first_tokens
             features = caches[key][_key(image)]
-            clusters = cluster_image(variant, sources[key], features, _at_most(tokens, features), seed)
-            if first_tokens is None:
-                first_tokens = clusters.num_tokens
+            tokens = _tokens(variant, len(truths[key][1]), counts)
+            clusters = cluster_image(
+                variant, sources[key], features, None if tokens is None else min(tokens, len(features)), seed
+            )
+            counts.append(clusters.num_tokens)
             found = image_quality(image.file.name, clusters.assignment, *truths[key])
             qualities.setdefault(variant.label, []).append(found)
         features = caches[variants[0].model, variants[0].layer][_key(image)]
-        for name, assignment in _floors(features, first_source.grid_size, first_tokens, truth[0], seed).items():
+        for name, assignment in _floors(features, first_source.grid_size, counts[0], truth[0], seed).items():
             found = image_quality(image.file.name, assignment, *truth)
             qualities.setdefault(FLOORS[name], []).append(found)
     rows = [{"label": label, **summarise_quality(some, num_resamples, seed)} for label, some in qualities.items()]
@@ -107,8 +108,13 @@ def _leave_out_intervals(row: dict[str, Any]) -> None:
             row[measure]["interval"] = None
 
 
-def _at_most(tokens: Any, features: torch.Tensor) -> int | None:
-    return None if tokens is None else min(tokens, len(features))
+def _tokens(variant: TokenVariant, num_objects: int, counts: Sequence[int]) -> int | None:
+    """How many tokens a variant is to make, if it does not find that itself; `counts` are those of variants before."""
+    if variant.tokens == PER_OBJECT:
+        return num_objects + 1
+    if variant.tokens is not None:
+        return int(variant.tokens)
+    return counts[0] if variant.is_baseline and counts else None
 
 
 def _floors(features, grid_size, tokens: int, labels: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
@@ -123,7 +129,7 @@ def _floors(features, grid_size, tokens: int, labels: torch.Tensor, seed: int) -
 def _truth(objects: ObjectMasks, source: TokenSource) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels of patches and coverage by the objects that the source sees."""
     seen = seen_objects(objects, source.image_processor)
-    is_seen = seen.masks.any((1, 2))
+    is_seen: np.ndarray = seen.masks.any((1, 2))
     names = tuple(name for name, kept in zip(seen.names, is_seen) if kept)
     seen = ObjectMasks(seen.masks[is_seen], names, seen.ignored)
     labels = torch.from_numpy(patch_labels(seen, source.grid_size)).flatten()

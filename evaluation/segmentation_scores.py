@@ -77,7 +77,7 @@ def referring_segmentation_scores(
     """
     if not len(targets) or len(predictions) != len(targets):
         raise ValueError(f"{len(predictions)} predictions for {len(targets)} targets: expected as many, and some.")
-    places = list(range(len(targets))) if images is None else list(images)
+    places: list[Hashable] = list(range(len(targets)) if images is None else images)
     if len(places) != len(targets):
         raise ValueError(f"{len(places)} images for {len(targets)} expressions: give each expression its image.")
     overlaps = np.array(

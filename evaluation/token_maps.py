@@ -106,9 +106,9 @@ def read_token_maps(
         key = variant.model, variant.layer
         if variant.tokens == PER_OBJECT:
             raise ValueError(f"How many objects {name or 'the image'} has is not known: give a number of tokens.")
-        tokens = variant.tokens
-        if tokens is None and variant.is_baseline and maps:
-            tokens = maps[0].num_tokens
+        tokens = maps[0].num_tokens if variant.is_baseline and maps else None
+        if variant.tokens is not None:
+            tokens = int(variant.tokens)
         clusters = cluster_image(variant, sources[key], features[key], tokens, seed)
         maps.append(_token_map(opened, name, variant, sources[key], clusters))
     return maps

@@ -56,7 +56,7 @@ def token_picture(token_map: TokenMap, side: int = WANTED_SIDE) -> Image.Image:
     tint = colours[token_map.assignment].repeat(patch[0], 0).repeat(patch[1], 1)
     picture = Image.blend(picture, Image.fromarray(tint), TINT)
     draw = ImageDraw.Draw(picture)
-    width = max(2, min(patch) // 10)
+    width = max(2, min(patch) // 8)
     for line, colour in ((3 * width, "black"), (width, "white")):
         for ends in _outlines(token_map.assignment, patch):
             draw.line(ends, fill=colour, width=line)
@@ -185,7 +185,8 @@ def _draw_image(axes: Any, token_map: TokenMap) -> None:
 def _draw_tokens(axes: Any, token_map: TokenMap) -> None:
     axes.imshow(np.asarray(token_picture(token_map)))
     number = f"{token_map.num_tokens} token" + "s" * (token_map.num_tokens != 1)
-    label = "\n".join(textwrap.wrap(f"{token_map.label}: {number}" if token_map.label else number, 44))
+    label = token_map.label.replace(",", ", ")
+    label = "\n".join(textwrap.wrap(f"{label}: {number}" if label else number, 46))
     axes.set_title(label, loc="left", fontsize=9)
     axes.set_axis_off()
 

@@ -13,7 +13,8 @@ from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.modeling_setok_vision import SeTokVisionModel
 from ..modeling.vision_features import FeatureLayer, extract_vision_features
 
-TRAINED_KINDS = ("setok_vision", "setok")
+TRAINED_KINDS = ("setok_vision", "setok", "setokim")
+"""Models that hold a SeTok with its tower."""
 TOWER_LAYERS = {"vistok:dinov2-small": -3}
 """Whose last layers say less of what is in an image than an earlier one; the others are read at -2."""
 TOWER_LAYER = -2

@@ -228,7 +228,8 @@ def cluster_image(
         max_tokens=bounds[1],
         grid_size=grid_size,
     )
-    return ImageClusters(*(values[0].cpu() for values in (found.assignment, found.scores, found.centers)))
+    assignment, scores, centers = (values[0].cpu() for values in (found.assignment, found.scores, found.centers))
+    return ImageClusters(assignment, scores, centers)
 
 
 def variant_config(variant: TokenVariant, source: TokenSource) -> SeTokTokenizerConfig:
