@@ -33,6 +33,7 @@ def measure_clusters(
     batch_size: int = 8,
     num_resamples: int = 2000,
     seed: int = 0,
+    skip_empty: bool = False,
     cache_folder: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """
@@ -46,6 +47,8 @@ def measure_clusters(
         batch_size (`int`, *optional*, defaults to 8): images that go through a tower at once.
         num_resamples (`int`, *optional*, defaults to 2000): of the bootstrap over images.
         seed (`int`, *optional*, defaults to 0): of the bootstrap and of k-means.
+        skip_empty (`bool`, *optional*, defaults to `False`): leave out objects without a pixel, which are an error
+            otherwise.
         cache_folder (`str`, *optional*): where features are kept; by default vistok's cache.
 
     Returns:
@@ -61,13 +64,13 @@ def measure_clusters(
         raise ValueError("There are no images to measure clusters on.")
     for image in logging.tqdm(images, desc="Checking images and masks", unit=" images"):
         image.image()  # before a tower begins
-        image.objects()
+        image.objects(skip_empty)
     caches = {key: _features(source, images, batch_size, cache_folder) for key, source in sources.items()}
     qualities: dict[str, list[ImageQuality]] = {}
     out_of_sight = 0
     first_source = sources[variants[0].model, variants[0].layer]
     for image in logging.tqdm(images, desc="Comparing tokens with objects", unit=" images"):
-        objects = image.objects()
+        objects = image.objects(skip_empty)
         truths = {key: _truth(objects, source) for key, source in sources.items()}
         truth = truths[variants[0].model, variants[0].layer]
         out_of_sight += len(objects) - len(truth[1])
@@ -129,7 +132,7 @@ def _floors(features, grid_size, tokens: int, labels: torch.Tensor, seed: int) -
 def _truth(objects: ObjectMasks, source: TokenSource) -> tuple[torch.Tensor, torch.Tensor]:
     """Labels of patches and coverage by the objects that the source sees."""
     seen = seen_objects(objects, source.image_processor)
-    is_seen: np.ndarray = seen.masks.any((1, 2))
+    is_seen = np.asarray(seen.masks.any((1, 2)))
     names = tuple(name for name, kept in zip(seen.names, is_seen) if kept)
     seen = ObjectMasks(seen.masks[is_seen], names, seen.ignored)
     labels = torch.from_numpy(patch_labels(seen, source.grid_size)).flatten()

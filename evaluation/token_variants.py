@@ -228,8 +228,8 @@ def cluster_image(
         max_tokens=bounds[1],
         grid_size=grid_size,
     )
-    assignment, scores, centers = (values[0].cpu() for values in (found.assignment, found.scores, found.centers))
-    return ImageClusters(assignment, scores, centers)
+    values: list[Any] = [found.assignment, found.scores, found.centers]
+    return ImageClusters(*(value[0].cpu() for value in values))
 
 
 def variant_config(variant: TokenVariant, source: TokenSource) -> SeTokTokenizerConfig:

@@ -88,7 +88,7 @@ class MaskedImage:
                 if skip_empty:
                     continue
                 raise self._error(
-                    annotation, "its mask is empty: repair the file, or leave such masks out (skip_empty)"
+                    annotation, "its mask is empty: repair the file, or leave such masks out (--skip-empty)"
                 )
             masks.append(mask)
             names.append(self.categories.get(annotation.get("category_id", -1), ""))

@@ -28,7 +28,7 @@ def instances(**changes):
     images = [{"id": 1, "file_name": "a.jpg", "height": 4, "width": 5}]
     images.append({"id": 2, "file_name": "b.jpg", "height": 4, "width": 5})
     annotations = [
-        {"id": 10, "image_id": 1, "category_id": 7, "iscrowd": 0, "segmentation": [[0, 0, 1, 0, 1, 1, 0, 1]]},
+        {"id": 10, "image_id": 1, "category_id": 7, "iscrowd": 0, "segmentation": [[0, 0, 2, 0, 2, 2, 0, 2]]},
         {"id": 11, "image_id": 1, "category_id": 9, "iscrowd": 1, "segmentation": {"size": [4, 5], "counts": [16, 4]}},
         {"id": 12, "image_id": 1, "category_id": 7, "segmentation": {"size": [4, 5], "counts": [4, 2, 14]}},
     ]
