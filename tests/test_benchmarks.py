@@ -47,6 +47,18 @@ def test_visual_tokens_compares_prompts_of_640_and_96_tokens(run_benchmark):
     assert {row["prefill"] for row in rows} == {"language model", "with connector", "with tower"}
 
 
+def test_density_peaks_compares_clustering_and_merging_with_loops(run_benchmark):
+    rows = run_benchmark("density_peaks")
+    assert {row["work"].split(",")[0] for row in rows} == {"threshold", "iterative", "merger"}
+    ours = [row for row in rows if row["formulation"] == "ours"]
+    assert {row["time ratio"] for row in ours} == {row["memory ratio"] for row in ours} == {"1.00"}
+    others = {row["formulation"] for row in rows} - {"ours"}
+    assert others == {
+        *("loop over images", "naive loop", "Chat-UniVi's, transcribed"),
+        *("loop over clusters", "linear layers alone", "without attention"),
+    }
+
+
 def test_import_time_compares_vistok_with_llava(run_benchmark):
     rows = {row["import"]: row for row in run_benchmark("import_time")}
     assert rows["LLaVA"]["ratio to LLaVA"] == "1.00"

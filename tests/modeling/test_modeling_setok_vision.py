@@ -132,7 +132,7 @@ def test_config_keeps_the_names_of_the_paper_and_follows_the_tower(tmp_path):
     assert (saved["model_type"], saved["num_neighbors"]) == ("setok_vision", 3)
     assert AutoConfig.from_pretrained(tmp_path).to_diff_dict() == config.to_diff_dict()
     default = SeTokVisionConfig()
-    assert (default.patch_hidden_size, default.vision_config.image_size) == (768, 336)
+    assert (default.patch_hidden_size, default.vision_config.image_size) == (1024, 336)
     stages = SeTokVisionConfig(vision_config=ConvNextConfig(**STAGES))
     assert stages.patch_hidden_size == 16, "of the last stage but one"
     with pytest.raises(ValueError, match="vision_feature_layer is 9, but a tower of 2 layers"):
@@ -234,6 +234,15 @@ def test_it_takes_the_place_of_the_visual_tokenizer_of_other_models(build, tmp_p
     model.save_pretrained(tmp_path)
     loaded = type(model).from_pretrained(tmp_path).eval()
     assert same(loaded(**batch(*rows), pixel_values=images).logits, together.logits, 1e-4)
+
+
+def test_a_convolutional_tower_works_inside_of_gvt():
+    model = tiny_gvt(TOWERS["convnext"](), None, setok(), vision_feature_layer=-2)
+    assert model.model.resampler.config.patch_hidden_size == 16
+    row = batch([*[IMAGE_TOKEN_ID] * 5, *words(4)])
+    assert model(**row, pixel_values=images_for("convnext", 1)).logits.isfinite().all()
+    features = model.model.get_vision_features(images_for("convnext", 1))
+    assert features.grid_size == (4, 4)
 
 
 def test_it_learns_inside_of_another_model():

@@ -148,6 +148,18 @@ def test_training_reaches_every_parameter_and_half_precision_works():
     assert output.tokens.isfinite().all()
 
 
+def test_autocast_clusters_in_single_precision():
+    tokenizer, patches = tokenizer_of().train(), patches_of()
+    expected = tokenizer(patches, GRID)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = tokenizer(patches, GRID)
+    assert torch.equal(output.assignment, expected.assignment)
+    assert torch.equal(output.scores, expected.scores)
+    assert (output.tokens.float() - expected.tokens).norm() < 0.05 * expected.tokens.norm()
+    output.tokens.float().square().sum().backward()
+    assert all(parameter.grad.isfinite().all() for parameter in tokenizer.parameters())
+
+
 def test_gradient_checkpointing_gives_equal_gradients():
     tokenizer, patches = tokenizer_of().train(), patches_of()
     gradients = []
