@@ -4,7 +4,14 @@ import pytest
 import torch
 from transformers import ConvNextConfig, ConvNextModel
 
-from tests.tiny import tiny_clip_config, tiny_dinov2_config, tiny_image, tiny_image_processor
+from tests.tiny import (
+    compose,
+    save_base_models,
+    tiny_clip_config,
+    tiny_dinov2_config,
+    tiny_image,
+    tiny_image_processor,
+)
 from vistok.evaluation.token_sources import TOWER_SETTINGS, load_token_source, resized_processor
 from vistok.evaluation.token_variants import (
     PER_OBJECT,
@@ -139,6 +146,12 @@ class TestSources:
         LlamaConfig().save_pretrained(tmp_path)
         with pytest.raises(ValueError, match="llama"):
             load_token_source(tmp_path)
+
+    def test_a_model_in_which_a_tower_lies_is_no_tower(self, tmp_path):
+        compose(save_base_models(tmp_path)).save_pretrained(tmp_path / "gvt")
+        tiny_image_processor().save_pretrained(tmp_path / "gvt")
+        with pytest.raises(ValueError, match="model of type gvt and no weights of Dinov2Model"):
+            load_token_source(tmp_path / "gvt")
 
 
 class TestClusters:
