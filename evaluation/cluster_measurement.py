@@ -34,6 +34,7 @@ def measure_clusters(
     num_resamples: int = 2000,
     seed: int = 0,
     skip_empty: bool = False,
+    by_background: bool = False,
     cache_folder: str | os.PathLike | None = None,
 ) -> dict[str, Any]:
     """
@@ -49,6 +50,8 @@ def measure_clusters(
         seed (`int`, *optional*, defaults to 0): of the bootstrap and of k-means.
         skip_empty (`bool`, *optional*, defaults to `False`): leave out objects without a pixel, which are an error
             otherwise.
+        by_background (`bool`, *optional*, defaults to `False`): resample the photographs behind scenes, each with all
+            its images, in place of images.
         cache_folder (`str`, *optional*): where features are kept; by default vistok's cache.
 
     Returns:
@@ -58,8 +61,13 @@ def measure_clusters(
 
     Raises:
         BadSampleError: if an image or a mask is missing, damaged or of another size.
-        ValueError: if there are no images.
+        ValueError: if there are no images, or the photographs behind them are not known and are to be resampled.
     """
+    if by_background and any(image.background is None for image in images):
+        raise ValueError(
+            f"The photograph behind {next(image.file.name for image in images if image.background is None)} is not "
+            "known, only scenes have one: leave by_background out."
+        )
     if not images:
         raise ValueError("There are no images to measure clusters on.")
     for image in logging.tqdm(images, desc="Checking images and masks", unit=" images"):
@@ -83,13 +91,16 @@ def measure_clusters(
                 variant, sources[key], features, None if tokens is None else min(tokens, len(features)), seed
             )
             counts.append(clusters.num_tokens)
-            found = image_quality(image.file.name, clusters.assignment, *truths[key])
+            found = image_quality(image.file.name, clusters.assignment, *truths[key], image.background)
             qualities.setdefault(variant.label, []).append(found)
         features = caches[variants[0].model, variants[0].layer][_key(image)]
         for name, assignment in _floors(features, first_source.grid_size, counts[0], truth[0], seed).items():
-            found = image_quality(image.file.name, assignment, *truth)
+            found = image_quality(image.file.name, assignment, *truth, image.background)
             qualities.setdefault(FLOORS[name], []).append(found)
-    rows = [{"label": label, **summarise_quality(some, num_resamples, seed)} for label, some in qualities.items()]
+    rows = [
+        {"label": label, **summarise_quality(some, num_resamples, seed, by_background)}
+        for label, some in qualities.items()
+    ]
     for row in rows:
         _leave_out_intervals(row)
     return {
@@ -97,6 +108,7 @@ def measure_clusters(
         "num_objects": rows[0]["num_objects"],
         "objects_out_of_sight": out_of_sight,
         "num_resamples": num_resamples,
+        "num_backgrounds": len({image.background for image in images}) if by_background else None,
         "seed": seed,
         "rows": rows,
         "images": {label: [vars(quality) for quality in some] for label, some in qualities.items()},

@@ -123,6 +123,7 @@ class ImageQuality:
             patch, of which no partition can be wrong or right.
         ious (`tuple[float, ...]`): best IoU of each object that has most of a patch, on the grid.
         pixel_ious (`tuple[float, ...]`): best IoU of each object, in pixels.
+        group (`str`, *optional*): what it shares with other images, such as the photograph behind its objects.
     """
 
     image: str
@@ -132,9 +133,12 @@ class ImageQuality:
     ari_objects: float | None
     ious: tuple[float, ...]
     pixel_ious: tuple[float, ...]
+    group: str | None = None
 
 
-def image_quality(image: str, assignment: torch.Tensor, labels: torch.Tensor, coverage: torch.Tensor) -> ImageQuality:
+def image_quality(
+    image: str, assignment: torch.Tensor, labels: torch.Tensor, coverage: torch.Tensor, group: str | None = None
+) -> ImageQuality:
     """
     Compares clusters with objects.
 
@@ -144,6 +148,7 @@ def image_quality(image: str, assignment: torch.Tensor, labels: torch.Tensor, co
         labels (`torch.LongTensor` of shape `(num_patches,)`): from [`patch_labels`]: −1 ignored, 0 background, objects
             from 1 on.
         coverage (`torch.Tensor` of shape `(num_objects, num_patches)`): from [`patch_coverage`].
+        group (`str`, *optional*): as in [`ImageQuality`].
 
     Returns:
         [`ImageQuality`].
@@ -166,6 +171,7 @@ def image_quality(image: str, assignment: torch.Tensor, labels: torch.Tensor, co
         ari_objects=of_objects,
         ious=_numbers(best_cluster_ious(assignment, grid_masks.double(), known)),
         pixel_ious=_numbers(best_cluster_ious(assignment, coverage, known)),
+        group=group,
     )
 
 
@@ -173,7 +179,9 @@ def _numbers(values: torch.Tensor) -> tuple[float, ...]:
     return tuple(value for value in values.tolist() if value == value)
 
 
-def summarise_quality(qualities: Sequence[ImageQuality], num_resamples: int = 2000, seed: int = 0) -> dict[str, Any]:
+def summarise_quality(
+    qualities: Sequence[ImageQuality], num_resamples: int = 2000, seed: int = 0, by_group: bool = False
+) -> dict[str, Any]:
     """
     Means over images, with 95 % bootstrap intervals over whole images.
 
@@ -181,6 +189,8 @@ def summarise_quality(qualities: Sequence[ImageQuality], num_resamples: int = 20
         qualities (`list[ImageQuality]`): of the same clustering.
         num_resamples (`int`, *optional*, defaults to 2000): of the bootstrap.
         seed (`int`, *optional*, defaults to 0): of the bootstrap.
+        by_group (`bool`, *optional*, defaults to `False`): resample whole groups of images: what an interval then
+            says holds of other groups too, such as photographs that no image had behind its objects.
 
     Returns:
         `dict`: `ari` and `ari_objects`, means over images; `iou` and `pixel_iou`, means over objects; `num_tokens`,
@@ -193,8 +203,10 @@ def summarise_quality(qualities: Sequence[ImageQuality], num_resamples: int = 20
     if not qualities:
         raise ValueError("There are no images to summarise.")
     measured: dict[str, list[tuple[str, float]]] = {name: [] for name in (*MEASURES, "num_tokens")}
+    places: list[str] = []
     for number, quality in enumerate(qualities):
-        name = f"{number} {quality.image}"
+        name = quality.group if by_group and quality.group is not None else f"{number} {quality.image}"
+        places.append(name)
         measured["ari"].append((name, quality.ari))
         measured["num_tokens"].append((name, quality.num_tokens))
         if quality.ari_objects is not None:
@@ -208,7 +220,7 @@ def summarise_quality(qualities: Sequence[ImageQuality], num_resamples: int = 20
     }
     return {
         **found,
-        "rank_correlation": rank_correlation_interval(tokens, objects, num_resamples, seed),
+        "rank_correlation": rank_correlation_interval(tokens, objects, num_resamples, seed, places),
         "num_images": len(qualities),
         "num_objects": sum(objects),
         "token_counts": token_count_statistics(tokens),
@@ -255,7 +267,11 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def rank_correlation_interval(
-    first: Sequence[float], second: Sequence[float], num_resamples: int = 2000, seed: int = 0
+    first: Sequence[float],
+    second: Sequence[float],
+    num_resamples: int = 2000,
+    seed: int = 0,
+    groups: Sequence[str] | None = None,
 ) -> dict[str, Any] | None:
     """
     [`rank_correlation`] with its 95 % interval: ranks are taken anew in each resample of the pairs.
@@ -263,6 +279,7 @@ def rank_correlation_interval(
     Args:
         first, second (`list[float]`): of each image.
         num_resamples, seed: of the bootstrap.
+        groups (`list[str]`, *optional*): of the images, to be resampled together; by default each its own.
 
     Returns:
         `dict` or `None`: `value` and `interval`, which is `None` where a tenth of the resamples or more have none.
@@ -272,7 +289,10 @@ def rank_correlation_interval(
         return None
     generator = np.random.default_rng(seed)
     pairs = np.stack([np.asarray(first, dtype=np.float64), np.asarray(second, dtype=np.float64)])
-    drawn = (pairs[:, generator.integers(0, pairs.shape[1], pairs.shape[1])] for _ in range(num_resamples))
+    numbers = np.unique(np.arange(len(first)) if groups is None else np.asarray(groups), return_inverse=True)[1]
+    members = [np.flatnonzero(numbers == number) for number in range(numbers.max() + 1)]
+    draws = (generator.integers(0, len(members), len(members)) for _ in range(num_resamples))
+    drawn = (pairs[:, np.concatenate([members[number] for number in numbers])] for numbers in draws)
     defined = [one for one in (rank_correlation(*pair) for pair in drawn) if one is not None]
     if not defined or len(defined) <= 0.9 * num_resamples:
         return {"value": value, "interval": None}

@@ -58,12 +58,14 @@ def cluster_markdown(results: Mapping[str, Any]) -> str:
     """
     of_model = f" of `{results['model']}`" if results.get("model") else ""
     where = f" of `{results['annotations']}`" if results.get("annotations") else ""
+    backgrounds = results.get("num_backgrounds")
+    resampled = f"the {backgrounds} photographs behind them" if backgrounds else "whole images"
     cut = results["objects_out_of_sight"]
     out_of_sight = f" {cut} objects that the crop cuts away are left out." if cut else ""
     parts = [
         f"# Tokens and objects{of_model}",
         f"{results['num_images']:,} images{where}, {results['num_objects']:,} objects.{out_of_sight} In brackets: "
-        f"95 % intervals, bootstrap of {results['num_resamples']} resamples of whole images (seed {results['seed']}).",
+        f"95 % intervals, bootstrap of {results['num_resamples']} resamples of {resampled} (seed {results['seed']}).",
         cluster_table(results),
         NOTES,
     ]

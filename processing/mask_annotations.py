@@ -39,7 +39,14 @@ def coco_instance_images(annotations: str | os.PathLike, images: str | os.PathLi
     _check_known(file, of_image, document["images"])
     names = {category["id"]: str(category["name"]) for category in document["categories"]}
     found = [
-        MaskedImage(folder / _file_name(record, file), _size(record, file), tuple(of_image[record["id"]]), file, names)
+        MaskedImage(
+            folder / _file_name(record, file),
+            _size(record, file),
+            tuple(of_image[record["id"]]),
+            file,
+            names,
+            background=record.get("background"),
+        )
         for record in document["images"]
     ]
     return _existing(found, file)

@@ -51,6 +51,7 @@ class MaskedImage:
         labels (`Path`): the file that the annotations are from, for errors.
         categories (`dict[int, str]`): names by id.
         panoptic_file (`Path`, *optional*): PNG whose colours are the ids of segments.
+        background (`str`, *optional*): the photograph that a scene of `vistok scenes` is composed over.
     """
 
     file: Path
@@ -59,6 +60,7 @@ class MaskedImage:
     labels: Path
     categories: Mapping[int, str] = field(default_factory=dict)
     panoptic_file: Path | None = None
+    background: str | None = None
 
     def objects(self, skip_empty: bool = False) -> ObjectMasks:
         """

@@ -8,7 +8,7 @@ from typing import Any
 
 PICTURE, TABLE = "tokens.png", "tokens.csv"
 OF_PICTURES = ("output", "table")
-OF_MEASURES = ("report", "limit", "batch_size", "resamples", "skip_empty")
+OF_MEASURES = ("report", "limit", "batch_size", "resamples", "skip_empty", "by_background")
 DEFAULT_MODEL = "vistok:dinov2-small"
 
 SUMMARY = "show and measure the tokens of images"
@@ -63,6 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measures.add_argument("--report", metavar="DIR", help="write cluster_quality.json and .md there")
     measures.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     measures.add_argument("--skip-empty", action="store_true", help="leave out objects without a pixel")
+    measures.add_argument("--by-background", action="store_true", help="resample the photographs behind scenes, so "
+                          "that intervals hold of others too")  # fmt: skip
     measures.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default 8)")
     measures.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap that gives "
                           "intervals (default 2000)")  # fmt: skip
@@ -211,6 +213,7 @@ def _measure(options: argparse.Namespace, variants: list[Any], images: list[Any]
         num_resamples=options.resamples,
         seed=options.seed,
         skip_empty=options.skip_empty,
+        by_background=options.by_background,
     )
     results = {
         "model": options.model,

@@ -131,6 +131,22 @@ class TestImages:
         with pytest.raises(ValueError, match="no images"):
             summarise_quality([])
 
+    def test_groups_are_resampled_as_a_whole(self):
+        assignments = [torch.tensor([0, 0, 1, 1, 2, 2]), torch.zeros(6).long()]
+        qualities = [
+            image_quality(str(n), assignments[n % 2], self.LABELS, self.COVERAGE, group=f"photo {n % 2}")
+            for n in range(40)
+        ]
+        apart, together = (summarise_quality(qualities, 300, by_group=by_group) for by_group in (False, True))
+        assert apart["ari"]["value"] == together["ari"]["value"] == 0.5
+        assert np.ptp(apart["ari"]["interval"]) < 0.4 and together["ari"]["interval"] == [0, 1]
+
+    def test_correlations_resample_groups_as_a_whole(self):
+        first, second = np.repeat([1, 2, 3, 4], 10), np.repeat([1, 2, 4, 3], 10)
+        apart = rank_correlation_interval(first, second, 200)["interval"]
+        together = rank_correlation_interval(first, second, 200, groups=list(map(str, first)))["interval"]
+        assert together is None or np.ptp(together) > 2 * np.ptp(apart)
+
 
 class TestCounts:
     def test_rank_correlation_is_that_of_scipy_with_ties(self):

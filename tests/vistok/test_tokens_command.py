@@ -134,6 +134,18 @@ class TestMeasures:
         assert cli.main([*arguments, "--method", "iterative"]) == 0
         assert seen == [1]  # which tells the grid
 
+    def test_photographs_behind_scenes_are_resampled_if_they_are_known(self, tower, scenes, cache, capsys):
+        arguments = ["tokens", str(scenes / "images"), "--measure", str(scenes / "instances.json"), "--model", tower]
+        arguments += [*SMALL, "--resamples", "10", "--by-background"]
+        assert cli.main(arguments) == 2
+        assert "The photograph behind 0.png is not known" in capsys.readouterr().err
+        document = json.loads((scenes / "instances.json").read_text())
+        for number, image in enumerate(document["images"]):
+            image["background"] = f"photo {number % 2}"
+        (scenes / "instances.json").write_text(json.dumps(document))
+        assert cli.main(arguments) == 0
+        assert "10 resamples of the 2 photographs behind them" in capsys.readouterr().out
+
     def test_a_wrong_mask_is_named_and_nothing_is_written(self, tower, scenes, cache, capsys):
         document = json.loads((scenes / "instances.json").read_text())
         document["annotations"][3]["segmentation"]["size"] = [3, 3]
