@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import AutoConfig, AutoImageProcessor, AutoModel
+from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTImageProcessorPil
 
 from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.modeling_setok_vision import SeTokVisionModel
@@ -134,12 +134,13 @@ def _trained(path: str) -> SeTokVisionModel:
     return found[0]
 
 
-def resized_processor(image_processor: Any, side: int) -> Any:
+def resized_processor(image_processor: Any, side: int) -> ViTImageProcessorPil:
     """
-    An image processor that resizes whole images to squares, without a crop; all else is as it was.
+    An image processor that resizes whole images to squares, without a crop; colours are as they were.
 
     Args:
-        image_processor: of transformers. It stays as it is.
+        image_processor: of transformers. It stays as it is. What a size means differs from one to another, and those
+            of ConvNeXt crop by it, which is why this is of one kind.
         side (`int`): in pixels.
 
     Raises:
@@ -147,10 +148,14 @@ def resized_processor(image_processor: Any, side: int) -> Any:
     """
     if side < 1:
         raise ValueError(f"The side of images is {side} pixels, expected at least 1.")
-    settings = {"do_resize": True, "size": {"height": side, "width": side}, "do_center_crop": False}
-    if getattr(image_processor, "do_pad", None):
-        settings["do_pad"] = False
-    return type(image_processor)(**{**image_processor.to_dict(), **settings})
+    names = ("resample", "do_rescale", "rescale_factor", "do_normalize", "image_mean", "image_std")
+    given = {name: getattr(image_processor, name, None) for name in names}
+    return ViTImageProcessorPil(
+        do_resize=True,
+        size={"height": side, "width": side},
+        do_convert_rgb=True,
+        **{name: value for name, value in given.items() if value is not None},
+    )
 
 
 __all__ = ["TOWER_SETTINGS", "TokenSource", "load_token_source", "resized_processor"]

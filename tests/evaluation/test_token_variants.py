@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from transformers import ConvNextConfig, ConvNextModel
+from transformers import ConvNextConfig, ConvNextImageProcessorPil, ConvNextModel
 
 from tests.tiny import (
     compose,
@@ -102,13 +102,17 @@ class TestSources:
         assert source.grid_size == (48 // source.model.config.vision_config.patch_size,) * 2
         assert features.shape == (source.grid_size[0] ** 2, 32)
         assert not source.is_trained and source.feature_layer == -1
-        assert dict(source.image_processor.size)["height"] == 48 and not source.image_processor.do_center_crop
+        assert dict(source.image_processor.size)["height"] == 48 and source.image_processor.do_normalize
 
     def test_an_image_processor_that_crops_no_longer_does(self):
         cropping = tiny_image_processor(size={"shortest_edge": 20}, do_center_crop=True, crop_size=16)
         whole = resized_processor(cropping, 24)
         assert whole(images=[tiny_image(0, (40, 30))], return_tensors="pt")["pixel_values"].shape[-2:] == (24, 24)
         assert cropping.do_center_crop
+        image = tiny_image(0, (24, 24))
+        alike = tiny_image_processor(size={"height": 24, "width": 24})
+        pixels = [one(images=[image], return_tensors="pt")["pixel_values"] for one in (whole, alike)]
+        assert torch.equal(*pixels)
 
     @pytest.mark.parametrize("kind", ["clip", "convnext"])
     def test_other_towers_make_tokens_too(self, tmp_path, kind):
@@ -116,7 +120,8 @@ class TestSources:
             tower = build_vision_tower(tiny_clip_config())
         else:
             tower = ConvNextModel(ConvNextConfig(depths=[1, 1, 1, 1], hidden_sizes=[8, 8, 16, 16]))
-        source = load_token_source(save_tower(tmp_path, tower), image_size=64)
+        processor = ConvNextImageProcessorPil() if kind == "convnext" else None
+        source = load_token_source(save_tower(tmp_path, tower, processor), image_size=64)
         found = cluster_image(TokenVariant(source.name), source, source.patch_features([tiny_image(0)])[0])
         assert len(found.assignment) == source.grid_size[0] * source.grid_size[1]
         assert found.num_tokens >= 1 and found.scores.isfinite().all()
