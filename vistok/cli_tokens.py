@@ -46,8 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--compare", metavar="VARIANT", nargs="+", default=[], help="variants to put side by side")
     parser.add_argument("--method", help="iterative, threshold, kmeans, grid or single; by default the SeTok's own, "
                         "and threshold of a bare tower")  # fmt: skip
-    parser.add_argument("--tokens", metavar="N", help="exactly so many; by default as many as the method finds; "
-                        "with --measure also objects+1")  # fmt: skip
+    parser.add_argument("--tokens", metavar="N", help="how many, of which the iterative method drops "
+                        "those that win no patch; by default as many as are found; with --measure also "
+                        "objects+1")  # fmt: skip
     parser.add_argument("--layer", metavar="L", help="hidden state of a bare tower that patches are read from, or "
                         "final (default -2, and -3 of vistok:dinov2-small)")  # fmt: skip
     parser.add_argument("--image-size", type=int, metavar="PIXELS", help="images are resized to squares of this side; "
