@@ -36,7 +36,7 @@ def query_attention(model: PreTrainedModel, processor: Any, image: ImageSource, 
     Raises:
         ValueError: if the visual tokenizer has no attention maps, or not this layer.
     """
-    pixel_values = _pixel_values(processor, image).to(model.device)
+    pixel_values = _pixel_values(processor.image_processor, image).to(model.device)
     with torch.no_grad():
         features = model.get_image_features(pixel_values=pixel_values, output_attentions=True)
     if not features.attentions:
@@ -88,36 +88,52 @@ def seen_image(model: PreTrainedModel, processor: Any, image: ImageSource, scale
     Returns:
         `PIL.Image.Image`: RGB, with sides of `grid_size` times the patch size times `scale`, in pixels.
     """
-    image_processor = processor.image_processor
-    values = _pixel_values(processor, image)
+    seen = prepared_image(processor.image_processor, image)
+    finer = prepared_image(processor.image_processor, image, scale) if scale > 1 else seen
+    scale, seen = finer.width // seen.width, finer
+    patch_size = model.config.vision_config.patch_size
+    patch_height, patch_width = patch_size if isinstance(patch_size, (list, tuple)) else (patch_size, patch_size)
+    patch_height, patch_width = scale * patch_height, scale * patch_width
+    return seen.crop((0, 0, seen.width // patch_width * patch_width, seen.height // patch_height * patch_height))
+
+
+def prepared_image(image_processor: Any, image: ImageSource, scale: int = 1) -> Image.Image:
+    """
+    An image as an image processor prepares it, with the colours it had.
+
+    Args:
+        image_processor: of transformers.
+        image: path, bytes or PIL image, as in [`load_image`].
+        scale (`int`, *optional*, defaults to 1):
+            The same part of the image in a resolution so many times finer, for the eye. An image processor whose size
+            cannot be told leaves it at the model's.
+
+    Returns:
+        `PIL.Image.Image`: RGB, with the sides of the pixel values times `scale`, in pixels.
+    """
+    values = _pixel_values(image_processor, image)
     if scale > 1:
-        finer = _finer_pixel_values(processor, image, scale)
-        scale = scale if finer.shape[2:] == tuple(scale * side for side in values.shape[2:]) else 1
-        values = finer if scale > 1 else values
+        finer = _finer_pixel_values(image_processor, image, scale)
+        values = finer if finer.shape[2:] == tuple(scale * side for side in values.shape[2:]) else values
     pixels = values[0].double().numpy().transpose(1, 2, 0)
     if getattr(image_processor, "do_normalize", True):
         pixels = pixels * np.asarray(image_processor.image_std) + np.asarray(image_processor.image_mean)
     if getattr(image_processor, "do_rescale", True):
         pixels = pixels / image_processor.rescale_factor
-    patch_size = model.config.vision_config.patch_size
-    patch_height, patch_width = patch_size if isinstance(patch_size, (list, tuple)) else (patch_size, patch_size)
-    patch_height, patch_width = scale * patch_height, scale * patch_width
-    height, width = pixels.shape[0] // patch_height * patch_height, pixels.shape[1] // patch_width * patch_width
-    return Image.fromarray(np.rint(pixels[:height, :width].clip(0, 255)).astype(np.uint8))
+    return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def _pixel_values(processor: Any, image: ImageSource, **sizes: Any) -> torch.Tensor:
-    return processor.image_processor(images=[load_image(image)], return_tensors="pt", **sizes)["pixel_values"]
+def _pixel_values(image_processor: Any, image: ImageSource, **sizes: Any) -> torch.Tensor:
+    return image_processor(images=[load_image(image)], return_tensors="pt", **sizes)["pixel_values"]
 
 
-def _finer_pixel_values(processor: Any, image: ImageSource, scale: int) -> torch.Tensor:
-    image_processor = processor.image_processor
+def _finer_pixel_values(image_processor: Any, image: ImageSource, scale: int) -> torch.Tensor:
     sizes = {
         name: {side: scale * pixels for side, pixels in dict(size).items() if pixels is not None}
         for name in ("size", "crop_size")
         if (size := getattr(image_processor, name, None)) is not None
     }
-    return _pixel_values(processor, image, **sizes)
+    return _pixel_values(image_processor, image, **sizes)
 
 
 def upsample_attention(attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -328,4 +344,12 @@ class _Page:
         self.write(left + 1.4, top + 0.18, f"{note}, square-root scale", fontsize=9, color="0.35")
 
 
-__all__ = ["draw_query_attention", "overlay", "patch_attention", "query_attention", "seen_image", "upsample_attention"]
+__all__ = [
+    "draw_query_attention",
+    "overlay",
+    "patch_attention",
+    "prepared_image",
+    "query_attention",
+    "seen_image",
+    "upsample_attention",
+]

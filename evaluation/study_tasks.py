@@ -213,7 +213,7 @@ def scene_objects(scenes: Path, images: Iterable[int]) -> list[list[Any]]:
     Returns:
         `list[list[np.ndarray]]`: of each image the masks of its objects, `(height, width)`, true on the object.
     """
-    from .coco_masks import decode_mask
+    from ..processing.coco_masks import decode_mask
 
     document = _read(Path(scenes) / "instances.json")
     sizes = {image["id"]: (image["height"], image["width"]) for image in document["images"]}

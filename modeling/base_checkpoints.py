@@ -33,7 +33,15 @@ def load_vision_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
             "checkpoint has to be a vision transformer, such as DINOv2, CLIP or SigLIP, or a ConvNeXt."
         )
     with one_checkpoint_error(path):
-        return vision_tower_class(vision_config).from_pretrained(path, config=vision_config, **kwargs)
+        tower, found = vision_tower_class(vision_config).from_pretrained(
+            path, config=vision_config, output_loading_info=True, **kwargs
+        )
+    if {name for name, _ in tower.named_parameters()} <= set(found["missing_keys"]):
+        raise CheckpointError(
+            f"{name_or_path} holds a model of type {config.model_type} and no weights of {type(tower).__name__} by "
+            "the names that this has: give the vision checkpoint that its tower is from."
+        )
+    return tower
 
 
 def load_language_model(name_or_path: str, **kwargs) -> PreTrainedModel:

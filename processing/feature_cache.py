@@ -106,6 +106,7 @@ class FeatureCacheBuilder:
             own in it, named after the tower, the preparation of images and the images.
         batch_size (`int`, *optional*, defaults to 32): images per step.
         progress_bar (`bool`, *optional*, defaults to `True`): whether to show one.
+        load_options (`dict`, *optional*): of [`load_image`], where images are not to be read as usual.
 
     Raises:
         ValueError: if there are no images, or the dtype is another.
@@ -121,6 +122,7 @@ class FeatureCacheBuilder:
         folder: str | os.PathLike | None = None,
         batch_size: int = 32,
         progress_bar: bool = True,
+        load_options: Mapping[str, Any] | None = None,
     ):
         if dtype not in _STORED:
             raise ValueError(f"Features are kept in {', '.join(map(str, _STORED))}, not in {dtype}.")
@@ -130,7 +132,9 @@ class FeatureCacheBuilder:
                 images.setdefault(image_key(image), {**example, "images": [example["images"][position]]})
         if not images:
             raise ValueError("The data has no images, so there are no features to cache: turn the cache off.")
-        self._tower, self._compute, self._settings, self._dtype = tower, compute, settings, dtype
+        self._tower, self._compute, self._dtype = tower, compute, dtype
+        self._load_options = dict(load_options or {})
+        self._settings = [*settings, self._load_options] if load_options else settings
         self._parent = Path(folder) if folder is not None else cache_dir() / "features"
         self._batch_size, self._progress_bar = batch_size, progress_bar
         self._weights = _digest_of_weights(tower)
@@ -271,7 +275,8 @@ class FeatureCacheBuilder:
         starts: Sequence[int] = range(0, len(keys), self._batch_size)
         label = "Computing features of the frozen tower"
         for start in logging.tqdm(starts, desc=label, disable=not self._progress_bar):
-            batch = [load_example_images(self._images[key])[0] for key in keys[start : start + self._batch_size]]
+            some = keys[start : start + self._batch_size]
+            batch = [load_example_images(self._images[key], **self._load_options)[0] for key in some]
             with torch.inference_mode():
                 features = self._compute(batch).to("cpu", self._dtype)
             if stored is None:

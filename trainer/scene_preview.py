@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageDraw
 
-from ..evaluation.coco_masks import decode_mask
 from ..modeling.atomic_folder import write_bytes_atomically
+from ..processing.coco_masks import decode_mask
 
 _COLORS = (
     "#e6194b",

@@ -9,7 +9,18 @@ import sys
 import traceback
 from collections.abc import Sequence
 
-from . import cli_ask, cli_convert, cli_demo, cli_evaluate, cli_fetch, cli_scenes, cli_study, cli_train, cli_words
+from . import (
+    cli_ask,
+    cli_convert,
+    cli_demo,
+    cli_evaluate,
+    cli_fetch,
+    cli_scenes,
+    cli_study,
+    cli_tokens,
+    cli_train,
+    cli_words,
+)
 
 # In the order of the help. Each has SUMMARY, DESCRIPTION, add_arguments and run; one with TAKES_OVERRIDES finds
 # further arguments in `options.rest`.
@@ -22,6 +33,7 @@ COMMANDS = {
     "scenes": cli_scenes,
     "study": cli_study,
     "words": cli_words,
+    "tokens": cli_tokens,
     "convert": cli_convert,
 }
 

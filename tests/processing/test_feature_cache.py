@@ -308,3 +308,21 @@ def test_reading_happens_when_asked_and_no_earlier(tmp_path, monkeypatch):
     cache[image_key(image_bytes(0))]
     cache[image_key(image_bytes(1))]
     assert len(loads) == 1
+
+
+def test_images_may_be_read_as_they_are_stored(tmp_path):
+    """With masks that refer to stored pixels, an image is not turned; and the features are not those of the turned."""
+    turned = tiny_image(0, (20, 10))
+    exif = turned.getexif()
+    exif[0x0112] = 6
+    turned.save(tmp_path / "turned.png", exif=exif)
+    tower, seen = tiny_gvt().model.vision_tower, []
+
+    def compute(batch):
+        seen.extend(image.size for image in batch)
+        return torch.zeros(len(batch), 1, 2)
+
+    given = [{"images": [str(tmp_path / "turned.png")]}]
+    for options in (None, {"apply_exif_orientation": False}):
+        FeatureCacheBuilder(tower, compute, [], given, torch.float32, tmp_path / "cache", load_options=options).build()
+    assert seen == [(10, 20), (20, 10)]

@@ -12,8 +12,8 @@ from PIL import Image
 
 from tests.trainer.planted_cutouts import COLORS
 from tests.trainer.planted_scenes import planted_pictures, settings
-from vistok.evaluation.coco_masks import decode_mask
 from vistok.evaluation.gvtbench_questions import build_questions
+from vistok.processing.coco_masks import decode_mask
 from vistok.processing.images import load_example_images
 from vistok.trainer import scene_set
 from vistok.trainer.backgrounds import load_backgrounds

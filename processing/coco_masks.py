@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
 
 
 def decode_mask(segmentation: Any, size: tuple[int, int]) -> np.ndarray:
@@ -65,12 +64,30 @@ def _read_counts(text: str | bytes) -> list[int]:
 
 
 def _from_polygons(polygons: Sequence[Sequence[float]], size: tuple[int, int]) -> np.ndarray:
-    drawn = Image.new("1", (size[1], size[0]))
+    """Pixels whose centre lies in one of the polygons; pixel 0 is from 0 to 1."""
+    mask = np.zeros(size, dtype=bool)
     for polygon in polygons:
         if len(polygon) < 6 or len(polygon) % 2:
             raise ValueError(f"A polygon has {len(polygon)} numbers, expected at least three points of two each.")
-        ImageDraw.Draw(drawn).polygon([float(value) for value in polygon], fill=1)
-    return np.asarray(drawn, dtype=bool)
+        points = np.asarray(polygon, dtype=np.float64).reshape(-1, 2)
+        if not np.isfinite(points).all():
+            raise ValueError("A polygon has a coordinate that is not finite.")
+        mask |= _filled(points, size)
+    return mask
+
+
+def _filled(points: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """Even-odd rule along the centres of rows: every edge that a row meets turns what is to the right of it."""
+    (x, y), (next_x, next_y) = points.T, np.roll(points, -1, axis=0).T
+    centres = np.arange(size[0]) + 0.5
+    meets = (y <= centres[:, None]) != (next_y <= centres[:, None])
+    rows, edges = np.nonzero(meets)
+    part = (centres[rows] - y[edges]) / (next_y - y)[edges]
+    crossings = x[edges] + part * (next_x - x)[edges]
+    columns = np.clip(np.ceil(crossings - 0.5), 0, size[1]).astype(np.int64)
+    turns = np.zeros((size[0], size[1] + 1), dtype=np.int64)
+    np.add.at(turns, (rows, columns), 1)
+    return turns.cumsum(1)[:, :-1] % 2 == 1
 
 
 __all__ = ["decode_mask"]
