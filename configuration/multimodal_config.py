@@ -45,6 +45,30 @@ def check_feature_layer(config: PreTrainedConfig) -> None:
         )
 
 
+def feature_width(vision_config: Any, feature_layer: int | str = -1) -> int:
+    """
+    Width of the patch features of a layer of a tower. That of a convolutional network, whose hidden states are its
+    stages, differs from stage to stage.
+
+    Args:
+        vision_config (`PreTrainedConfig`): configuration of the tower.
+        feature_layer (`int` or `"final"`): index into its `hidden_states`, or the final features.
+
+    Raises:
+        ValueError: if the config says nothing of a width.
+    """
+    stage_widths = getattr(vision_config, "hidden_sizes", None)
+    if not stage_widths:
+        if (width := getattr(vision_config, "hidden_size", None)) is None:
+            raise ValueError(
+                f"The vision tower, {vision_config.model_type}, has neither hidden_size nor hidden_sizes: choose a "
+                "vision transformer or a convolutional network with stages, such as ConvNeXt."
+            )
+        return width
+    widths = [getattr(vision_config, "embedding_size", stage_widths[0]), *stage_widths]
+    return widths[feature_layer if isinstance(feature_layer, int) else -1]
+
+
 def check_image_token(config: PreTrainedConfig) -> None:
     """
     Makes sure that the placeholder is a token of the language model.
@@ -64,4 +88,4 @@ def check_image_token(config: PreTrainedConfig) -> None:
         )
 
 
-__all__ = ["check_feature_layer", "check_image_token", "complete_tower", "with_fields"]
+__all__ = ["check_feature_layer", "check_image_token", "complete_tower", "feature_width", "with_fields"]

@@ -27,10 +27,10 @@ def load_vision_tower(name_or_path: str, **kwargs) -> PreTrainedModel:
     path = resolve_checkpoint(name_or_path)
     config = AutoConfig.from_pretrained(path, **hub_arguments(kwargs))
     vision_config = getattr(config, "vision_config", config)
-    if getattr(vision_config, "patch_size", None) is None:
+    if getattr(vision_config, "patch_size", None) is None and not getattr(vision_config, "hidden_sizes", None):
         raise CheckpointError(
             f"{name_or_path} holds a model of type {config.model_type}, which has no patch_size: the vision "
-            "checkpoint has to be a vision transformer, such as DINOv2, CLIP or SigLIP."
+            "checkpoint has to be a vision transformer, such as DINOv2, CLIP or SigLIP, or a ConvNeXt."
         )
     with one_checkpoint_error(path):
         return vision_tower_class(vision_config).from_pretrained(path, config=vision_config, **kwargs)

@@ -15,7 +15,8 @@ from ..configuration.configuration_gvt import GVTConfig
 from .atomic_folder import write_folder_atomically
 from .base_checkpoints import lasting_name
 from .base_weights import require_fetched, resolve_checkpoint
-from .composition import add_image_token, compose_config, expected_shapes, grown_size
+from .completed_model import expected_shapes
+from .composition import add_image_token, compose_config, grown_size
 from .convert_eva import Conversion, misfits, write_eva_tower
 from .modeling_gvt import GVTForConditionalGeneration
 from .published_checkpoints import read_published_checkpoint, refuse_misfits

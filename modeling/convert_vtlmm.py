@@ -22,7 +22,8 @@ from .atomic_folder import write_folder_atomically
 from .base_checkpoints import load_vision_tower
 from .base_weights import resolve_checkpoint
 from .checkpoint_shards import DTYPE_NAMES, MAX_SHARD_SIZE, ShardedCheckpoint, ShardWriter
-from .composition import compose_config, expected_shapes, grown_size
+from .completed_model import expected_shapes
+from .composition import compose_config, grown_size
 from .convert_eva import Conversion
 from .modeling_vtlmm import VTLMMForCausalLM
 from .published_checkpoints import first_line, refuse_misfits

@@ -149,7 +149,8 @@ def save_trained_weights(
 def _prefix_of_whole(model: PreTrainedModel) -> str:
     """What names of weights lack in a model without a head: the folder is one for the model with its head too."""
     prefix = f"{model.base_model_prefix}."
-    return "" if any(name.startswith(prefix) for name, _ in model.named_parameters()) else prefix
+    whole = not model.base_model_prefix or any(name.startswith(prefix) for name, _ in model.named_parameters())
+    return "" if whole else prefix
 
 
 def write_safetensors(tensors: dict[str, torch.Tensor], path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Patch features of any vision transformer of transformers, in the form that visual tokenizers read."""
+"""Patch features of vision transformers and convolutional networks, in the form that visual tokenizers read."""
 
 import inspect
 from typing import Any, Literal
@@ -49,7 +49,9 @@ def extract_vision_features(
     Args:
         vision_tower (`PreTrainedModel`):
             CLIP, SigLIP, DINOv2 (with or without registers), DINOv3, ViT, DeiT, ViT-MAE, OWL-ViT, or another model
-            that returns `hidden_states` of shape `(batch, num_prefix_tokens + num_patches, hidden_size)`.
+            that returns `hidden_states` of shape `(batch, num_prefix_tokens + num_patches, hidden_size)`; or a
+            convolutional network that returns feature maps `(batch, hidden_size, height, width)`, such as ConvNeXt,
+            whose positions are the patches.
         pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
             Images, normalised as the tower expects.
         feature_layer (`int` or `"final"`):
@@ -63,7 +65,9 @@ def extract_vision_features(
     Raises:
         ValueError: if the tower has fewer tokens than patches, or does not give what is required.
     """
-    grid_size = patch_grid(vision_tower.config, (pixel_values.shape[-2], pixel_values.shape[-1]))
+    image_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+    has_stages = bool(getattr(vision_tower.config, "hidden_sizes", None))
+    grid_size = (0, 0) if has_stages else patch_grid(vision_tower.config, image_size)
     wants_attentions = "cls_attentions" in required_inputs
     if wants_attentions and vision_tower.config._attn_implementation != "eager":
         raise ValueError(
@@ -81,6 +85,8 @@ def extract_vision_features(
         features = outputs.hidden_states[feature_layer]
     else:
         features, feature_layer = after_final_norm(vision_tower, outputs.last_hidden_state), -1
+    if has_stages:
+        features, grid_size = _as_patches(vision_tower, features)
     num_patches = grid_size[0] * grid_size[1]
     num_prefix_tokens = features.shape[1] - num_patches
     if num_prefix_tokens < 0:
@@ -108,6 +114,16 @@ def extract_vision_features(
         hidden_states=outputs.hidden_states if "hidden_states" in required_inputs else None,
         cls_attentions=cls_attentions,
     )
+
+
+def _as_patches(vision_tower: PreTrainedModel, feature_map: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Feature maps as patch features in row-major order, and their height and width."""
+    if feature_map.ndim != 4:
+        raise ValueError(
+            f"{type(vision_tower).__name__} returned features of shape {tuple(feature_map.shape)}, expected feature "
+            "maps of shape (batch, hidden_size, height, width): choose a ConvNeXt, ResNet or a vision transformer."
+        )
+    return feature_map.flatten(2).transpose(1, 2), (feature_map.shape[-2], feature_map.shape[-1])
 
 
 def cached_vision_features(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForImageClassification, PreTrainedConfig, PreTrainedModel, TrainingArguments
 from transformers.utils import SAFE_WEIGHTS_NAME as WEIGHTS
 
-from ..modeling.composition import check_weights
+from ..modeling.completed_model import check_weights
 from ..modeling.trained_weights import write_safetensors
 from ..processing.images import load_image
 from .final_folder import replacing_files

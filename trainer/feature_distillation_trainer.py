@@ -18,7 +18,7 @@ from transformers import PreTrainedModel
 from transformers.trainer_utils import PREFIX_CHECKPOINT_DIR
 from transformers.utils import SAFE_WEIGHTS_NAME, logging
 
-from ..modeling.composition import check_weights
+from ..modeling.completed_model import check_weights
 from ..modeling.distillation_students import random_student
 from ..modeling.distilled_student import DistilledStudent
 from ..modeling.final_features import tower_features

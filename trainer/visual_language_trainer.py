@@ -8,7 +8,7 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
-from ..modeling.composition import check_weights
+from ..modeling.completed_model import check_weights
 from ..modeling.lora_adapters import ordinary_model
 from ..modeling.trained_weights import (
     TRAINED_WEIGHTS_NAME,

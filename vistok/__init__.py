@@ -27,6 +27,10 @@ _PUBLIC = {
     "ImageCollator": "processing.image_collator",
     "PerceiverResampler": "modeling.perceiver_resampler",
     "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
+    "SeTokTokenizer": "modeling.setok_tokenizer",
+    "SeTokTokenizerConfig": "configuration.configuration_setok_tokenizer",
+    "SeTokVisionConfig": "configuration.configuration_setok_vision",
+    "SeTokVisionModel": "modeling.modeling_setok_vision",
     "VTLMMConfig": "configuration.configuration_vtlmm",
     "VTLMMForCausalLM": "modeling.modeling_vtlmm",
     "VTLMMModel": "modeling.modeling_vtlmm",
@@ -41,6 +45,8 @@ _PUBLIC = {
     "VisualTokenizerOutput": "modeling.visual_tokenizer",
     "build_questions": "evaluation.gvtbench_builder",
     "cider": "evaluation.cider",
+    "cluster_patches": "modeling.patch_clusters",
+    "density_peaks": "modeling.density_peaks",
     "feature_distillation_loss": "modeling.losses_distillation",
     "fetch": "modeling.base_weights",
     "language_modeling_loss": "modeling.losses_visual_modeling",
@@ -86,25 +92,33 @@ def _register_auto_classes() -> None:
     from .configuration.configuration_gvt import GVTConfig
     from .configuration.configuration_mlp_adapter import MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
+    from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
+    from .configuration.configuration_setok_vision import SeTokVisionConfig
     from .configuration.configuration_vtlmm import VTLMMConfig
 
     AutoConfig.register("eva_vision", EvaVisionConfig)
     AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
     AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig)
+    AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig)
+    AutoConfig.register("setok_vision", SeTokVisionConfig)
     AutoConfig.register("gvt", GVTConfig)
     AutoConfig.register("vtlmm", VTLMMConfig)
 
     from .modeling.mlp_adapter import MLPAdapter
     from .modeling.modeling_eva import EvaVisionForImageClassification, EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
+    from .modeling.modeling_setok_vision import SeTokVisionModel
     from .modeling.modeling_vtlmm import VTLMMForCausalLM, VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler
+    from .modeling.setok_tokenizer import SeTokTokenizer
     from .processing.processing_gvt import GVTProcessor
     from .processing.processing_vtlmm import VTLMMProcessor
 
     AutoModel.register(EvaVisionConfig, EvaVisionModel)
     AutoModel.register(PerceiverResamplerConfig, PerceiverResampler)
     AutoModel.register(MLPAdapterConfig, MLPAdapter)
+    AutoModel.register(SeTokTokenizerConfig, SeTokTokenizer)
+    AutoModel.register(SeTokVisionConfig, SeTokVisionModel)
     AutoModel.register(GVTConfig, GVTModel)
     AutoModel.register(VTLMMConfig, VTLMMModel)
     AutoModelForCausalLM.register(VTLMMConfig, VTLMMForCausalLM)
@@ -122,6 +136,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
     from .configuration.configuration_mlp_adapter import MLPAdapterConfig as MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
+    from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig as SeTokTokenizerConfig
+    from .configuration.configuration_setok_vision import SeTokVisionConfig as SeTokVisionConfig
     from .configuration.configuration_vtlmm import VTLMMConfig as VTLMMConfig
     from .evaluation.cider import cider as cider
     from .evaluation.gvtbench_builder import build_questions as build_questions
@@ -130,6 +146,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .evaluation.gvtbench_scoring import score_object_counting as score_object_counting
     from .evaluation.vqa_accuracy import vqa_accuracy as vqa_accuracy
     from .modeling.base_weights import fetch as fetch
+    from .modeling.density_peaks import density_peaks as density_peaks
     from .modeling.distillation_students import random_student as random_student
     from .modeling.distillation_students import wei_student as wei_student
     from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
@@ -141,9 +158,12 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
+    from .modeling.modeling_setok_vision import SeTokVisionModel as SeTokVisionModel
     from .modeling.modeling_vtlmm import VTLMMForCausalLM as VTLMMForCausalLM
     from .modeling.modeling_vtlmm import VTLMMModel as VTLMMModel
+    from .modeling.patch_clusters import cluster_patches as cluster_patches
     from .modeling.perceiver_resampler import PerceiverResampler as PerceiverResampler
+    from .modeling.setok_tokenizer import SeTokTokenizer as SeTokTokenizer
     from .modeling.trained_weights import save_trained_weights as save_trained_weights
     from .modeling.visual_tokenizer import VisionFeatures as VisionFeatures
     from .modeling.visual_tokenizer import VisualTokenizer as VisualTokenizer

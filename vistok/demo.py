@@ -21,7 +21,7 @@ from .evaluation.attention_maps import draw_query_attention, query_attention, se
 from .evaluation.report import evaluate_questions
 from .evaluation.vqa import answer_is_right, answer_of, question_of
 from .modeling.base_weights import BASE_WEIGHTS, fetch, fetch_package, is_fetched
-from .modeling.composition import load_own_config
+from .modeling.completed_model import load_own_config
 from .processing.collator import VisualLanguageCollator
 from .processing.images import load_image
 from .trainer.data_sources import load_data_source

@@ -11,7 +11,7 @@ from tests.modeling.published_eva import layout, random_checkpoint, shapes_of, s
 from tests.tiny import inputs_for, save_base_models, tiny_llama_config
 from vistok import GVTConfig, GVTForConditionalGeneration, PerceiverResamplerConfig, save_trained_weights
 from vistok.modeling import base_checkpoints
-from vistok.modeling.composition import expected_shapes
+from vistok.modeling.completed_model import expected_shapes
 from vistok.modeling.convert_gvt import convert_gvt, own_gvt_names
 from vistok.modeling.trained_weights import CheckpointError
 

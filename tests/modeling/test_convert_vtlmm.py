@@ -24,7 +24,7 @@ from tests.tiny import batch, livelier, pixels, same, tiny_clip_config, tiny_lla
 from vistok import VTLMMConfig, VTLMMForCausalLM
 from vistok.modeling import published_llava
 from vistok.modeling.checkpoint_shards import StoredTensor
-from vistok.modeling.composition import expected_shapes
+from vistok.modeling.completed_model import expected_shapes
 from vistok.modeling.convert_vtlmm import convert_llava
 from vistok.modeling.published_llava import PublishedNames, read_published_config
 

@@ -1,0 +1,132 @@
+"""Configuration of SeTok's image detokenizer."""
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .multimodal_config import with_fields
+
+# What SD v1.5 has beside the defaults of diffusers (huggingface/diffusers, the configs of the checkpoint's parts).
+_SD15_UNET = {"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8}
+_SD15_VAE = {
+    "sample_size": 512,
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "block_out_channels": [128, 256, 512, 512],
+    "layers_per_block": 2,
+    "latent_channels": 4,
+}
+_SD15_SCHEDULER = {
+    "_class_name": "DDIMScheduler",
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "clip_sample": False,
+    "set_alpha_to_one": False,
+    "steps_offset": 1,
+}
+
+
+@strict
+class ImageDetokenizerConfig(PreTrainedConfig):
+    r"""
+    Configuration of an [`ImageDetokenizer`]: a feature mapper whose output is the cross-attention condition of a
+    diffusion U-Net, which works on the latents of a VAE or on pixels (SeTok, Section 2.2, stage I-a). Without
+    arguments it is SD v1.5 with a mapper of the size of BERT-base.
+
+    Args:
+        mapper_config ([`FeatureMapperConfig`] or `dict`, *optional*):
+            The feature mapper. Its `condition_size` follows the U-Net.
+        unet_config (`dict`, *optional*, defaults to SD v1.5's):
+            Arguments of diffusers' `UNet2DConditionModel`. `sample_size` is needed: the side of a sample.
+        vae_config (`dict`, *optional*, defaults to SD v1.5's where `unet_config` is left out):
+            Arguments of diffusers' `AutoencoderKL`. `None` beside a `unet_config`: the U-Net works on pixels.
+        scheduler_config (`dict`, *optional*, defaults to SD v1.5's noise):
+            Arguments of a scheduler of diffusers, `_class_name` that of the one which samples (by default
+            `"DDIMScheduler"`). `prediction_type` says what the U-Net predicts: `"epsilon"` (the noise),
+            `"v_prediction"` or `"sample"`.
+        trained_unet_parts (`"keys_values"` or `"all"`, *optional*, defaults to `"keys_values"`):
+            What the phase `"reconstruction"` trains of the U-Net: keys and values of its cross-attention, as in the
+            paper, or all of it, where it starts from random weights.
+        condition_dropout (`float`, *optional*, defaults to 0.1):
+            Probability with which an image is denoised without its tokens in training, for classifier-free guidance.
+        guidance_scale (`float`, *optional*, defaults to 3.0):
+            How far sampling goes from the unconditional prediction (0) to the conditional one (1) and beyond, where
+            it is not told otherwise.
+        num_inference_steps (`int`, *optional*, defaults to 50):
+            Steps of sampling, where it is not told otherwise.
+
+    Example:
+
+    ```python
+    >>> from vistok import ImageDetokenizerConfig
+
+    >>> blocks = {"down_block_types": ["DownBlock2D", "CrossAttnDownBlock2D"], "block_out_channels": [64, 128]}
+    >>> blocks |= {"up_block_types": ["CrossAttnUpBlock2D", "UpBlock2D"], "in_channels": 3, "out_channels": 3}
+    >>> config = ImageDetokenizerConfig(  # pixels, trained from scratch
+    ...     unet_config={**blocks, "sample_size": 64, "cross_attention_dim": 128}, trained_unet_parts="all"
+    ... )
+    >>> config.image_size
+    64
+
+    ```"""
+
+    model_type = "setok_detokenizer"
+    sub_configs_defaults = {"mapper_config": SubConfigSpec(config_class=AutoConfig, model_type="setok_feature_mapper")}
+
+    mapper_config: dict | PreTrainedConfig | None = None
+    unet_config: dict | None = None
+    vae_config: dict | None = None
+    scheduler_config: dict | None = None
+    trained_unet_parts: Literal["keys_values", "all"] = "keys_values"
+    condition_dropout: float = 0.1
+    guidance_scale: float = 3.0
+    num_inference_steps: int = 50
+
+    def __post_init__(self, **kwargs):
+        if self.unet_config is None:
+            self.unet_config = dict(_SD15_UNET)
+            self.vae_config = dict(_SD15_VAE) if self.vae_config is None else self.vae_config
+        if self.scheduler_config is None:
+            self.scheduler_config = dict(_SD15_SCHEDULER)
+        if isinstance(self.mapper_config, dict):
+            self.mapper_config = {"model_type": "setok_feature_mapper", **self.mapper_config}
+        super().__post_init__(**kwargs)
+        if not isinstance(self.unet_config.get("sample_size"), int):
+            raise ValueError(
+                f"unet_config has sample_size={self.unet_config.get('sample_size')!r}: give the side of a square "
+                "sample, in pixels, or in latents where there is a VAE."
+            )
+        condition_size = self.unet_config.get("cross_attention_dim", 1280)
+        if not isinstance(condition_size, int):
+            raise ValueError(
+                f"unet_config has cross_attention_dim={condition_size!r}: one width for all blocks is expected, which "
+                "the feature mapper then has."
+            )
+        self.mapper_config = with_fields(self.mapper_config, condition_size=condition_size)
+        if not 0 <= self.condition_dropout <= 1:
+            raise ValueError(f"condition_dropout is {self.condition_dropout}, expected a probability, 0 to 1.")
+        if self.num_inference_steps < 1:
+            raise ValueError(f"num_inference_steps is {self.num_inference_steps}, expected at least 1.")
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Pixels per latent, on each side; 1 without a VAE."""
+        return 1 if self.vae_config is None else 2 ** (len(_of(self.vae_config, "block_out_channels", [64])) - 1)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images that are reconstructed, in pixels."""
+        unet_config: Any = self.unet_config
+        return unet_config["sample_size"] * self.vae_scale_factor
+
+
+def _of(config: Mapping[str, Any], name: str, default: Any) -> Any:
+    value = config.get(name)
+    return default if value is None else value
+
+
+__all__ = ["ImageDetokenizerConfig"]

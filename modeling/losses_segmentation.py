@@ -1,0 +1,112 @@
+"""Losses of masks: binary cross-entropy, dice, and the consistency of clusters with objects (SeTok, stage I-b)."""
+
+import torch
+from torch import nn
+
+
+def mask_bce_loss(mask_logits: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
+    """
+    Binary cross-entropy of each mask, the mean over its points (SeTok, Section 2.2). Computed in float32, or in
+    float64 if the logits are.
+
+    Args:
+        mask_logits (`torch.FloatTensor` of shape `(num_pairs, num_points)`): predicted masks, before the sigmoid.
+        object_masks (`torch.Tensor` of shape `(num_pairs, num_points)`):
+            What they should be, 0 to 1: how much of a point the object covers.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_pairs,)`: in nats per point.
+
+    Raises:
+        ValueError: if the shapes do not agree.
+    """
+    logits, targets = _pairs(mask_logits, object_masks, "mask_logits")
+    return nn.functional.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(-1)
+
+
+def mask_dice_loss(mask_logits: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
+    """
+    Dice loss of each mask, 1 − (2Σpy + 1) / (Σp + Σy + 1) with p the sigmoid of the logits and sums over its points
+    (SeTok, Section 2.2). Computed in float32, or in float64 if the logits are.
+
+    Args:
+        mask_logits (`torch.FloatTensor` of shape `(num_pairs, num_points)`): predicted masks, before the sigmoid.
+        object_masks (`torch.Tensor` of shape `(num_pairs, num_points)`): y, what they should be, 0 to 1.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_pairs,)`.
+
+    Raises:
+        ValueError: if the shapes do not agree.
+    """
+    logits, targets = _pairs(mask_logits, object_masks, "mask_logits")
+    probabilities = logits.sigmoid()
+    overlap = (probabilities * targets).sum(-1)
+    return 1 - (2 * overlap + 1) / (probabilities.sum(-1) + targets.sum(-1) + 1)
+
+
+def soft_iou(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
+    """
+    Intersection over union of masks with values between 0 and 1, Σmy / Σ(m + y − my); 0 where both are empty.
+
+    Args:
+        cluster_masks (`torch.FloatTensor` of shape `(num_pairs, num_patches)`): m.
+        object_masks (`torch.Tensor` of shape `(num_pairs, num_patches)`): y.
+
+    Returns:
+        `torch.FloatTensor` of shape `(num_pairs,)`.
+
+    Raises:
+        ValueError: if the shapes do not agree.
+    """
+    clusters, objects = _pairs(cluster_masks, object_masks, "cluster_masks")
+    intersection = (clusters * objects).sum(-1)
+    union = (clusters + objects - clusters * objects).sum(-1)
+    return intersection / union.masked_fill(union == 0, 1)
+
+
+def mask_consistency_loss(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
+    """
+    Mask consistency: 1 − soft IoU of the attention mask of a cluster with the mask of its matched object on the patch
+    grid, the mean over pairs (SeTok, Section 2.2). Computed in float32, or in float64 if the masks are.
+
+    Args:
+        cluster_masks (`torch.FloatTensor` of shape `(num_pairs, num_patches)`):
+            Attention masks m of the matched clusters, 0 to 1.
+        object_masks (`torch.Tensor` of shape `(num_pairs, num_patches)`):
+            The matched object masks, 0 to 1: how much of a patch the object covers.
+
+    Returns:
+        `torch.Tensor`: a scalar; 0, with a gradient of 0, where there are no pairs.
+
+    Raises:
+        ValueError: if the shapes do not agree.
+    """
+    return mean_over_pairs(1 - soft_iou(cluster_masks, object_masks))
+
+
+def mean_over_pairs(losses: torch.Tensor) -> torch.Tensor:
+    """
+    The mean of the losses of pairs; 0 where there are none, still part of the graph, so that processes which train
+    together all run their backward passes.
+
+    Args:
+        losses (`torch.FloatTensor` of shape `(num_pairs,)`): a loss each.
+
+    Returns:
+        `torch.Tensor`: a scalar.
+    """
+    return losses.sum() / max(losses.numel(), 1)
+
+
+def _pairs(predicted: torch.Tensor, target: torch.Tensor, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if predicted.ndim != 2 or predicted.shape != target.shape:
+        raise ValueError(
+            f"{name} have the shape {tuple(predicted.shape)} and object_masks {tuple(target.shape)}: expected the "
+            "same (num_pairs, num_points), with the masks of matched pairs in the same rows."
+        )
+    predicted = predicted if predicted.dtype == torch.float64 else predicted.float()
+    return predicted, target.to(predicted.dtype)
+
+
+__all__ = ["mask_bce_loss", "mask_consistency_loss", "mask_dice_loss", "mean_over_pairs", "soft_iou"]

@@ -1,0 +1,115 @@
+"""SeTok: a vision tower and the tokenizer that turns its patches into as many tokens as the image has parts."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import PreTrainedModel
+from transformers.utils.generic import can_return_tuple
+
+from ..configuration.configuration_setok_vision import SeTokVisionConfig
+from .base_checkpoints import load_vision_tower
+from .setok_tokenizer import SeTokTokenizer, SeTokTokenizerOutput
+from .vision_features import build_vision_tower, extract_vision_features
+from .visual_tokenizer import computing_dtype
+
+
+@dataclass
+class SeTokVisionOutput(SeTokTokenizerOutput):
+    """
+    Output of [`SeTokVisionModel`]: that of its tokenizer, and what the tower gave to it. `last_hidden_state` is another
+    name of `tokens`.
+
+    Args:
+        patch_features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`):
+            Features of the patches, in row-major order.
+        grid_size (`tuple[int, int]`): height and width of the images in patches.
+    """
+
+    patch_features: torch.Tensor | None = None
+    grid_size: tuple[int, int] | None = None
+
+    @property
+    def last_hidden_state(self) -> torch.Tensor | None:
+        return self.tokens
+
+
+class SeTokVisionPreTrainedModel(PreTrainedModel):
+    config: SeTokVisionConfig
+    config_class = SeTokVisionConfig
+    base_model_prefix = "setok_vision"
+    main_input_name = "pixel_values"
+    input_modalities = ("image",)
+    supports_gradient_checkpointing = True
+    _no_split_modules = ["SegmentLayer"]
+    _supports_sdpa = True
+    _supports_flash_attn = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+
+class SeTokVisionModel(SeTokVisionPreTrainedModel):
+    """
+    The tokenizer of "Towards Semantic Equivalence of Tokenization in Multimodal LLM" (Section 2.1): vision tower →
+    density peaks → cluster merger. Images become visual tokens, whose number follows the image.
+
+    Args:
+        config ([`SeTokVisionConfig`]): see there.
+    """
+
+    def __init__(self, config: SeTokVisionConfig):
+        super().__init__(config)
+        self.vision_tower = build_vision_tower(config.vision_config)
+        self.tokenizer = SeTokTokenizer(config.tokenizer_config)
+        self.post_init()
+
+    @classmethod
+    def from_vision_pretrained(cls, vision: str, *, vision_kwargs: dict[str, Any] | None = None, **overrides):
+        """
+        A tokenizer with the pretrained tower of a vision checkpoint; its merger is new and random.
+
+        Args:
+            vision (`str`): `"vistok:dinov2-small"`, a folder or a Hub id, of a vision transformer or a ConvNeXt.
+            vision_kwargs (`dict`, *optional*): for the `from_pretrained` of the tower, such as `dtype`.
+            overrides: fields of [`SeTokVisionConfig`].
+
+        Returns:
+            The model, in evaluation mode.
+
+        Raises:
+            ValueError: if an override is no field of the config.
+            CheckpointError: if it is no vision tower, or its weights are truncated or missing.
+        """
+        unknown = sorted(set(overrides) - set(SeTokVisionConfig.__dataclass_fields__))
+        if unknown:
+            raise ValueError(f"{', '.join(unknown)}: no field of SeTokVisionConfig.")
+        tower = load_vision_tower(vision, **(vision_kwargs or {}))
+        model = cls(SeTokVisionConfig(vision_config=tower.config, **overrides)).to(tower.dtype)
+        model.vision_tower = tower
+        return model.eval()
+
+    @can_return_tuple
+    def forward(self, pixel_values: torch.Tensor, **kwargs) -> SeTokVisionOutput:
+        """
+        Args:
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
+                Images, normalised as the tower expects.
+
+        Returns:
+            [`SeTokVisionOutput`].
+
+        Raises:
+            ValueError: if the features of the tower are not finite, or not one for each patch.
+        """
+        features = extract_vision_features(
+            self.vision_tower,
+            pixel_values,
+            feature_layer=self.config.vision_feature_layer,
+            select_strategy="default",
+        )
+        patch_features = features.patch_features.to(computing_dtype(self.tokenizer, self.vision_tower))
+        outputs = self.tokenizer(patch_features, features.grid_size)
+        return SeTokVisionOutput(**outputs, patch_features=patch_features, grid_size=features.grid_size)
+
+
+__all__ = ["SeTokVisionModel", "SeTokVisionOutput", "SeTokVisionPreTrainedModel"]
