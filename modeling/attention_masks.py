@@ -96,8 +96,8 @@ def check_length(attention_mask: AttentionMask, past_key_values: Cache | None, l
     if past > 0 and attention_mask.shape[1] > past + length:
         raise ValueError(
             f"The attention mask has {attention_mask.shape[1]} columns for {past} tokens in the cache and {length} "
-            "new ones. Placeholders that an image left unused are not in the cache: let generate go on from it, or fill "
-            "it from what compact_prompt returns."
+            "new ones. Placeholders that an image left unused are not in the cache: let generate go on from it, or "
+            "fill it from what compact_prompt returns."
         )
 
 

@@ -248,7 +248,7 @@ def test_states_and_attention_maps_come_back_at_the_given_positions():
 def test_encoders_read_real_tokens_alone_too(generates):
     """T5 knows distances, not positions: an unused placeholder that is merely masked would stretch them."""
     model = variable_gvt(tiny_t5_config())
-    images, lengths = three_images(model)
+    images, _ = three_images(model)
     inputs = batch(*written_out(ROWS), side="right")
     labels = torch.tensor([words(4, 6)] * 3)
     for index, row in enumerate(ROWS):
