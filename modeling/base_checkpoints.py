@@ -70,9 +70,8 @@ def load_base_models(
         FetchError: if base models of vistok are not in the cache; names the command for all of them.
     """
     require_fetched(base_models.values())
-    with _naming_entry(base_models, "vision", folder):
+    with naming_entry(base_models, "vision", folder):
         tower = load_vision(base_models["vision"])
-    with _naming_entry(base_models, "text", folder):
         language_model = load_language_model(base_models["text"], dtype="auto")
     return tower, language_model
 
@@ -101,7 +100,18 @@ def located_base_models(base_models: Mapping[str, str], name_or_path: str, **whe
 
 
 @contextlib.contextmanager
-def _naming_entry(base_models: Mapping[str, str], part: str, folder: str) -> Iterator[None]:
+def naming_entry(base_models: Mapping[str, str], part: str, folder: str) -> Iterator[None]:
+    """
+    Errors of a base model that is loaded in this context name the entry of the config that says where it lies.
+
+    Args:
+        base_models (`dict[str, str]`): of the config of a folder of trained weights.
+        part (`str`): its key, e.g. `"vision"`.
+        folder (`str`): folder or Hub id of the trained weights.
+
+    Raises:
+        CheckpointError: instead of what was raised.
+    """
     try:
         yield
     except (OSError, ValueError) as error:
@@ -133,4 +143,5 @@ __all__ = [
     "load_language_model",
     "load_vision_tower",
     "located_base_models",
+    "naming_entry",
 ]

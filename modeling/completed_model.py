@@ -170,7 +170,7 @@ def load_own_config(config_class, name_or_path: str, **kwargs) -> PreTrainedConf
     if found != config_class.model_type:
         raise CheckpointError(
             f"{name_or_path} holds a model of type {found}, not {config_class.model_type}: load it with AutoModel, or "
-            f"compose a new model with from_vision_text_pretrained."
+            f"compose a new {config_class.model_type} of pretrained parts."
         )
     return config_class.from_pretrained(name_or_path, **kwargs)
 

@@ -9,26 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..configuration.configuration_mask_decoder import MaskDecoderConfig
 from .perceiver_resampler import eager_attention_forward
-
-
-def sine_positions(grid_size: tuple[int, int], channels: int, device=None) -> torch.Tensor:
-    """
-    Sine position embedding of a grid: a quarter of the channels each for sine and cosine of row and column.
-
-    Args:
-        grid_size (`tuple[int, int]`): height and width, in patches.
-        channels (`int`): a multiple of 4.
-        device (`torch.device`, *optional*): of the result.
-
-    Returns:
-        `torch.FloatTensor` of shape `(height * width, channels)`, patches in row-major order.
-    """
-    height, width = grid_size
-    frequencies = 10000.0 ** -(torch.arange(channels // 4, device=device) / (channels // 4))
-    rows = torch.arange(height, device=device)[:, None, None] * frequencies
-    columns = torch.arange(width, device=device)[None, :, None] * frequencies
-    parts = [rows.sin(), rows.cos(), columns.sin(), columns.cos()]
-    return torch.cat([part.expand(height, width, -1) for part in parts], dim=-1).flatten(0, 1)
+from .sine_positions import sine_positions
 
 
 class TokenPatchAttention(nn.Module):
@@ -168,7 +149,7 @@ class MaskDecoder(PreTrainedModel):
         self._check(tokens, mask, patch_features, grid_size)
         dtype = self.patch_projection.weight.dtype
         patches = self.patch_projection(self.patch_norm(patch_features.to(dtype)))
-        positions = sine_positions(grid_size, patches.shape[-1], patches.device).to(dtype)
+        positions = sine_positions(grid_size, patches.shape[-1]).to(patches)
         hidden_states = self.token_projection(self.token_norm(tokens.to(dtype)))
         for layer in self.layers:
             hidden_states = layer(hidden_states, patches + positions, patches)
@@ -202,4 +183,4 @@ class MaskDecoder(PreTrainedModel):
             )
 
 
-__all__ = ["MaskDecoder", "sine_positions"]
+__all__ = ["MaskDecoder"]

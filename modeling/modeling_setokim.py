@@ -79,7 +79,7 @@ class SetokimModel(SetokimPreTrainedModel, MultimodalModel):
                 Images, normalised as the tower expects.
             vision_features (`torch.FloatTensor` of shape `(num_images, num_patches, hidden_size)`, *optional*):
                 Features of the tower computed earlier, of patches alone, in place of images.
-            output_attentions (`bool`, *optional*): not used: this tokenizer has assignments in place of attention maps.
+            output_attentions (`bool`, *optional*): not used: SeTok has assignments in place of attention maps.
             visual_tokens (`list`, *optional*):
                 Images given as their visual tokens, `(num_tokens, token_size)` each: tokens that a tokenizer or this
                 model made earlier, such as that of an object to be cut out. One entry for each image of the batch, in

@@ -29,7 +29,7 @@ MAY_IMPORT = {
     "hub_cards": {"configuration", "modeling"},
     "trainer": {"configuration", "modeling", "processing", "evaluation", "hub_cards"},
 }
-HEAVY_PACKAGES = {"datasets", "evaluate", "gguf", "matplotlib", "onnx", "peft", "tensorboard"}
+HEAVY_PACKAGES = {"datasets", "diffusers", "evaluate", "gguf", "matplotlib", "onnx", "peft", "tensorboard"}
 # Distribution → what it is imported as, where that differs.
 IMPORTED_AS = {"pillow": "PIL", "protobuf": "google.protobuf", "pyyaml": "yaml", "scikit-image": "skimage"}
 # Required for what others import of it: transformers for Trainer and device_map, and for report_to="tensorboard".

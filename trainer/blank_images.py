@@ -7,8 +7,8 @@ import torch
 from PIL import Image
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..modeling.trainable_parts import part_prefixes
 from ..processing.collator import IGNORED
-from .freezing import part_prefixes
 
 
 class BlankImages:

@@ -10,44 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..modeling.lora_adapters import add_lora
-from ..modeling.trained_weights import is_lora_weight
-
-MODES = ("frozen", "full", "lora")
-
-
-def part_prefixes(model: PreTrainedModel, part: str) -> tuple[str, ...]:
-    """
-    Prefixes of the parameter names that a part of a model consists of.
-
-    Args:
-        model (`PreTrainedModel`): a composed model of vistok.
-        part (`str`): `"vision"`, `"resampler"`, `"llm"` …: a key of the model's `trainable_parts`.
-
-    Raises:
-        ValueError: if the model has no such part.
-    """
-    parts = type(model).trainable_parts
-    if part not in parts:
-        raise ValueError(f"{part!r} is no part of {type(model).__name__}, which has: {', '.join(parts)}.")
-    prefixes = parts[part]
-    return (prefixes,) if isinstance(prefixes, str) else tuple(prefixes)
-
-
-def parameters_to_train(model: PreTrainedModel, part: str, mode: str) -> dict[str, torch.nn.Parameter]:
-    """
-    The parameters of a part that its mode trains: all but adapters, only adapters, or none.
-
-    Args:
-        model (`PreTrainedModel`): a composed model of vistok.
-        part (`str`): as in [`part_prefixes`].
-        mode (`str`): `"frozen"`, `"full"` or `"lora"`.
-    """
-    prefixes = part_prefixes(model, part)
-    return {
-        name: parameter
-        for name, parameter in model.named_parameters()
-        if name.startswith(prefixes) and mode == ("lora" if is_lora_weight(name) else "full")
-    }
+from ..modeling.trainable_parts import MODES, parameters_to_train, part_prefixes
 
 
 def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Mapping[str, Any] | None = None) -> None:
@@ -56,7 +19,8 @@ def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Ma
 
     Args:
         model (`PreTrainedModel`): changed in place.
-        trainable (`dict[str, str]`): for each part `"frozen"`, `"full"` or `"lora"`; parts left out are frozen.
+        trainable (`dict[str, str]`): for each part `"frozen"`, `"full"`, `"lora"` or `"keys_values"`; parts left
+            out are frozen.
         lora (`dict`, *optional*): fields of `peft.LoraConfig` (`r`, `lora_alpha`, `target_modules` …). By default the
             attention and feed-forward projections of the part, with rank 16. Names in `target_modules` are looked up
             in the adapted parts only.
@@ -214,8 +178,6 @@ class FreezeCheckCallback(TrainerCallback):
 __all__ = [
     "FreezeCheckCallback",
     "count_parameters",
-    "parameters_to_train",
-    "part_prefixes",
     "rest_frozen_parts",
     "set_trainable",
     "upcast_trained",

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import torch
 from transformers import PreTrainedModel
 
-from .freezing import parameters_to_train
+from ..modeling.trainable_parts import parameters_to_train
 
 
 def check_learning_rates(learning_rates: Mapping[str, float], trainable: Mapping[str, str]) -> None:

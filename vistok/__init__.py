@@ -13,6 +13,8 @@ __version__ = "0.1.0"
 _PUBLIC = {
     "CutoutLibrary": "trainer.cutouts",
     "DataSource": "trainer.data_sources",
+    "FeatureMapper": "modeling.feature_mapper",
+    "FeatureMapperConfig": "configuration.configuration_feature_mapper",
     "FeatureDistillationConfig": "trainer.feature_distillation_config",
     "FeatureDistillationTrainer": "trainer.feature_distillation_trainer",
     "EvaVisionConfig": "configuration.configuration_eva",
@@ -25,8 +27,14 @@ _PUBLIC = {
     "MLPAdapter": "modeling.mlp_adapter",
     "MLPAdapterConfig": "configuration.configuration_mlp_adapter",
     "ImageCollator": "processing.image_collator",
+    "ImageDetokenizer": "modeling.image_detokenizer",
+    "ImageDetokenizerConfig": "configuration.configuration_image_detokenizer",
+    "MaskDecoder": "modeling.mask_decoder",
+    "MaskDecoderConfig": "configuration.configuration_mask_decoder",
     "PerceiverResampler": "modeling.perceiver_resampler",
     "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
+    "SeTokConfig": "configuration.configuration_setok",
+    "SeTokForPreTraining": "modeling.modeling_setok",
     "SeTokTokenizer": "modeling.setok_tokenizer",
     "SeTokTokenizerConfig": "configuration.configuration_setok_tokenizer",
     "SeTokVisionConfig": "configuration.configuration_setok_vision",
@@ -85,13 +93,18 @@ def _register_auto_classes() -> None:
         AutoModelForCausalLM,
         AutoModelForImageClassification,
         AutoModelForImageTextToText,
+        AutoModelForPreTraining,
         AutoProcessor,
     )
 
     from .configuration.configuration_eva import EvaVisionConfig
+    from .configuration.configuration_feature_mapper import FeatureMapperConfig
     from .configuration.configuration_gvt import GVTConfig
+    from .configuration.configuration_image_detokenizer import ImageDetokenizerConfig
+    from .configuration.configuration_mask_decoder import MaskDecoderConfig
     from .configuration.configuration_mlp_adapter import MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
+    from .configuration.configuration_setok import SeTokConfig
     from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
     from .configuration.configuration_setok_vision import SeTokVisionConfig
     from .configuration.configuration_vtlmm import VTLMMConfig
@@ -99,14 +112,22 @@ def _register_auto_classes() -> None:
     AutoConfig.register("eva_vision", EvaVisionConfig)
     AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
     AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig)
+    AutoConfig.register("setok_feature_mapper", FeatureMapperConfig)
+    AutoConfig.register("setok_detokenizer", ImageDetokenizerConfig)
+    AutoConfig.register("setok_mask_decoder", MaskDecoderConfig)
     AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig)
     AutoConfig.register("setok_vision", SeTokVisionConfig)
+    AutoConfig.register("setok", SeTokConfig)
     AutoConfig.register("gvt", GVTConfig)
     AutoConfig.register("vtlmm", VTLMMConfig)
 
+    from .modeling.feature_mapper import FeatureMapper
+    from .modeling.image_detokenizer import ImageDetokenizer
+    from .modeling.mask_decoder import MaskDecoder
     from .modeling.mlp_adapter import MLPAdapter
     from .modeling.modeling_eva import EvaVisionForImageClassification, EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
+    from .modeling.modeling_setok import SeTokForPreTraining
     from .modeling.modeling_setok_vision import SeTokVisionModel
     from .modeling.modeling_vtlmm import VTLMMForCausalLM, VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler
@@ -119,8 +140,13 @@ def _register_auto_classes() -> None:
     AutoModel.register(MLPAdapterConfig, MLPAdapter)
     AutoModel.register(SeTokTokenizerConfig, SeTokTokenizer)
     AutoModel.register(SeTokVisionConfig, SeTokVisionModel)
+    AutoModel.register(FeatureMapperConfig, FeatureMapper)
+    AutoModel.register(ImageDetokenizerConfig, ImageDetokenizer)
+    AutoModel.register(MaskDecoderConfig, MaskDecoder)
+    AutoModel.register(SeTokConfig, SeTokForPreTraining)
     AutoModel.register(GVTConfig, GVTModel)
     AutoModel.register(VTLMMConfig, VTLMMModel)
+    AutoModelForPreTraining.register(SeTokConfig, SeTokForPreTraining)
     AutoModelForCausalLM.register(VTLMMConfig, VTLMMForCausalLM)
     AutoModelForImageClassification.register(EvaVisionConfig, EvaVisionForImageClassification)
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
@@ -133,9 +159,13 @@ _register_auto_classes()
 
 if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_eva import EvaVisionConfig as EvaVisionConfig
+    from .configuration.configuration_feature_mapper import FeatureMapperConfig as FeatureMapperConfig
     from .configuration.configuration_gvt import GVTConfig as GVTConfig
+    from .configuration.configuration_image_detokenizer import ImageDetokenizerConfig as ImageDetokenizerConfig
+    from .configuration.configuration_mask_decoder import MaskDecoderConfig as MaskDecoderConfig
     from .configuration.configuration_mlp_adapter import MLPAdapterConfig as MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
+    from .configuration.configuration_setok import SeTokConfig as SeTokConfig
     from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig as SeTokTokenizerConfig
     from .configuration.configuration_setok_vision import SeTokVisionConfig as SeTokVisionConfig
     from .configuration.configuration_vtlmm import VTLMMConfig as VTLMMConfig
@@ -149,15 +179,19 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.density_peaks import density_peaks as density_peaks
     from .modeling.distillation_students import random_student as random_student
     from .modeling.distillation_students import wei_student as wei_student
+    from .modeling.feature_mapper import FeatureMapper as FeatureMapper
+    from .modeling.image_detokenizer import ImageDetokenizer as ImageDetokenizer
     from .modeling.losses_distillation import feature_distillation_loss as feature_distillation_loss
     from .modeling.losses_visual_modeling import language_modeling_loss as language_modeling_loss
     from .modeling.losses_visual_modeling import visual_modeling_loss as visual_modeling_loss
     from .modeling.losses_visual_modeling import visual_token_loss as visual_token_loss
+    from .modeling.mask_decoder import MaskDecoder as MaskDecoder
     from .modeling.mlp_adapter import MLPAdapter as MLPAdapter
     from .modeling.modeling_eva import EvaVisionForImageClassification as EvaVisionForImageClassification
     from .modeling.modeling_eva import EvaVisionModel as EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
+    from .modeling.modeling_setok import SeTokForPreTraining as SeTokForPreTraining
     from .modeling.modeling_setok_vision import SeTokVisionModel as SeTokVisionModel
     from .modeling.modeling_vtlmm import VTLMMForCausalLM as VTLMMForCausalLM
     from .modeling.modeling_vtlmm import VTLMMModel as VTLMMModel

@@ -9,7 +9,8 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from tests.tiny import tiny_dinov2_config, tiny_gvt, tiny_llama_config
 from tests.trainer.tiny_training import moved, parameters, question, questions
-from vistok.trainer.freezing import count_parameters, part_prefixes, rest_frozen_parts, set_trainable, upcast_trained
+from vistok.modeling.trainable_parts import part_prefixes
+from vistok.trainer.freezing import count_parameters, rest_frozen_parts, set_trainable, upcast_trained
 
 VISION, LLM = "model.vision_tower.", "model.language_model."
 RESAMPLER = ("model.resampler.", "model.projector.")

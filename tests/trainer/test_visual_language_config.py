@@ -7,7 +7,7 @@ import pytest
 
 from vistok import VisualLanguageConfig
 from vistok.configuration.shipped import shipped_path
-from vistok.trainer.freezing import MODES
+from vistok.modeling.trainable_parts import MODES
 from vistok.trainer.recipe import load_recipe
 from vistok.trainer.visual_language_recipe import VisualLanguageRecipe
 

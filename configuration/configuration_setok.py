@@ -1,0 +1,129 @@
+"""Configuration of SeTok with its decoders: what stage I trains."""
+
+from typing import Any, Literal, get_args
+
+from huggingface_hub.dataclasses import strict
+from transformers import PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from .configuration_image_detokenizer import ImageDetokenizerConfig
+from .configuration_mask_decoder import MaskDecoderConfig
+from .configuration_setok_vision import SeTokVisionConfig
+from .multimodal_config import with_fields
+
+Phase = Literal["reconstruction", "boundaries"]
+"""The sub-phases of stage I: I-a and I-b."""
+
+
+@strict
+class SeTokConfig(PreTrainedConfig):
+    r"""
+    Configuration of [`SeTokForPreTraining`]: the tokenizer of "Towards Semantic Equivalence of Tokenization in
+    Multimodal LLM" with the decoders of its stage I (Section 2.2).
+
+    Args:
+        vision_config ([`SeTokVisionConfig`] or `dict`, *optional*, defaults to `SeTokVisionConfig()`):
+            Vision tower, clustering and merger.
+        mask_decoder_config ([`MaskDecoderConfig`] or `dict`, *optional*, defaults to `MaskDecoderConfig()`):
+            The mask decoder. Its `token_size` and `patch_hidden_size` follow the tokenizer.
+        detokenizer_config ([`ImageDetokenizerConfig`] or `dict`, *optional*):
+            Feature mapper and U-Net. The mapper's `token_size` follows the tokenizer. `None`: images are not
+            reconstructed, and the extra `generation` is not needed.
+        reconstruction_weight (`float`, *optional*, defaults to 1.0): of the denoising loss in the total.
+        mask_bce_weight (`float`, *optional*, defaults to 1.0): of the masks' binary cross-entropy in the total.
+        mask_dice_weight (`float`, *optional*, defaults to 1.0): of the masks' dice loss in the total.
+        mask_consistency_weight (`float`, *optional*, defaults to 1.0): of the mask consistency in the total.
+        base_models (`dict[str, str]`, *optional*):
+            Checkpoints (`{"vision": …, "diffusion": …}`: names, folders or Hub ids) which complete a folder that holds
+            only the trained weights; `./name` lies in that folder. `None` for a folder that holds all weights.
+        lora_config (`dict`, *optional*):
+            The `peft.LoraConfig`, as a dictionary, of the adapters among the trained weights of such a folder.
+
+    Example:
+
+    ```python
+    >>> from transformers import Dinov2Config
+    >>> from vistok import SeTokConfig, SeTokForPreTraining
+
+    >>> config = SeTokConfig(vision_config={"vision_config": Dinov2Config().to_dict(), "max_tokens": 32})
+    >>> model = SeTokForPreTraining(config)  # random weights
+    ```"""
+
+    model_type = "setok"
+    sub_configs_defaults = {
+        "vision_config": SubConfigSpec(config_class=SeTokVisionConfig),
+        "mask_decoder_config": SubConfigSpec(config_class=MaskDecoderConfig),
+        "detokenizer_config": SubConfigSpec(config_class=ImageDetokenizerConfig, optional=True),
+    }
+
+    vision_config: dict | PreTrainedConfig | None = None
+    mask_decoder_config: dict | PreTrainedConfig | None = None
+    detokenizer_config: dict | PreTrainedConfig | None = None
+    reconstruction_weight: float | int = 1.0
+    mask_bce_weight: float | int = 1.0
+    mask_dice_weight: float | int = 1.0
+    mask_consistency_weight: float | int = 1.0
+    base_models: dict[str, str] | None = None
+    lora_config: dict | None = None
+
+    def __post_init__(self, **kwargs):
+        super().__post_init__(**kwargs)
+        for name in ("reconstruction_weight", "mask_bce_weight", "mask_dice_weight", "mask_consistency_weight"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}, expected 0 (the term is only logged) or more.")
+        vision: Any = self.vision_config
+        token_size = vision.output_size or vision.patch_hidden_size
+        self.mask_decoder_config = with_fields(
+            self.mask_decoder_config, token_size=token_size, patch_hidden_size=vision.patch_hidden_size
+        )
+        detokenizer: Any = self.detokenizer_config
+        if detokenizer is not None:
+            mapper_config = with_fields(detokenizer.mapper_config, token_size=token_size)
+            self.detokenizer_config = with_fields(detokenizer, mapper_config=mapper_config)
+
+    def phase_trainable(self, phase: Phase) -> dict[str, str]:
+        """
+        What a sub-phase of stage I trains: for each part of [`SeTokForPreTraining`] that is not frozen how much of it,
+        as a recipe's `trainable` says it (SeTok, Section 2.2).
+
+        Args:
+            phase (`"reconstruction"` or `"boundaries"`):
+                I-a trains the merger, the mapper, and keys and values of the U-Net's cross-attention (all of it where
+                `trained_unet_parts` says so). I-b trains the mask decoder, the merger, and what clustering learns: its
+                projection and the scale of its kernel.
+
+        Raises:
+            ValueError: if there is no such phase, or it needs a detokenizer and there is none.
+        """
+        vision: Any = self.vision_config
+        detokenizer: Any = self.detokenizer_config
+        check_phase(phase)
+        has_merger = vision.merger == "attention" or vision.output_size not in (None, vision.patch_hidden_size)
+        trained = {"merger": "full"} if has_merger else {}
+        if phase == "boundaries":
+            learns = vision.learn_kernel_scale or vision.cluster_projection_size is not None
+            return {**({"clustering": "full"} if learns else {}), **trained, "mask_decoder": "full"}
+        if detokenizer is None:
+            raise ValueError(
+                "The phase reconstruction trains a detokenizer, and there is none: give SeTokConfig a "
+                "detokenizer_config."
+            )
+        unet = "full" if detokenizer.trained_unet_parts == "all" else "keys_values"
+        return {**trained, "mapper": "full", "unet": unet}
+
+
+def check_phase(phase: str) -> None:
+    """
+    Makes sure that a sub-phase of stage I exists.
+
+    Args:
+        phase (`str`): its name.
+
+    Raises:
+        ValueError: if it does not; lists those that do.
+    """
+    if phase not in get_args(Phase):
+        raise ValueError(f"phase is {phase!r}: choose one of {', '.join(get_args(Phase))}.")
+
+
+__all__ = ["Phase", "SeTokConfig", "check_phase"]
