@@ -72,6 +72,7 @@ def load_base_models(
     require_fetched(base_models.values())
     with naming_entry(base_models, "vision", folder):
         tower = load_vision(base_models["vision"])
+    with naming_entry(base_models, "text", folder):
         language_model = load_language_model(base_models["text"], dtype="auto")
     return tower, language_model
 
