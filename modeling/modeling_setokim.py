@@ -93,12 +93,14 @@ class SetokimModel(SetokimPreTrainedModel, MultimodalModel):
                 tokens are of another width, none, or more than the tokenizer's largest number.
         """
         if pixel_values is not None and vision_features is not None:
-            raise ValueError("get_image_features takes pixel_values or vision_features, and not both.")
+            raise ValueError("get_image_features takes pixel_values or vision_features, and exactly one of them.")
         tower_inputs = pixel_values if pixel_values is not None else vision_features
         num_encoded = 0 if tower_inputs is None else len(tower_inputs)
         given = [None] * num_encoded if visual_tokens is None else list(visual_tokens)
         if not given:
-            raise ValueError("There are no images: give pixel_values, vision_features or visual_tokens.")
+            raise ValueError(
+                "There are no images: give pixel_values or vision_features, exactly one of them, or visual_tokens."
+            )
         if given.count(None) != num_encoded:
             raise ValueError(
                 f"visual_tokens leaves {given.count(None)} of {len(given)} images to pixel_values or vision_features, "

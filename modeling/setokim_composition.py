@@ -28,6 +28,21 @@ def _inside(prefixes: str | tuple[str, ...]) -> str | tuple[str, ...]:
     return tuple(f"model.setok.{prefix}" for prefix in prefixes)
 
 
+def add_image_brackets(tokenizer) -> dict[str, int]:
+    """
+    Makes sure that a tokenizer knows `[Img]` and `[/Img]`, as its `image_start_token` and `image_end_token`.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): changed in place.
+
+    Returns:
+        `dict[str, int]`: `image_start_token_id` and `image_end_token_id`.
+    """
+    start = add_special_token(tokenizer, "image_start_token", IMAGE_START_TOKEN)
+    end = add_special_token(tokenizer, "image_end_token", IMAGE_END_TOKEN)
+    return {"image_start_token_id": start, "image_end_token_id": end}
+
+
 class SetokimPreTrainedModel(MultimodalPreTrainedModel):
     config: SetokimConfig
     config_class = SetokimConfig
@@ -83,9 +98,7 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
 
     @classmethod
     def _add_tokens(cls, tokenizer) -> dict[str, int]:
-        start = add_special_token(tokenizer, "image_start_token", IMAGE_START_TOKEN)
-        end = add_special_token(tokenizer, "image_end_token", IMAGE_END_TOKEN)
-        return dict(zip(TOKEN_IDS, (add_image_token(tokenizer), start, end)))
+        return {"image_token_id": add_image_token(tokenizer), **add_image_brackets(tokenizer)}
 
     @classmethod
     def _token_ids(cls, config: PreTrainedConfig) -> dict[str, int]:
@@ -147,4 +160,4 @@ def _tell_apart(language_model: PreTrainedModel, token_ids: list[int], num_rows:
             weight[token_id] += (0.1 * spread * noise).to(weight.dtype)
 
 
-__all__ = ["IMAGE_END_TOKEN", "IMAGE_START_TOKEN", "SetokimPreTrainedModel"]
+__all__ = ["SetokimPreTrainedModel", "add_image_brackets"]

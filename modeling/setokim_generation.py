@@ -46,6 +46,8 @@ class VisualEmission:
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, length)`): prompt and what was written.
         """
+        if input_ids.shape[1] == 0:  # the prompt was given as embeddings
+            return torch.full((len(input_ids),), -1, device=input_ids.device)
         places = torch.arange(1, input_ids.shape[1] + 1, device=input_ids.device)
         last_start, last_end = (((input_ids == token) * places).amax(1) for token in (self.start, self.end))
         counts = ((input_ids == self.placeholder) & (places > last_start[:, None])).sum(1)

@@ -91,9 +91,11 @@ class SetokimWriting(MultimodalForGeneration):
         others += [name for name in ("assistant_model", "custom_generate") if kwargs.get(name) is not None]
         return f"{others[0]} asks for another way to generate: leave it out" if others else None
 
-    def prepare_inputs_for_generation(self, input_ids, visual_emission=None, is_first_iteration=False, **kwargs):
+    def prepare_inputs_for_generation(
+        self, input_ids, inputs_embeds=None, visual_emission=None, is_first_iteration=False, **kwargs
+    ):
         model_inputs = super().prepare_inputs_for_generation(
-            input_ids, is_first_iteration=is_first_iteration, **kwargs
+            input_ids, inputs_embeds=inputs_embeds, is_first_iteration=is_first_iteration, **kwargs
         )
         if visual_emission is None:
             return model_inputs

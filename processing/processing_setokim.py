@@ -8,8 +8,7 @@ from transformers import AutoConfig
 from ..configuration.configuration_setok_vision import SeTokVisionConfig
 from ..modeling.base_checkpoints import hub_arguments
 from ..modeling.base_weights import resolve_checkpoint
-from ..modeling.composition import add_special_token
-from ..modeling.setokim_composition import IMAGE_END_TOKEN, IMAGE_START_TOKEN
+from ..modeling.setokim_composition import add_image_brackets
 from .multimodal_processor import MultimodalProcessor, load_image_processor, load_tokenizer
 from .square_images import prepared_side
 
@@ -68,17 +67,19 @@ class SetokimProcessor(MultimodalProcessor):
                 "(max_tokens of SeTok), generation_instruction, editing_instruction, segmentation_instruction and "
                 "chat_template."
             )
-        if tokenizer is not None:
-            self.image_start_token_id = add_special_token(tokenizer, "image_start_token", IMAGE_START_TOKEN)
-            self.image_end_token_id = add_special_token(tokenizer, "image_end_token", IMAGE_END_TOKEN)
         chat_template = self._prepare(tokenizer, num_image_tokens, chat_template or "vicuna")
+        brackets = add_image_brackets(tokenizer)
+        self.image_start_token_id = brackets["image_start_token_id"]
+        self.image_end_token_id = brackets["image_end_token_id"]
         self.image_start_token, self.image_end_token = tokenizer.image_start_token, tokenizer.image_end_token
         self.generation_instruction = generation_instruction
         self.editing_instruction = editing_instruction
         self.segmentation_instruction = segmentation_instruction
         for task, instruction in self._instructions.items():
             if instruction.count("{}") != 1:
-                raise ValueError(f"The instruction to {task} is {instruction!r}: write {{}} once, where the text goes.")
+                raise ValueError(
+                    f"The instruction to {task} is {instruction!r}: write {{}} once, where the text goes."
+                )
         super().__init__(image_processor, tokenizer, chat_template=chat_template)
 
     @classmethod
@@ -185,7 +186,8 @@ class SetokimProcessor(MultimodalProcessor):
         """
         messages = self.task_messages(task, text)
         written = self.apply_chat_template(messages, tokenize=False)
-        if written.count(self.image_token) != sum(part["type"] == "image" for turn in messages for part in turn["content"]):
+        num_images = 1 if task == "generate" else 2
+        if written.count(self.image_token) != num_images:
             raise ValueError(
                 "The chat template leaves out the images of answers, so it cannot ask for one: use 'vicuna', 'chatml' "
                 "or a template of your own that writes them."

@@ -187,8 +187,8 @@ def _paired(images: Any, texts: list[str], called: str) -> list[Image.Image]:
         return [load_image(images)] * len(texts)
     if len(images) != len(texts):
         raise ValueError(
-            f"There are {len(images)} images for {len(texts)} {called}: give an image for each, or one alone, not in a "
-            "list, for all."
+            f"There are {len(images)} images for {len(texts)} {called}: give an image for each, or one alone, not in "
+            "a list, for all."
         )
     return [load_image(image) for image in images]
 

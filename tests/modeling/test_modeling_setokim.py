@@ -199,7 +199,10 @@ def test_images_may_be_given_as_their_visual_tokens():
         assert same(model(**inputs, **encoded, visual_tokens=given).logits, expected)
     with pytest.raises(ValueError, match="leaves 1 of 3 images to pixel_values or vision_features, and these have 3"):
         model(**inputs, pixel_values=images, visual_tokens=[None, *tokens[1:]])
-    for wrong, message in [(tokens[0][:, :3], r"\(\d, 3\), expected \(num_tokens, 20\)"), (tokens[0][:0], r"\(0, 20\)")]:
+    for wrong, message in [
+        (tokens[0][:, :3], r"\(\d, 3\), expected \(num_tokens, 20\)"),
+        (tokens[0][:0], r"\(0, 20\)"),
+    ]:
         with pytest.raises(ValueError, match=message):
             model(**inputs, visual_tokens=[wrong, *tokens[1:]])
 
