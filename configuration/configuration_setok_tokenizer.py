@@ -10,9 +10,9 @@ from transformers import PreTrainedConfig
 @strict
 class SeTokTokenizerConfig(PreTrainedConfig):
     r"""
-    Configuration of a [`SeTokTokenizer`], which clusters the patches of an image and merges every cluster into a visual
-    token ("Towards Semantic Equivalence of Tokenization in Multimodal LLM", Section 2.1 and Appendices C and D). The
-    defaults are the paper's dynamic clusters, hard, with a merger of two layers and two heads.
+    Configuration of a [`SeTokTokenizer`], which clusters the patches of an image and merges every cluster into a
+    visual token ("Towards Semantic Equivalence of Tokenization in Multimodal LLM", Section 2.1 and Appendices C and
+    D). The defaults are the paper's dynamic clusters, hard, with a merger of two layers and two heads.
 
     Args:
         patch_hidden_size (`int`, *optional*, defaults to 1024):
@@ -50,8 +50,8 @@ class SeTokTokenizerConfig(PreTrainedConfig):
         learn_kernel_scale (`bool`, *optional*, defaults to `True`):
             Whether σ is a parameter.
         straight_through (`bool`, *optional*, defaults to `True`):
-            Whether hard clusters are trained as if they were soft: the masks that average patches into tokens are hard,
-            their gradient is that of the soft masks. It reaches the projection, σ, and a tower that is trained.
+            Whether hard clusters are trained as if they were soft: the masks that average patches into tokens are
+            hard, their gradient is that of the soft masks. It reaches the projection, σ, and a tower that is trained.
         position_embedding (`bool`, *optional*, defaults to `True`):
             Whether patches get a 2-D sine position embedding before attention merges them.
         merger_num_layers (`int`, *optional*, defaults to 2):

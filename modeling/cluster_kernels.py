@@ -16,7 +16,7 @@ class _DistancesToCenters(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, features: torch.Tensor, squared: torch.Tensor, centers: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(features, centers)
-        return squared.gather(1, centers.unsqueeze(-1).expand(-1, -1, squared.shape[-1]))
+        return squared[torch.arange(len(centers), device=centers.device).unsqueeze(1), centers]
 
     @staticmethod
     @once_differentiable
@@ -54,8 +54,8 @@ def gaussian_kernel(squared_distances: torch.Tensor, squared_scale: torch.Tensor
 
 def iterative_masks(kernels: torch.Tensor, num_seeds: torch.Tensor) -> torch.Tensor:
     """
-    The masks of Algorithm 1 in closed form: m_i = α_i Π_{j<i} (1 - α_j), and behind those of an image's seeds the scope
-    that is left, Π_j (1 - α_j). They sum to 1 at every patch.
+    The masks of Algorithm 1 in closed form: m_i = α_i Π_{j<i} (1 - α_j), and behind those of an image's seeds the
+    scope that is left, Π_j (1 - α_j). They sum to 1 at every patch.
 
     Args:
         kernels (`torch.FloatTensor` of shape `(batch, max_num_seeds, num_patches)`): α of each seed to all patches, 0

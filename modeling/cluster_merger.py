@@ -45,8 +45,8 @@ class ClusterMerger(nn.Module):
             grid_size (`tuple[int, int]`): height and width of the image in patches.
 
         Returns:
-            `tuple` of tokens, `(batch, num_tokens, output_size)`, zero at padding, and of the weights of the patches in
-            their means, `(batch, num_tokens, num_patches)`.
+            `tuple` of tokens, `(batch, num_tokens, output_size)`, zero at padding, and of the weights of the patches
+            in their means, `(batch, num_tokens, num_patches)`.
         """
         weights = patch_weights(clusters.cluster_masks)
         hidden_states = patch_features

@@ -1,11 +1,13 @@
 """Density peaks: patches that many others resemble, far from any that even more resemble."""
 
+import functools
 from dataclasses import dataclass
 
 import torch
 
-# Features of a block of images are copied to be centred: as much of them at a time as caches hold.
-_BLOCK_BYTES = 16 * 2**20
+# Features are copied to be centred, a block of images at a time: as much as the caches of a CPU hold, and elsewhere so
+# much that the copy counts little.
+_BLOCK_BYTES_ON_CPU, _BLOCK_BYTES = 8 * 2**20, 256 * 2**20
 
 
 @dataclass
@@ -31,8 +33,8 @@ def density_peaks(features: torch.Tensor, num_neighbors: int) -> tuple[torch.Ten
     Scores patches as centres of clusters (Section 2.1, Eqs. 1 and 2), with d_ij = ‖x_i - x_j‖ / √D:
 
     - density ρ_i = exp(-(1/k) Σ d_ij²) over the k nearest neighbours of i, itself among them;
-    - distance δ_i = min d_ij over the patches j that are denser than i; of the densest, max d_ij over all j. Of equally
-      dense patches the one of the lower index counts as denser;
+    - distance δ_i = min d_ij over the patches j that are denser than i; of the densest, max d_ij over all j. Of
+      equally dense patches the one of the lower index counts as denser;
     - score s_i = ρ_i δ_i.
 
     Nothing is differentiable. Computed in float32, or float64 for features in float64.
@@ -60,7 +62,8 @@ def find_density_peaks(features: torch.Tensor, num_neighbors: int) -> DensityPea
     energies = features.new_empty(batch_size, num_patches, dtype=dtype)
     nearest_denser = torch.empty_like(energies)
     squared = features.new_empty(batch_size, num_patches, num_patches, dtype=dtype)
-    images_per_block = max(1, _BLOCK_BYTES // (num_patches * hidden_size * dtype.itemsize))
+    block_bytes = _BLOCK_BYTES_ON_CPU if features.device.type == "cpu" else _BLOCK_BYTES
+    images_per_block = max(1, block_bytes // (num_patches * hidden_size * dtype.itemsize))
     for first in range(0, batch_size, images_per_block):
         block = slice(first, first + images_per_block)
         squared_distances(features[block].to(dtype), out=squared[block])
@@ -103,28 +106,27 @@ def squared_distances(features: torch.Tensor, out: torch.Tensor) -> torch.Tensor
 
 def _middle_patch(features: torch.Tensor) -> torch.Tensor:
     """
-    The patch nearest to the mean of its image, `(batch, 1, hidden_size)`. Differences to it lose fewer digits than the
-    features, and unlike those to the mean itself they are exact wherever features are.
+    The patch of median norm of each image, `(batch, 1, hidden_size)`: no outlier. Differences to it lose fewer digits
+    than the features, and unlike those to a mean they are exact wherever features are.
     """
-    mean = features.mean(1, keepdim=True)
-    norms = torch.linalg.vector_norm(features, dim=-1).square_()
-    nearest = (norms - 2 * torch.bmm(features, mean.transpose(1, 2)).squeeze(-1)).argmin(-1)
-    return features[torch.arange(len(features), device=features.device), nearest].unsqueeze(1)
+    order = torch.linalg.vector_norm(features, dim=-1).argsort(dim=-1, stable=True)
+    middle = order[:, order.shape[1] // 2]
+    return features[torch.arange(len(features), device=features.device), middle].unsqueeze(1)
 
 
 def _mean_of_nearest(squared: torch.Tensor, num_neighbors: int) -> torch.Tensor:
     num_neighbors = min(num_neighbors, squared.shape[-1])
-    return squared.topk(num_neighbors, dim=-1, largest=False, sorted=True).values.sum(-1) / num_neighbors
+    nearest = squared.topk(num_neighbors, dim=-1, largest=False, sorted=True).values.unbind(-1)
+    return functools.reduce(torch.add, nearest) / num_neighbors  # in one order for all patches: ties stay ties
 
 
 def _squared_distance_to_denser(squared: torch.Tensor, energies: torch.Tensor) -> torch.Tensor:
-    """Compares densities by their exponents, which differ where densities are too small or too close to 1 to differ."""
+    """Compares densities by their exponents, which differ where densities are too small or too near 1 to differ."""
     by_density = energies.argsort(dim=-1, stable=True)
     rank = torch.empty_like(by_density, dtype=torch.int32)
     order = torch.arange(squared.shape[-1], device=squared.device, dtype=torch.int32)
     rank.scatter_(-1, by_density, order.expand_as(rank))
-    is_denser = rank.unsqueeze(1) < rank.unsqueeze(2)
-    to_denser = squared.masked_fill(~is_denser, torch.inf).amin(-1)
+    to_denser = torch.where(rank.unsqueeze(1) < rank.unsqueeze(2), squared, torch.inf).amin(-1)
     densest = by_density[:, :1]
     row = squared[torch.arange(len(squared), device=squared.device), densest.squeeze(1)]
     return to_denser.scatter_(1, densest, row.amax(-1, keepdim=True))

@@ -132,7 +132,7 @@ class ImageDetokenizer(PreTrainedModel):
             )
         noisy = scheduler.add_noise(latents, noise, timesteps)
         dropped = None
-        if self.training and self.config.condition_dropout > 0:
+        if self.training:
             dropped = self._random(torch.rand, len(latents), generator=generator) < self.config.condition_dropout
         condition = self.mapper(tokens, mask, dropped)
         prediction = self.unet(noisy, timesteps, encoder_hidden_states=condition.to(noisy.dtype)).sample

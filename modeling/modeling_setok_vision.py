@@ -17,8 +17,8 @@ from .visual_tokenizer import computing_dtype
 @dataclass
 class SeTokVisionOutput(SeTokTokenizerOutput):
     """
-    Output of [`SeTokVisionModel`]: that of its tokenizer, and what the tower gave to it. `last_hidden_state` is another
-    name of `tokens`.
+    Output of [`SeTokVisionModel`]: that of its tokenizer, and what the tower gave to it. `last_hidden_state` is
+    another name of `tokens`.
 
     Args:
         patch_features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`):

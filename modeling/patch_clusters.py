@@ -34,8 +34,8 @@ class PatchClusters(ModelOutput):
         scores (`torch.FloatTensor` of shape `(batch, num_patches)`):
             Score of every patch: see [`density_peaks`].
         soft_masks (`torch.FloatTensor` of shape `(batch, num_clusters, num_patches)`, *optional*):
-            The differentiable weights of these clusters, also where `cluster_masks` are hard. Where a hard cluster that
-            won no patch was dropped they sum to less than 1. `None` of hard clusters of the threshold method that
+            The differentiable weights of these clusters, also where `cluster_masks` are hard. Where a hard cluster
+            that won no patch was dropped they sum to less than 1. `None` of hard clusters of the threshold method that
             are not straight through.
     """
 
@@ -82,9 +82,9 @@ def cluster_patches(
     `max_tokens - 1` seeds. What scope is left is one more mask. Hard clusters take the patches whose largest mask they
     have, and those that win none are dropped.
 
-    `"threshold"` takes every patch of a score above `score_threshold` as a centre; if these are fewer than `min_tokens`
-    or more than `max_tokens`, as many patches of the highest scores. Every patch joins its nearest centre. Soft weights
-    are the kernels of all centres, normalised.
+    `"threshold"` takes every patch of a score above `score_threshold` as a centre; if these are fewer than
+    `min_tokens` or more than `max_tokens`, as many patches of the highest scores. Every patch joins its nearest centre.
+    Soft weights are the kernels of all centres, normalised.
 
     Of equal values the one of the lowest patch index, or of the cluster found first, counts. Seeds and hard clusters
     take no gradient. Soft masks give theirs to features and kernel scale.
@@ -99,7 +99,8 @@ def cluster_patches(
         kernel_scale (`float` or `torch.FloatTensor` of one element): σ, in the unit of distances ‖x_i - x_j‖ / √D.
         min_tokens, max_tokens (`int`): bounds of the number of clusters, or of patches if these are fewer. Dropping
             may leave fewer hard clusters of the iterative method than `min_tokens`.
-        relative_kernel_scale (`bool`): whether σ is `kernel_scale` times the mean distance between the image's patches.
+        relative_kernel_scale (`bool`): whether σ is `kernel_scale` times the mean distance between the image's
+            patches.
         straight_through (`bool`): whether hard `cluster_masks` have the gradient of the soft ones.
         grid_size (`tuple[int, int]`, *optional*): height and width of the image in patches. If given, clusters are in
             raster order of their centres of mass (by height, then by width); else seeds are in the order in which they
@@ -170,7 +171,8 @@ def _threshold_candidates(features, peaks: DensityPeaks, squared_scale, score_th
     is_center = slots < num_centers
     centers = best.masked_fill(~is_center, num_patches).sort(dim=-1).values
     rows = centers.clamp(max=num_patches - 1)
-    distances = peaks.squared.gather(1, rows.unsqueeze(-1).expand(-1, -1, num_patches))
+    images = torch.arange(len(rows), device=rows.device).unsqueeze(1)
+    distances = peaks.squared[images, rows]
     labels = distances.masked_fill_(~is_center.unsqueeze(-1), torch.inf).argmin(1)
     labels = torch.nn.functional.pad(labels, (0, 1)).scatter(1, centers, slots.expand_as(centers))[:, :-1]
     soft_masks = None
@@ -229,7 +231,8 @@ def _check(method, assignment, kernel_scale, min_tokens, max_tokens, grid_size, 
             raise ValueError(f"{name} is {value!r}: choose {choices[0]!r} or {choices[1]!r}.")
     if not 1 <= min_tokens <= max_tokens:
         raise ValueError(
-            f"min_tokens={min_tokens} and max_tokens={max_tokens} are no bounds: 1 ≤ min_tokens ≤ max_tokens is needed."
+            f"min_tokens={min_tokens} and max_tokens={max_tokens} are no bounds: 1 ≤ min_tokens ≤ max_tokens is "
+            "needed."
         )
     if isinstance(kernel_scale, torch.Tensor):
         if kernel_scale.numel() != 1:
