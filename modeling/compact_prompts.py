@@ -39,7 +39,9 @@ class CompactPrompt:
         return torch.cat([self.input_ids, new], dim=1), torch.cat([self.attention_mask, mask], dim=1)
 
 
-def compact_arguments(model: Any, kwargs: dict[str, Any], image_features: Any) -> CompactPrompt | None:
+def compact_arguments(
+    model: Any, kwargs: dict[str, Any], image_features: Any, generation_config: Any = None
+) -> CompactPrompt | None:
     """
     Makes the arguments of a generation those of the prompt that the language model reads.
 
@@ -47,6 +49,7 @@ def compact_arguments(model: Any, kwargs: dict[str, Any], image_features: Any) -
         model ([`MultimodalModel`]): about to read it.
         kwargs (`dict`): arguments of `generate` without images; changed in place.
         image_features ([`ImageFeatures`], *optional*): of the images of the prompt.
+        generation_config (`GenerationConfig`, *optional*): names the id to pad with, where the arguments do not.
 
     Returns:
         [`CompactPrompt`] of a prompt given as ids that is shorter than what was given; `None` otherwise.
@@ -68,7 +71,10 @@ def compact_arguments(model: Any, kwargs: dict[str, Any], image_features: Any) -
         kwargs["inputs_embeds"] = compact.take(embeddings)
     if input_ids is None or input_ids.shape[1] == 0:
         return None
-    kwargs["input_ids"] = compact.take(input_ids, model.filler_id())
+    defaults = kwargs.get("generation_config") or generation_config
+    pad_token_id = kwargs.get("pad_token_id", getattr(defaults, "pad_token_id", None))
+    usable = isinstance(pad_token_id, int) and pad_token_id != model.config.image_token_id
+    kwargs["input_ids"] = compact.take(input_ids, pad_token_id if usable else model.filler_id())
     _shorten(kwargs, input_ids.shape[1] - kwargs["input_ids"].shape[1])
     return CompactPrompt(input_ids.shape[1], kwargs["input_ids"], kwargs["attention_mask"])
 

@@ -43,7 +43,8 @@ class SetokimModel(SetokimPreTrainedModel, MultimodalModel):
     def __init__(self, config: SetokimConfig):
         super().__init__(config)
         config.check_image_token()
-        self.setok = SeTokForPreTraining(config.setok_config)
+        setok_config: Any = config.setok_config
+        self.setok = SeTokForPreTraining(setok_config)
         language_model = build_language_model(config)
         self.input_projection = nn.Linear(self.visual_tokenizer.output_size, embedding_width(language_model))
         self._set_language_model(language_model)
@@ -96,7 +97,7 @@ class SetokimModel(SetokimPreTrainedModel, MultimodalModel):
             raise ValueError("get_image_features takes pixel_values or vision_features, and exactly one of them.")
         tower_inputs = pixel_values if pixel_values is not None else vision_features
         num_encoded = 0 if tower_inputs is None else len(tower_inputs)
-        given = [None] * num_encoded if visual_tokens is None else list(visual_tokens)
+        given: list[torch.Tensor | None] = [None] * num_encoded if visual_tokens is None else list(visual_tokens)
         if not given:
             raise ValueError(
                 "There are no images: give pixel_values or vision_features, exactly one of them, or visual_tokens."
@@ -234,7 +235,11 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, SetokimWriting):
             ValueError: if there are not as many labels as tokens, a placeholder has the label of something else, or a
                 label stands at a placeholder without images; and as [`MultimodalModel.forward`].
         """
-        images = {"pixel_values": pixel_values, "vision_features": vision_features, "visual_tokens": visual_tokens}
+        images: dict[str, Any] = {
+            "pixel_values": pixel_values,
+            "vision_features": vision_features,
+            "visual_tokens": visual_tokens,
+        }
         image_features = self.model.images_of(mm_encoder_outputs, **images)
         outputs = self.model(
             input_ids=input_ids,

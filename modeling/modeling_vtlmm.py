@@ -218,8 +218,9 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             raise ValueError(f"visual_loss is {visual_loss!r}: choose {', '.join(VISUAL_LOSSES)} or None.")
         implementation = loss_implementation or ("fused" if skip_logits else "plain")
         with torch.set_grad_enabled(torch.is_grad_enabled() and visual_loss != "visual_tokens"):
-            images = {"pixel_values": pixel_values, "vision_features": vision_features}
-            image_features = self.model.images_of(mm_encoder_outputs, **images)
+            image_features = self.model.images_of(
+                mm_encoder_outputs, pixel_values=pixel_values, vision_features=vision_features
+            )
             outputs = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,

@@ -95,8 +95,8 @@ class MultimodalForGeneration(MultimodalPreTrainedModel, GenerationMixin):
             return super().generate(inputs, **kwargs)
         if inputs is not None:
             kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
-        given = kwargs.get("input_ids")
-        prompt = compact_arguments(self.model, kwargs, self._pop_images(kwargs))
+        given: Any = kwargs.get("input_ids")
+        prompt = compact_arguments(self.model, kwargs, self._pop_images(kwargs), self.generation_config)
         result = super().generate(**kwargs)
         return result if prompt is None else with_given_prompt(result, given, prompt, kwargs.get("past_key_values"))
 

@@ -285,9 +285,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """
         placeholders = compact = None
         if image_features is not None:
-            placeholders = self.get_placeholder_mask(inputs_embeds if input_ids is None else input_ids, image_features)
+            inputs: Any = inputs_embeds if input_ids is None else input_ids
+            placeholders = self.get_placeholder_mask(inputs, image_features)
             compact = self.compact_sequences(placeholders, attention_mask, image_features, past_key_values)
-        if compact is not None:
+        if placeholders is not None and compact is not None:
             placeholders, attention_mask = compact.take(placeholders), compact.attention_mask(attention_mask)
             input_ids = None if input_ids is None else compact.take(input_ids, self.filler_id())
             inputs_embeds = None if inputs_embeds is None else compact.take(inputs_embeds)
@@ -342,8 +343,9 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, and exactly one of them.")
-        images = {"pixel_values": pixel_values, "vision_features": vision_features}
-        image_features = self.images_of(mm_encoder_outputs, output_attentions, **images)
+        image_features = self.images_of(
+            mm_encoder_outputs, output_attentions, pixel_values=pixel_values, vision_features=vision_features
+        )
         inputs_embeds, attention_mask, compact = self.embed_inputs(
             input_ids, inputs_embeds, attention_mask, image_features, past_key_values
         )

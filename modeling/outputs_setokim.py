@@ -105,9 +105,9 @@ class SetokimImages(ModelOutput):
         mask (`torch.BoolTensor` of shape `(batch, num_tokens)`): True at real tokens.
     """
 
-    images: torch.FloatTensor | None = None
-    tokens: torch.FloatTensor | None = None
-    mask: torch.BoolTensor | None = None
+    images: torch.Tensor | None = None
+    tokens: torch.Tensor | None = None
+    mask: torch.Tensor | None = None
 
 
 @dataclass
@@ -123,7 +123,7 @@ class SetokimMasks(ModelOutput):
 
     masks: list[torch.Tensor] | None = None
     mask_logits: list[torch.Tensor] | None = None
-    tokens: torch.FloatTensor | None = None
+    tokens: torch.Tensor | None = None
 
 
 __all__ = [

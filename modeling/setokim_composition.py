@@ -1,6 +1,6 @@
 """How a Setokim comes about: from a vision tower or a trained SeTok, and a language model."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ IMAGE_START_TOKEN, IMAGE_END_TOKEN = "[Img]", "[/Img]"
 TOKEN_IDS = ("image_token_id", "image_start_token_id", "image_end_token_id")
 
 
-def _inside(prefixes: str | tuple[str, ...]) -> str | tuple[str, ...]:
+def _inside(prefixes: str | Sequence[str]) -> str | tuple[str, ...]:
     if isinstance(prefixes, str):
         return f"model.setok.{prefixes}"
     return tuple(f"model.setok.{prefix}" for prefix in prefixes)
@@ -117,7 +117,7 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
             raise ValueError(
                 f"{', '.join(given_twice)} cannot be chosen: it follows from the two checkpoints. Leave it out."
             )
-        classes = (SetokimConfig, SeTokConfig, SeTokVisionConfig)
+        classes: tuple[Any, ...] = (SetokimConfig, SeTokConfig, SeTokVisionConfig)
         chosen: list[dict[str, Any]] = [{}, {}, {}]
         for name, value in overrides.items():
             owner = next((index for index, kind in enumerate(classes) if name in kind.__dataclass_fields__), None)

@@ -161,7 +161,7 @@ class SetokimPipeline:
             if seed is not None:
                 generators = [torch.Generator().manual_seed(seed + index) for index in range(part.start, part.stop)]
             with _seeded(None if seed is None else seed + part.start):
-                images = self.model.generate_images(**inputs, **{"generator": generators, **kwargs}).images
+                images: Any = self.model.generate_images(**inputs, **{"generator": generators, **kwargs}).images
             drawn += [_picture(image) for image in images]
         return drawn
 

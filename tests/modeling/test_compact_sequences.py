@@ -99,6 +99,21 @@ def test_lengths_that_count_the_prompt_count_it_as_it_was_given():
     assert config.max_length == length
 
 
+def test_rows_are_padded_with_the_id_of_padding():
+    model = variable_gvt()
+    images, _ = three_images(model)
+    seen = []
+
+    def watch(input_ids, scores):
+        seen.append(input_ids)
+        return scores
+
+    inputs = batch(*written_out(ROWS))
+    model.generate(**inputs, pixel_values=images, max_new_tokens=1, logits_processor=[watch])
+    short = seen[0][2]
+    assert short[: -len(ROWS[2][0])].eq(2).all() and short[-len(ROWS[2][0]) :].tolist() == ROWS[2][0]
+
+
 def test_several_samples_of_a_prompt_begin_with_it():
     model = variable_gvt()
     images, _ = three_images(model)
