@@ -129,7 +129,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, MultimodalForGeneration):
                 loss = loss * (labels != -100).sum() / num_items
             return outputs.with_head(loss, None if labels is not None and skip_logits else logits)
         outputs = self.model(**inputs, **kwargs)
-        hidden_states = outputs.last_hidden_state
+        hidden_states, labels = outputs.last_hidden_state, self._real_labels(labels, outputs)
         text_config: Any = self.config.text_config
         if labels is not None and skip_logits:
             predicts = torch.zeros_like(labels, dtype=torch.bool)

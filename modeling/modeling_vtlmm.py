@@ -230,7 +230,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
                 mm_encoder_outputs={"image": image_features},
                 **{**kwargs, "return_dict": True},  # whatever the config says: here it is read by name
             )
-            hidden_states = outputs.last_hidden_state
+            hidden_states, labels = outputs.last_hidden_state, self._real_labels(labels, outputs)
             loss_lm = None
             if labels is not None:
                 loss_lm = self._language_modeling_loss(hidden_states, labels, num_items_in_batch, implementation)

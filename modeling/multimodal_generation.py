@@ -65,6 +65,13 @@ class MultimodalForGeneration(MultimodalPreTrainedModel, GenerationMixin):
         positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return self.compute_logits(hidden_states[:, positions])
 
+    @staticmethod
+    def _real_labels(labels: torch.Tensor | None, outputs: Any) -> torch.Tensor | None:
+        """Labels without those of placeholders that images left unused, which nobody read."""
+        if labels is None or outputs.compact is None or labels.shape != outputs.compact.unused.shape:
+            return labels
+        return labels.masked_fill(outputs.compact.unused.to(labels.device), -100)
+
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args, **kwargs):
         # In place of transformers' own, which encodes no cached features.
         image_features = self._pop_images(model_kwargs)

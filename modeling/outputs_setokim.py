@@ -88,7 +88,8 @@ class SetokimGenerateOutput(GenerateDecoderOnlyOutput):
         sequences (`torch.LongTensor` of shape `(num_sequences, sequence_length)`):
             Prompt and text, in which `[Img]`, a placeholder for each visual token, and `[/Img]` stand for an image.
         visual_tokens (`list[list[torch.FloatTensor]]`):
-            For each sequence the images that it wrote, each `(num_tokens, token_size)`.
+            For each sequence the images that it wrote, each `(num_tokens, token_size)`; `max_new_tokens` may have cut
+            the last one off, which then lacks its `[/Img]`.
     """
 
     visual_tokens: list[list[torch.Tensor]] | None = None

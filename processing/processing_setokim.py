@@ -1,6 +1,7 @@
 """Processor of Setokim."""
 
 from collections.abc import Mapping
+from itertools import groupby
 from typing import Any, Literal
 
 from transformers import AutoConfig
@@ -193,6 +194,28 @@ class SetokimProcessor(MultimodalProcessor):
                 "or a template of your own that writes them."
             )
         return written[: written.rindex(self.image_token)] + self.image_start_token
+
+    def split_at_images(self, token_ids: Any, **kwargs) -> list[str | int]:
+        """
+        What was generated, as text and images in their order.
+
+        Args:
+            token_ids (`torch.LongTensor` or `list[int]`): a sequence of `generate`, or its end behind the prompt.
+            kwargs: for the tokenizer's `decode`.
+
+        Returns:
+            `list[str | int]`: texts, and for each image its number among those of the sequence, from 0 on: its index
+            in `visual_tokens` of [`SetokimGenerateOutput`] where the sequence begins behind the prompt.
+        """
+        pieces: list[str | int] = []
+        num_images = 0
+        for is_image, run in groupby(map(int, token_ids), lambda token_id: token_id == self.image_token_id):
+            if is_image:
+                pieces.append(num_images)
+                num_images += 1
+            elif text := self.tokenizer.decode(list(run), **{"skip_special_tokens": True, **kwargs}):
+                pieces.append(text)
+        return pieces
 
 
 def _max_tokens(config: Any) -> int:

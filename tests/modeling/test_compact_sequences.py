@@ -227,6 +227,19 @@ def test_the_loss_is_that_of_each_row_alone(side, skip_logits, num_items):
     assert same(found, model.model.projector.weight.grad, 1e-4)
 
 
+def test_labels_of_unused_placeholders_count_nowhere():
+    model = variable_gvt()
+    images, lengths = three_images(model)
+    ids = torch.tensor([written_out(ROWS)[0]])
+    labels = ids.clone()
+    for skip_logits in (True, False):
+        found = model(ids, pixel_values=images[:1], labels=labels, skip_logits=skip_logits).loss
+        logits = compact_logits(model, compact_embeddings(model, ROWS[0], images)).log_softmax(-1)
+        targets = [*ROWS[0][0], *[IMAGE_TOKEN_ID] * lengths[0], *ROWS[0][2]]
+        expected = -logits[:-1][torch.arange(len(targets) - 1), torch.tensor(targets[1:])].mean()
+        assert same(found, expected, 1e-4)
+
+
 def test_positions_that_were_given_count_no_unused_placeholder():
     model = variable_gvt()
     images, lengths = three_images(model)

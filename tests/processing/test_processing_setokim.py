@@ -27,6 +27,15 @@ def test_each_image_becomes_brackets_around_as_many_placeholders_as_it_may_need(
     assert processor.decode(ids, skip_special_tokens=True).split() == ["a", "b"]
 
 
+def test_what_was_generated_is_split_at_its_images():
+    processor = tiny_setokim_processor()
+    a, b = (processor.tokenizer(text)["input_ids"] for text in ("a dog", "two cats"))
+    image = [START, *[processor.image_token_id] * 2, END]
+    assert processor.split_at_images(torch.tensor([*a, *image, *image, *b])) == ["a dog", 0, 1, "two cats"]
+    assert processor.split_at_images([*image, 1, 2]) == [0]
+    assert processor.split_at_images(a) == ["a dog"]
+
+
 @pytest.mark.parametrize("template", ["vicuna", "chatml"])
 def test_a_prompt_for_an_image_is_what_training_shows_up_to_the_image(template):
     processor = tiny_setokim_processor(chat_template=template)
