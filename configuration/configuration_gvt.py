@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .multimodal_config import check_feature_layer, check_image_token, complete_tower, with_fields
+from .multimodal_config import check_feature_layer, check_image_token, complete_tower, feature_width, with_fields
 
 
 @strict
@@ -18,7 +18,8 @@ class GVTConfig(PreTrainedConfig):
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `EvaVisionConfig()`):
-            Configuration of the vision tower: any vision transformer of transformers, or that of EVA-CLIP.
+            Configuration of the vision tower: any vision transformer of transformers, that of EVA-CLIP, or a
+            convolutional network that returns feature maps, such as ConvNeXt.
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama with eight rows more):
             Configuration of the language model: any causal or encoder-decoder model of transformers.
         resampler_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `PerceiverResamplerConfig()`):
@@ -71,10 +72,11 @@ class GVTConfig(PreTrainedConfig):
         self.vision_config = complete_tower(self.vision_config)
         vision_config: Any = self.vision_config
         text_config: Any = self.text_config
-        self.resampler_config = with_fields(self.resampler_config, patch_hidden_size=vision_config.hidden_size)
+        check_feature_layer(self)
+        patch_hidden_size = feature_width(vision_config, self.vision_feature_layer)
+        self.resampler_config = with_fields(self.resampler_config, patch_hidden_size=patch_hidden_size)
         self.is_encoder_decoder = bool(text_config.is_encoder_decoder)
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
-        check_feature_layer(self)
 
     def check_image_token(self) -> None:
         """

@@ -33,6 +33,10 @@ class SeTokConfig(PreTrainedConfig):
         mask_bce_weight (`float`, *optional*, defaults to 1.0): of the masks' binary cross-entropy in the total.
         mask_dice_weight (`float`, *optional*, defaults to 1.0): of the masks' dice loss in the total.
         mask_consistency_weight (`float`, *optional*, defaults to 1.0): of the mask consistency in the total.
+        consistency_masks (`"soft"` or `"assigned"`, *optional*, defaults to `"soft"`):
+            The attention masks that mask consistency compares with objects: the soft ones wherever clustering has
+            some, or those that tokens are made of, which are hard where the assignment is, with the gradient of the
+            soft ones (`straight_through` of the tokenizer).
         base_models (`dict[str, str]`, *optional*):
             Checkpoints (`{"vision": …, "diffusion": …}`: names, folders or Hub ids) which complete a folder that holds
             only the trained weights; `./name` lies in that folder. `None` for a folder that holds all weights.
@@ -63,6 +67,7 @@ class SeTokConfig(PreTrainedConfig):
     mask_bce_weight: float | int = 1.0
     mask_dice_weight: float | int = 1.0
     mask_consistency_weight: float | int = 1.0
+    consistency_masks: Literal["soft", "assigned"] = "soft"
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None
 
@@ -102,6 +107,8 @@ class SeTokConfig(PreTrainedConfig):
         trained = {"merger": "full"} if has_merger else {}
         if phase == "boundaries":
             learns = vision.learn_kernel_scale or vision.cluster_projection_size is not None
+            # Hard clusters of nearest centres are no function of what is learned, unless the soft ones stand in.
+            learns &= vision.assignment == "soft" or vision.method == "iterative" or vision.straight_through
             return {**({"clustering": "full"} if learns else {}), **trained, "mask_decoder": "full"}
         if detokenizer is None:
             raise ValueError(

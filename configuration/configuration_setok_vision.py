@@ -10,6 +10,15 @@ from transformers.configuration_utils import SubConfigSpec
 from .configuration_setok_tokenizer import SeTokTokenizerConfig
 from .multimodal_config import check_feature_layer, complete_tower, feature_width
 
+_CLIP_VIT_LARGE_336 = {
+    "hidden_size": 1024,
+    "intermediate_size": 4096,
+    "num_hidden_layers": 24,
+    "num_attention_heads": 16,
+    "image_size": 336,
+    "patch_size": 14,
+}
+
 
 @strict
 class SeTokVisionConfig(SeTokTokenizerConfig):
@@ -42,7 +51,7 @@ class SeTokVisionConfig(SeTokTokenizerConfig):
     model_type = "setok_vision"
     sub_configs_defaults = {
         "vision_config": SubConfigSpec(
-            config_class=AutoConfig, model_type="clip_vision_model", init_kwargs={"image_size": 336, "patch_size": 14}
+            config_class=AutoConfig, model_type="clip_vision_model", init_kwargs=_CLIP_VIT_LARGE_336
         )
     }
 

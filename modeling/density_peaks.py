@@ -133,10 +133,10 @@ def _squared_distance_to_denser(squared: torch.Tensor, energies: torch.Tensor) -
 
 
 def _check(features: torch.Tensor, num_neighbors: int) -> None:
-    if features.ndim != 3 or 0 in features.shape[1:] or not features.is_floating_point():
+    if features.ndim != 3 or 0 in features.shape or not features.is_floating_point():
         raise ValueError(
             f"features are {features.dtype} of shape {tuple(features.shape)}, expected floating point numbers of "
-            "shape (batch, num_patches, hidden_size) with at least one patch."
+            "shape (batch, num_patches, hidden_size) with at least one image and one patch."
         )
     if num_neighbors < 1:
         raise ValueError(f"num_neighbors is {num_neighbors}: a density needs at least 1, the patch itself.")

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from safetensors import SafetensorError
-from torch import nn
 from transformers.utils import cached_file
 
 from ..configuration.optional import require
@@ -24,12 +23,12 @@ class DiffusionParts:
 
     Args:
         unet (`UNet2DConditionModel`): the U-Net.
-        vae (`AutoencoderKL`, *optional*): `None` for a U-Net that works on pixels.
+        vae (`AutoencoderKL` or `None`): `None` for a U-Net that works on pixels.
         scheduler_config (`dict`): of its scheduler, `_class_name` among the arguments.
     """
 
-    unet: nn.Module
-    vae: nn.Module | None
+    unet: Any
+    vae: Any
     scheduler_config: dict[str, Any]
 
     @property
@@ -54,7 +53,7 @@ def constructor_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in config.items() if not name.startswith("_")}
 
 
-def build_unet(config: Mapping[str, Any]) -> nn.Module:
+def build_unet(config: Mapping[str, Any]) -> Any:
     """
     A `UNet2DConditionModel` with random weights.
 
@@ -68,7 +67,7 @@ def build_unet(config: Mapping[str, Any]) -> nn.Module:
     return _built("UNet2DConditionModel", config, "unet_config")
 
 
-def build_vae(config: Mapping[str, Any]) -> nn.Module:
+def build_vae(config: Mapping[str, Any]) -> Any:
     """
     An `AutoencoderKL` with random weights.
 
@@ -136,7 +135,7 @@ def load_diffusion_parts(name_or_path: str, **hub_options) -> DiffusionParts:
     return DiffusionParts(unet, vae, constructor_arguments(scheduler_config) | notes)
 
 
-def _built(class_name: str, config: Mapping[str, Any], field: str) -> nn.Module:
+def _built(class_name: str, config: Mapping[str, Any], field: str) -> Any:
     diffusers = require("diffusers", EXTRA)
     try:
         return getattr(diffusers, class_name)(**constructor_arguments(config))

@@ -18,6 +18,9 @@ from .base_checkpoints import hub_arguments
 from .base_weights import resolve_checkpoint
 from .trained_weights import CheckpointError, one_checkpoint_error
 
+# What a Q-Former that starts from BERT has as BERT has it.
+_SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
+
 # Name in BERT → name in the Q-Former, whose queries have feed-forward layers of their own.
 _FROM_BERT = (
     (r"embeddings\.LayerNorm\.", "layernorm."),
@@ -59,10 +62,9 @@ class FeatureMapper(PreTrainedModel):
 
     def _qformer_config(self) -> Blip2QFormerConfig:
         config = self.config
-        same = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-        same = (*same, "cross_attention_frequency", "layer_norm_eps", "initializer_range")
+        same = ("cross_attention_frequency", "layer_norm_eps", "initializer_range")
         return Blip2QFormerConfig(
-            **{name: getattr(config, name) for name in same},
+            **{name: getattr(config, name) for name in (*_SIZES, *same)},
             hidden_dropout_prob=config.dropout,
             attention_probs_dropout_prob=config.dropout,
             encoder_hidden_size=config.token_size,
@@ -186,8 +188,7 @@ def _sizes_of_bert(name_or_path: str, hub_options) -> dict[str, int | float | st
             f"{name_or_path} holds a model of type {config.model_type}: the feature mapper is initialised from BERT, "
             "such as google-bert/bert-base-uncased."
         )
-    names = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size", "hidden_act")
-    return {name: getattr(config, name) for name in names}
+    return {name: getattr(config, name) for name in _SIZES}
 
 
 __all__ = ["FeatureMapper"]

@@ -54,6 +54,9 @@ class ImageDetokenizer(PreTrainedModel):
     """
 
     config: ImageDetokenizerConfig
+    # Of diffusers, which is not there for everybody.
+    unet: Any
+    vae: Any
     config_class = ImageDetokenizerConfig
     base_model_prefix = ""
     main_input_name = "tokens"
@@ -65,9 +68,10 @@ class ImageDetokenizer(PreTrainedModel):
 
     def __init__(self, config: ImageDetokenizerConfig):
         super().__init__(config)
-        self.mapper = FeatureMapper(config.mapper_config)
-        self.unet = build_unet(config.unet_config)
-        self.vae = None if config.vae_config is None else build_vae(config.vae_config).requires_grad_(False)
+        parts: Any = config
+        self.mapper = FeatureMapper(parts.mapper_config)
+        self.unet = build_unet(parts.unet_config)
+        self.vae = None if parts.vae_config is None else build_vae(parts.vae_config).requires_grad_(False)
         channels = 3 if self.vae is None else self.vae.config.latent_channels
         if not self.unet.config.in_channels == self.unet.config.out_channels == channels:
             raise ValueError(
@@ -83,10 +87,14 @@ class ImageDetokenizer(PreTrainedModel):
         if hasattr(module, "reset_parameters"):
             module.reset_parameters()
 
+    def _scheduler(self, class_name: str | None = None) -> Any:
+        config: Any = self.config.scheduler_config
+        return build_scheduler(config, class_name)
+
     @functools.cached_property
     def _noise_scheduler(self) -> Any:
         """What adds noise in training. Not built with the model, which may be on the device without data."""
-        scheduler = build_scheduler(self.config.scheduler_config, "DDPMScheduler")
+        scheduler = self._scheduler("DDPMScheduler")
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction", "sample"):
             raise ValueError(
                 f"scheduler_config has prediction_type={scheduler.config.prediction_type!r}: choose epsilon, "
@@ -184,11 +192,10 @@ class ImageDetokenizer(PreTrainedModel):
         if scale != 1:
             nothing = torch.ones(len(tokens), dtype=torch.bool, device=tokens.device)
             condition = torch.cat([self.mapper(tokens, mask, nothing), condition])
-        scheduler = build_scheduler(self.config.scheduler_config)
+        scheduler = self._scheduler()
         scheduler.set_timesteps(steps, device=condition.device)
-        unet: Any = self.unet
-        size = unet.config.sample_size
-        samples = self._randn((len(tokens), unet.config.in_channels, size, size), generator, unet.dtype)
+        size = self.unet.config.sample_size
+        samples = self._randn((len(tokens), self.unet.config.in_channels, size, size), generator, self.unet.dtype)
         samples = samples * scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         options = {"generator": _as_list(generator)} if takes_generator else {}

@@ -161,7 +161,7 @@ class MaskDecoder(PreTrainedModel):
         if size is not None:
             mask_logits = nn.functional.interpolate(mask_logits, size=tuple(size), mode="bilinear")
         if mask is not None:
-            mask_logits = mask_logits.masked_fill(~mask[:, :, None, None], torch.finfo(dtype).min)
+            mask_logits = mask_logits.masked_fill(~mask[:, :, None, None], torch.finfo(mask_logits.dtype).min)
         return mask_logits
 
     def _check(self, tokens, mask, patch_features, grid_size) -> None:

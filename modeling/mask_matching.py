@@ -34,11 +34,12 @@ def pairwise_mask_costs(mask_logits: torch.Tensor, object_masks: torch.Tensor) -
     logits = mask_logits.detach()
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = object_masks.to(logits.dtype).transpose(1, 2)
-    # −y log p − (1 − y) log (1 − p) = softplus(x) − xy, with p the sigmoid of x
-    bce = (nn.functional.softplus(logits).sum(-1, keepdim=True) - logits @ targets) / max(logits.shape[-1], 1)
-    probabilities = logits.sigmoid()
-    sizes = probabilities.sum(-1, keepdim=True) + targets.sum(1, keepdim=True)
-    return bce + 1 - (2 * probabilities @ targets + 1) / (sizes + 1)
+    with torch.autocast(logits.device.type, enabled=False):  # in half precision the products would decide otherwise
+        # −y log p − (1 − y) log (1 − p) = softplus(x) − xy, with p the sigmoid of x
+        bce = (nn.functional.softplus(logits).sum(-1, keepdim=True) - logits @ targets) / max(logits.shape[-1], 1)
+        probabilities = logits.sigmoid()
+        sizes = probabilities.sum(-1, keepdim=True) + targets.sum(1, keepdim=True)
+        return bce + 1 - (2 * probabilities @ targets + 1) / (sizes + 1)
 
 
 def linear_assignment(costs: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

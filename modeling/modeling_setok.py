@@ -102,11 +102,12 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
 
     def __init__(self, config: SeTokConfig):
         super().__init__(config)
-        self.vision_model = SeTokVisionModel(config.vision_config)
-        self.mask_decoder = MaskDecoder(config.mask_decoder_config)
-        self.detokenizer = None
-        if config.detokenizer_config is not None:
-            self.detokenizer = ImageDetokenizer(config.detokenizer_config)
+        parts: Any = config
+        self.vision_model = SeTokVisionModel(parts.vision_config)
+        self.mask_decoder = MaskDecoder(parts.mask_decoder_config)
+        self.detokenizer: Any = None
+        if parts.detokenizer_config is not None:
+            self.detokenizer = ImageDetokenizer(parts.detokenizer_config)
         self.post_init()
 
     @classmethod
@@ -204,6 +205,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             # What one phase trains is saved with the trained weights after the next one too.
             self.added_weights = getattr(self, "added_weights", set()) | set(opened)
 
+    # Without **kwargs: transformers' Trainer takes these as a promise to divide by its num_items_in_batch.
     @can_return_tuple
     def forward(
         self,
@@ -212,7 +214,6 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         mask_labels: Sequence[torch.Tensor] | torch.Tensor | None = None,
         phase: Phase | None = None,
         generator: torch.Generator | None = None,
-        **kwargs,
     ) -> SeTokForPreTrainingOutput:
         """
         Args:
@@ -247,18 +248,21 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         if phase != "reconstruction":
             mask_logits = self.decode_masks(encoded.tokens, encoded.mask, encoded.patch_features, encoded.grid_size)
         if mask_logits is not None and mask_labels is not None:
-            clusters = encoded.cluster_masks if encoded.soft_masks is None else encoded.soft_masks
+            soft = self.config.consistency_masks == "soft" and encoded.soft_masks is not None
+            clusters = encoded.soft_masks if soft else encoded.cluster_masks
             size = (pixel_values.shape[-2], pixel_values.shape[-1])
             losses = mask_losses(mask_logits, encoded.mask, clusters, encoded.grid_size, mask_labels, size)
             matches = losses.matches
             terms |= {"mask_bce": losses.bce, "mask_dice": losses.dice, "mask_consistency": losses.consistency}
+        named_terms: dict[str, Any] = {f"loss_{name}": term for name, term in terms.items()}
+        found: dict[str, Any] = {name: encoded[name] for name in _OF_VISION_MODEL if name in encoded}
         weighted = [getattr(self.config, f"{name}_weight") * term for name, term in terms.items()]
         return SeTokForPreTrainingOutput(
             loss=torch.stack(weighted).sum() if weighted else None,
             mask_logits=mask_logits,
             matches=matches,
-            **{f"loss_{name}": term for name, term in terms.items()},
-            **{name: encoded[name] for name in _OF_VISION_MODEL if name in encoded},
+            **named_terms,
+            **found,
         )
 
     def reconstruct(
@@ -309,8 +313,10 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             )
 
 
-_OF_VISION_MODEL = ("tokens", "mask", "assignment", "cluster_masks", "soft_masks", "scores", "centers")
-_OF_VISION_MODEL = (*_OF_VISION_MODEL, "patch_features", "grid_size")
+_OF_VISION_MODEL = (
+    *("tokens", "mask", "assignment", "cluster_masks", "soft_masks", "scores", "centers"),
+    *("patch_features", "grid_size"),
+)
 
 
 def _compose(tower_config, parts: DiffusionParts | None, overrides: Mapping[str, Any]) -> SeTokConfig:

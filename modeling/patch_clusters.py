@@ -83,8 +83,8 @@ def cluster_patches(
     have, and those that win none are dropped.
 
     `"threshold"` takes every patch of a score above `score_threshold` as a centre; if these are fewer than
-    `min_tokens` or more than `max_tokens`, as many patches of the highest scores. Every patch joins its nearest centre.
-    Soft weights are the kernels of all centres, normalised.
+    `min_tokens` or more than `max_tokens`, as many patches of the highest scores. Every patch joins its nearest
+    centre. Soft weights are the kernels of all centres, normalised.
 
     Of equal values the one of the lowest patch index, or of the cluster found first, counts. Seeds and hard clusters
     take no gradient. Soft masks give theirs to features and kernel scale.

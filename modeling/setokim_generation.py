@@ -25,7 +25,7 @@ class VisualEmission:
         )
         self.max_image_tokens, self.max_images = max_image_tokens, max_images
         self.predictions: list[torch.Tensor] = []
-        self.scores: torch.Tensor | None = None
+        self.scores = torch.empty(0, 2)
         self.prompt_images: torch.Tensor | None = None
 
     def note(self, predictions: torch.Tensor, logits: torch.Tensor) -> None:

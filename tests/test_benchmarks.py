@@ -56,6 +56,18 @@ def test_semantic_tokens_compares_real_tokens_with_masked_and_with_all(run_bench
     assert together[2]["KV ratio"] == f"{(576 + read) / (40 + read):.2f}", "a batch is as long as its longest"
 
 
+def test_density_peaks_compares_clustering_and_merging_with_loops(run_benchmark):
+    rows = run_benchmark("density_peaks")
+    assert {row["work"].split(",")[0] for row in rows} == {"threshold", "iterative", "merger"}
+    ours = [row for row in rows if row["formulation"] == "ours"]
+    assert {row["time ratio"] for row in ours} == {row["memory ratio"] for row in ours} == {"1.00"}
+    others = {row["formulation"] for row in rows} - {"ours"}
+    assert others == {
+        *("loop over images", "naive loop", "Chat-UniVi's, transcribed"),
+        *("loop over clusters", "linear layers alone", "without attention"),
+    }
+
+
 def test_import_time_compares_vistok_with_llava(run_benchmark):
     rows = {row["import"]: row for row in run_benchmark("import_time")}
     assert rows["LLaVA"]["ratio to LLaVA"] == "1.00"

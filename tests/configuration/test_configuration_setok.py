@@ -53,6 +53,8 @@ def test_parts_without_weights_are_not_among_what_is_trained():
     config = tiny_setok_config(vision=plain)
     assert config.phase_trainable("reconstruction") == {"mapper": "full", "unet": "keys_values"}
     assert config.phase_trainable("boundaries") == {"mask_decoder": "full"}
+    nearest = tiny_setok_config(vision={"method": "threshold", "straight_through": False})
+    assert "clustering" not in nearest.phase_trainable("boundaries")
 
 
 def test_what_makes_no_sense_is_refused():

@@ -59,7 +59,7 @@ def test_a_common_offset_of_all_features_costs_few_digits():
 
 def test_densities_too_small_to_represent_still_have_an_order():
     features = 50 * torch.randn(1, 20, 8, dtype=torch.float64)
-    scores, densities, distances = density_peaks(features.float(), 4)
+    _, densities, distances = density_peaks(features.float(), 4)
     assert not densities.any()
     assert torch.allclose(
         distances[0].double(), torch.tensor(slow_density_peaks(features[0], 4)[2]).double(), rtol=1e-4
@@ -101,8 +101,9 @@ def test_half_precision_is_computed_in_single():
 def test_what_cannot_be_clustered_is_named():
     with pytest.raises(ValueError, match=r"shape \(4, 3\), expected .*\(batch, num_patches, hidden_size\)"):
         density_peaks(torch.randn(4, 3), 5)
-    with pytest.raises(ValueError, match=r"\(2, 0, 3\).*at least one patch"):
-        density_peaks(torch.randn(2, 0, 3), 5)
+    for shape in ((2, 0, 3), (0, 2, 3)):
+        with pytest.raises(ValueError, match=r"at least one image and one patch"):
+            density_peaks(torch.randn(shape), 5)
     with pytest.raises(ValueError, match="num_neighbors is 0"):
         density_peaks(torch.randn(1, 4, 3), 0)
     for value in (torch.nan, torch.inf):

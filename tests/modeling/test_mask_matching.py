@@ -28,6 +28,13 @@ def test_costs_are_those_of_every_pair_by_itself():
         )
 
 
+def test_costs_are_exact_in_mixed_precision_too():
+    logits, objects = torch.randn(2, 4, 50), torch.rand(2, 3, 50)
+    expected = pairwise_mask_costs(logits, objects)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(pairwise_mask_costs(logits, objects), expected)
+
+
 @pytest.mark.parametrize("shape", [(1, 1), (2, 5), (5, 2), (4, 4), (3, 6), (6, 5)])
 @pytest.mark.parametrize("draw", ["uniform", "normal", "ties"])
 def test_an_assignment_costs_the_least_there_is(shape, draw):

@@ -18,6 +18,7 @@ from tests.tiny_setok import (
     tiny_setok_config,
 )
 from vistok import SeTokForPreTraining, save_trained_weights
+from vistok.modeling.losses_segmentation import mask_consistency_loss
 from vistok.modeling.trained_weights import TRAINED_WEIGHTS_NAME, CheckpointError, read_trained_weights
 from vistok.modeling.vision_features import build_vision_tower
 from vistok.trainer.freezing import set_trainable
@@ -75,6 +76,32 @@ class TestForward:
         assert {name for name in TERMS if named(output, name) is not None} == expected
         assert (output.loss is None) == (not expected)
         assert (output.mask_logits is None) == (phase == "reconstruction")
+
+    def test_consistency_is_that_of_soft_or_of_assigned_masks(self):
+        model = tiny_setok().train()
+        losses = {}
+        for model.config.consistency_masks in ("soft", "assigned"):
+            output = model(images(), mask_labels=halves())
+            losses[model.config.consistency_masks] = output.loss_mask_consistency.item()
+            clusters = output.soft_masks if model.config.consistency_masks == "soft" else output.cluster_masks
+            image, token, target = output.matches
+            objects = torch.stack([halves()[i][k] for i, k in zip(image, target)]).float()
+            objects = torch.nn.functional.avg_pool2d(objects[None], SEEN_SIZE // GRID[0])[0].flatten(1)
+            expected = mask_consistency_loss(clusters[image, token], objects)
+            assert output.loss_mask_consistency.item() == pytest.approx(expected.item(), rel=1e-5)
+        assert losses["soft"] != losses["assigned"]
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_low_precision_gives_the_same_losses_but_for_rounding(self, dtype):
+        model = tiny_setok()
+        given = {"mask_labels": halves(), "generator": seeds(0)[0]}
+        before = model(images(), drawn(), **given)
+        with torch.autocast("cpu", dtype=dtype):
+            mixed = model(images(), drawn(), **given | {"generator": seeds(0)[0]})
+        whole = model.to(dtype)(images(), mask_labels=halves())
+        for name in TERMS:
+            assert named(mixed, name).item() == pytest.approx(named(before, name).item(), rel=0.1)
+        assert whole.loss_mask_dice.item() == pytest.approx(before.loss_mask_dice.item(), rel=0.1)
 
     def test_what_the_tokenizer_found_comes_with_it(self):
         model = tiny_setok()
@@ -162,8 +189,11 @@ class TestPhases:
         for name, _ in model.named_parameters():
             assert sum(name.startswith(part) for part in parts) == 1, name
 
-    def test_masks_move_the_scale_and_the_projection_of_clustering(self):
-        model = tiny_setok(mask_bce_weight=0.0, mask_dice_weight=0.0).train()
+    @pytest.mark.parametrize("consistency_masks", ["soft", "assigned"])
+    @pytest.mark.parametrize("method", ["iterative", "threshold"])
+    def test_consistency_moves_the_scale_and_the_projection_of_clustering(self, method, consistency_masks):
+        weights = {"mask_bce_weight": 0.0, "mask_dice_weight": 0.0, "consistency_masks": consistency_masks}
+        model = tiny_setok(vision={"method": method}, **weights).train()
         model.train_phase("boundaries")
         model(images(), mask_labels=halves()).loss.backward()
         tokenizer = model.vision_model.tokenizer
