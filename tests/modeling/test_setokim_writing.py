@@ -227,3 +227,27 @@ def test_what_cannot_be_written_is_refused():
     with pytest.raises(ValueError, match="images with patches"):
         model.segment(ids[:1], visual_tokens=[tokens])
     assert len(tokens) <= MAX_TOKENS
+
+
+def test_a_model_learns_which_tokens_an_image_has_and_how_many():
+    """Two prompts, two images of different lengths, learned by heart and written again."""
+    model = tiny_setokim()
+    images, lengths = images_of_lengths(model, 2)
+    prompts = [words(3), words(3, 1)]
+    inputs = batch(*[[*prompt, *SLOTS] for prompt in prompts])
+    labels = inputs["input_ids"].clone()
+    labels[:, :3] = -100
+    targets = [tokens_by_hand(model, image).detach() for image in images]
+    trained = [*model.model.language_model.parameters(), *model.lm_head.parameters()]
+    trained += [*model.model.input_projection.parameters(), *model.output_projection.parameters()]
+    optimizer = torch.optim.Adam(trained, lr=2e-3)
+    for _ in range(250):
+        optimizer.zero_grad()
+        output = model(**inputs, visual_tokens=targets, labels=labels, skip_logits=True)
+        output.loss.backward()
+        optimizer.step()
+    assert output.loss_visual < 0.02 * torch.cat(targets).var()
+    tokens, mask = model.write_image(**batch(*prompts))
+    assert mask.sum(1).tolist() == lengths
+    for written, target in zip(tokens, targets):
+        assert (written[: len(target)] - target).square().mean() < 0.1 * target.var()
