@@ -258,11 +258,12 @@ class SetokimWriting(MultimodalForGeneration):
             kwargs.pop("mm_encoder_outputs", None), pixel_values=pixel_values,
             **{name: kwargs.pop(name, None) for name in self.model.image_inputs[1:]},
         )  # fmt: skip
-        num_images = 0 if features is None else len(features.tokens)
-        if features is None or features.patch_features is None or num_images != len(input_ids):
+        num_images = 0 if features is None or features.patch_features is None else len(features.patch_features)
+        per_row = (input_ids == self.config.image_token_id).sum(1).tolist()
+        if num_images != len(input_ids) or len(set(per_row)) != 1:
             raise ValueError(
-                f"There are {len(input_ids)} expressions and {num_images} images with patches: give each expression "
-                "the image that it is about, as pixel_values."
+                f"There are {len(input_ids)} expressions and {num_images} images with patches, and the prompts have "
+                f"{per_row} placeholders: give each expression the one image that it is about, as pixel_values."
             )
         if sizes is not None and len(sizes) != len(input_ids):
             raise ValueError(f"There are {len(sizes)} sizes for {len(input_ids)} expressions: give one for each.")

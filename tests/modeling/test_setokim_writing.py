@@ -211,6 +211,9 @@ def test_what_cannot_be_written_is_refused():
         model.segment(torch.tensor([words(3)] * 2))
     with pytest.raises(ValueError, match="2 expressions and 1 images"):
         model.segment(ids, pixels(1))
+    two_and_none = batch([*SLOTS, *SLOTS, *words(3)], words(3))
+    with pytest.raises(ValueError, match=r"the prompts have \[12, 0\] placeholders"):
+        model.segment(**two_and_none, pixel_values=pixels(2))
     with pytest.raises(ValueError, match="1 sizes for 2 expressions"):
         model.segment(ids, pixels(2), sizes=[(3, 3)])
     with pytest.raises(ValueError, match="threshold is 1"):
