@@ -69,22 +69,22 @@ def feature_width(vision_config: Any, feature_layer: int | str = -1) -> int:
     return widths[feature_layer if isinstance(feature_layer, int) else -1]
 
 
-def check_image_token(config: PreTrainedConfig) -> None:
+def check_image_token(config: PreTrainedConfig, name: str = "image_token_id") -> None:
     """
-    Makes sure that the placeholder is a token of the language model.
+    Makes sure that the placeholder, or another token around images, is a token of the language model.
 
     Args:
         config (`PreTrainedConfig`): of a composed model.
+        name (`str`, *optional*, defaults to `"image_token_id"`): field of the config that holds the id.
 
     Raises:
         ValueError: if it is none; names its id and the size of the vocabulary.
     """
-    vocab_size = getattr(config.text_config, "vocab_size", None)
-    if vocab_size is not None and not 0 <= config.image_token_id < vocab_size:
+    vocab_size, token_id = getattr(config.text_config, "vocab_size", None), getattr(config, name)
+    if vocab_size is not None and not 0 <= token_id < vocab_size:
         raise ValueError(
-            f"image_token_id is {config.image_token_id}, but the language model has vocab_size={vocab_size}, ids 0 "
-            f"to {vocab_size - 1}: choose one of these, or give text_config a vocab_size of "
-            f"{config.image_token_id + 1} or more."
+            f"{name} is {token_id}, but the language model has vocab_size={vocab_size}, ids 0 to {vocab_size - 1}: "
+            f"choose one of these, or give text_config a vocab_size of {token_id + 1} or more."
         )
 
 

@@ -91,15 +91,14 @@ class _Prefix:
         input_ids = torch.tensor(
             [prompt.input_ids[: group.prefix_length] for prompt in first.values()], device=_device(model)
         )
-        attention_mask = torch.ones_like(input_ids)
         image_outputs = encoder([key for keys in first for key in keys])
+        # A shorter image leaves placeholders unused, which take no place in the cache.
+        input_ids, attention_mask, image_outputs = core.compact_prompt(
+            input_ids, torch.ones_like(input_ids), image_outputs
+        )
         cache = core(
             input_ids=input_ids, attention_mask=attention_mask, mm_encoder_outputs=image_outputs, use_cache=True
         ).past_key_values
-        if image_outputs is not None:
-            # A shorter image leaves placeholders unused: what follows must not attend to these either.
-            placeholders = core.get_placeholder_mask(input_ids, image_outputs["image"])
-            attention_mask = core.mask_unused(placeholders, attention_mask, image_outputs["image"].token_mask)
         return cls({keys: row for row, keys in enumerate(first)}, input_ids, attention_mask, cache)
 
     def select(self, rows: torch.Tensor) -> Cache:
@@ -126,7 +125,7 @@ def _assemble(
         prompts,
         torch.cat([prefix.input_ids[rows], input_ids], dim=1),
         torch.cat([prefix.attention_mask[rows], mask], dim=1),
-        prefix_length,
+        prefix.input_ids.shape[1],
         prefix.select(rows),
     )
 

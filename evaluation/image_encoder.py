@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from PIL import Image
 
+from ..modeling.vision_features import lacking_in_cache
 from ..processing.images import image_key, load_example_images
 
 
@@ -38,10 +39,11 @@ class ImageEncoder:
         image_size: tuple[int, int] | None = None,
     ):
         tokenizer = model.model.visual_tokenizer
-        if features is not None and tokenizer.required_inputs:
+        lacking = lacking_in_cache(tokenizer, model.config.vision_feature_select_strategy)
+        if features is not None and lacking:
             raise ValueError(
-                f"{type(tokenizer).__name__} reads {', '.join(tokenizer.required_inputs)} beside the patch features, "
-                "and only these are cached: leave the features out."
+                f"{type(tokenizer).__name__} reads {', '.join(lacking)} beside the patch features, and only these are "
+                "cached: leave the features out."
             )
         self.model, self.processor, self.features = model, processor, features
         self.batch_size, self.max_bytes, self.image_size = batch_size, max_bytes, image_size

@@ -1,4 +1,4 @@
-"""Attention masks and positions of rows with images: padding, unused placeholders, conversations that share a row."""
+"""Attention masks and positions of rows with images: padding, and conversations that share a row."""
 
 from typing import Any, TypeAlias
 
@@ -38,23 +38,6 @@ def positions_from_mask(attention_mask: torch.Tensor, length: int) -> torch.Tens
     return (counts - 1).clamp(min=0)[:, -length:]
 
 
-def mask_unused_placeholders(
-    placeholders: torch.Tensor, attention_mask: torch.Tensor | None, token_mask: torch.Tensor
-) -> torch.Tensor:
-    """
-    Takes the placeholders that belong to a padding visual token out of an attention mask.
-
-    Args:
-        placeholders (`torch.BoolTensor` of shape `(batch, length)`): positions of image placeholders.
-        attention_mask (`torch.Tensor`, *optional*): of two or four dimensions; by default all ones.
-        token_mask (`torch.BoolTensor` of shape `(num_images, num_tokens)`): True at real visual tokens.
-    """
-    if attention_mask is None:
-        attention_mask = torch.ones_like(placeholders, dtype=torch.long)
-    unused = torch.zeros_like(placeholders).masked_scatter(placeholders, ~token_mask.to(placeholders.device))
-    return attention_mask.masked_fill(unused[:, None, None, :] if attention_mask.ndim == 4 else unused, 0)
-
-
 def additive_mask(attention_mask: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     """A boolean mask of four dimensions as numbers to add to scores, which is how eager attention takes it."""
     return torch.zeros_like(attention_mask, dtype=dtype).masked_fill(~attention_mask, torch.finfo(dtype).min)
@@ -67,7 +50,6 @@ def decoder_arguments(
     position_ids: torch.Tensor | None,
     past_key_values: Cache | None,
     takes_position_ids: bool,
-    recount: bool,
 ) -> dict[str, Any]:
     """
     What a causal language model is told beside its embeddings: mask, positions and cache.
@@ -81,20 +63,42 @@ def decoder_arguments(
         position_ids (`torch.LongTensor` of shape `(batch, length)`, *optional*): by default counted over the mask.
         past_key_values (`Cache`, *optional*): what was read before.
         takes_position_ids (`bool`): whether the language model lets itself be told positions.
-        recount (`bool`): whether the positions of a shared row count placeholders that its images left unused.
 
     Raises:
         ValueError: if the language model cannot read a shared row.
     """
     shared = is_tree(attention_mask, past_key_values)
     if isinstance(attention_mask, torch.Tensor) and (shared or attention_mask.ndim == 2):
-        if position_ids is None or (shared and recount):
+        if position_ids is None:
             position_ids = positions_from_mask(attention_mask, inputs_embeds.shape[1])
         if shared:
             refuse_tree(language_model, position_ids, takes_position_ids)
             attention_mask = additive_mask(attention_mask, inputs_embeds.dtype)
     arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values}
     return {**arguments, "position_ids": position_ids} if takes_position_ids else arguments
+
+
+def check_length(attention_mask: AttentionMask, past_key_values: Cache | None, length: int) -> None:
+    """
+    Makes sure that a mask of two dimensions has no more columns than there are tokens in the cache and new ones.
+
+    Args:
+        attention_mask (`torch.Tensor`, `dict` or `None`): of two dimensions, or of any other kind, which passes.
+        past_key_values (`Cache`, *optional*): what was read before.
+        length (`int`): number of new tokens.
+
+    Raises:
+        ValueError: if it has more, as that of a prompt whose unused placeholders never reached the cache.
+    """
+    if past_key_values is None or not isinstance(attention_mask, torch.Tensor) or attention_mask.ndim != 2:
+        return
+    past = past_key_values.get_seq_length()
+    if past > 0 and attention_mask.shape[1] > past + length:
+        raise ValueError(
+            f"The attention mask has {attention_mask.shape[1]} columns for {past} tokens in the cache and {length} "
+            "new ones. Placeholders that an image left unused are not in the cache: let generate go on from it, or "
+            "fill it from what compact_prompt returns."
+        )
 
 
 def refuse_tree(language_model: PreTrainedModel, position_ids: torch.Tensor, takes_position_ids: bool) -> None:
@@ -125,4 +129,4 @@ def refuse_tree(language_model: PreTrainedModel, position_ids: torch.Tensor, tak
         )
 
 
-__all__ = ["decoder_arguments", "is_tree", "mask_unused_placeholders", "positions_from_mask", "refuse_tree"]
+__all__ = ["check_length", "decoder_arguments", "is_tree", "positions_from_mask", "refuse_tree"]

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from huggingface_hub import snapshot_download
@@ -59,16 +59,19 @@ def load_language_model(name_or_path: str, **kwargs) -> PreTrainedModel:
         return auto_class.from_pretrained(path, **kwargs)
 
 
-def load_base_models(base_models: Mapping[str, str], folder: str) -> tuple[PreTrainedModel, PreTrainedModel]:
+def load_base_models(
+    base_models: Mapping[str, str], folder: str, load_vision: Callable[[str], PreTrainedModel] = load_vision_tower
+) -> tuple[PreTrainedModel, PreTrainedModel]:
     """
     Loads what completes a folder of trained weights.
 
     Args:
         base_models (`dict[str, str]`): of its config, `{"vision": …, "text": …}`.
         folder (`str`): folder or Hub id of the trained weights, for errors.
+        load_vision (`Callable`, *optional*): loads the vision checkpoint; by default the tower of it.
 
     Returns:
-        The vision tower and the language model.
+        What the vision checkpoint holds, and the language model.
 
     Raises:
         CheckpointError: if one of them cannot be loaded; names the entry of the config that says where it lies.
@@ -76,7 +79,7 @@ def load_base_models(base_models: Mapping[str, str], folder: str) -> tuple[PreTr
     """
     require_fetched(base_models.values())
     with naming_entry(base_models, "vision", folder):
-        tower = load_vision_tower(base_models["vision"])
+        tower = load_vision(base_models["vision"])
     with naming_entry(base_models, "text", folder):
         language_model = load_language_model(base_models["text"], dtype="auto")
     return tower, language_model

@@ -31,11 +31,26 @@ def add_image_token(tokenizer) -> int:
     Returns:
         `int`: id of the placeholder.
     """
-    if getattr(tokenizer, "image_token", None) is None:
-        # What `from_pretrained(…, extra_special_tokens={"image_token": …})` does, for a tokenizer that exists already.
-        tokenizer._set_model_specific_special_tokens({"image_token": IMAGE_TOKEN})
-        tokenizer.add_special_tokens({"image_token": IMAGE_TOKEN})
-    return tokenizer.convert_tokens_to_ids(tokenizer.image_token)
+    return add_special_token(tokenizer, "image_token", IMAGE_TOKEN)
+
+
+def add_special_token(tokenizer, name: str, text: str) -> int:
+    """
+    Makes sure that the tokenizer knows a special token by a name of its own, kept when it is saved.
+
+    Args:
+        tokenizer (`PreTrainedTokenizerBase`): changed in place.
+        name (`str`): attribute of the tokenizer that holds it.
+        text (`str`): how it is written, where the tokenizer has none of this name.
+
+    Returns:
+        `int`: its id.
+    """
+    if getattr(tokenizer, name, None) is None:
+        # What `from_pretrained(…, extra_special_tokens={name: …})` does, for a tokenizer that exists already.
+        tokenizer._set_model_specific_special_tokens({name: text})
+        tokenizer.add_special_tokens({name: text})
+    return tokenizer.convert_tokens_to_ids(getattr(tokenizer, name))
 
 
 def grown_size(image_token_id: int) -> int:
@@ -69,7 +84,39 @@ def grow_vocabulary(language_model: PreTrainedModel, image_token_id: int) -> Non
 
 
 class ComposedPreTrainedModel(CompletedPreTrainedModel):
-    """What every model of a vision tower, a visual tokenizer and a language model can do, whatever its tokenizer."""
+    """
+    What every model of a vision tower, a visual tokenizer and a language model can do, whatever its tokenizer. One
+    that is composed otherwise says so in the methods with an underscore.
+    """
+
+    @classmethod
+    def _load_vision(cls, vision: str, **kwargs) -> PreTrainedModel:
+        """What a vision checkpoint holds that the model is composed of."""
+        return load_vision_tower(vision, **kwargs)
+
+    @classmethod
+    def _add_tokens(cls, tokenizer) -> dict[str, int]:
+        """Gives a tokenizer the special tokens of images; their ids by the fields of the config that hold them."""
+        return {"image_token_id": add_image_token(tokenizer)}
+
+    @classmethod
+    def _token_ids(cls, config: PreTrainedConfig) -> dict[str, int]:
+        """The ids that [`_add_tokens`] found, from a config."""
+        return {"image_token_id": config.image_token_id}
+
+    @classmethod
+    def _grow_vocabulary(cls, language_model: PreTrainedModel, token_ids: Mapping[str, int]) -> None:
+        """Gives the special tokens of images rows in the embeddings of a language model."""
+        grow_vocabulary(language_model, max(token_ids.values()))
+
+    @classmethod
+    def _compose_config(cls, vision_config, text_config, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+        return compose_config(cls.config_class, vision_config, text_config, overrides)
+
+    @classmethod
+    def _vision_weights(cls, vision_model: PreTrainedModel) -> dict[str, torch.Tensor]:
+        """Weights of what [`_load_vision`] returned, under the names that the composed model has for them."""
+        return {f"model.vision_tower.{name}": tensor for name, tensor in vision_model.state_dict().items()}
 
     @classmethod
     def from_vision_text_pretrained(
@@ -104,19 +151,20 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
         """
         require_fetched([vision, text])
         rng_state = torch.get_rng_state()
-        tower = load_vision_tower(vision, **(vision_kwargs or {}))
+        tower = cls._load_vision(vision, **(vision_kwargs or {}))
         language_model = load_language_model(text, **{"dtype": dtype or "auto", **(text_kwargs or {})})
         tokenizer = AutoTokenizer.from_pretrained(resolve_checkpoint(text), **hub_arguments(text_kwargs or {}))
-        image_token_id = add_image_token(tokenizer)
-        grow_vocabulary(language_model, image_token_id)
-        config = compose_config(cls.config_class, tower.config, language_model.config, overrides)
-        config.image_token_id = image_token_id
+        token_ids = cls._add_tokens(tokenizer)
+        cls._grow_vocabulary(language_model, token_ids)
+        config = cls._compose_config(tower.config, language_model.config, {**overrides})
+        for field, token_id in token_ids.items():
+            setattr(config, field, token_id)
         config.base_models = {"vision": lasting_name(vision), "text": lasting_name(text)}
         kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         state_dict = cls._base_state_dict(config, tower, language_model)
         generation_config = copy.deepcopy(language_model.generation_config)
         if not config.is_encoder_decoder:
-            generation_config.suppress_tokens = [image_token_id]
+            generation_config.suppress_tokens = [config.image_token_id]
         if generation_config.pad_token_id is None:
             pad_token_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
             generation_config.pad_token_id = pad_token_id
@@ -132,14 +180,14 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
 
     @classmethod
     def _completing_weights(cls, config, name, expected):
-        tower, language_model = load_base_models(config.base_models, name)
-        grow_vocabulary(language_model, config.image_token_id)
+        tower, language_model = load_base_models(config.base_models, name, cls._load_vision)
+        cls._grow_vocabulary(language_model, cls._token_ids(config))
         return cls._base_state_dict(config, tower, language_model, expected), language_model.dtype
 
     @classmethod
     def _base_state_dict(cls, config, tower, language_model, expected=None) -> dict[str, torch.Tensor]:
         """Weights of the two base models under the names that the composed model has for them."""
-        state_dict = {f"model.vision_tower.{name}": tensor for name, tensor in tower.state_dict().items()}
+        state_dict = cls._vision_weights(tower)
         if config.is_encoder_decoder:
             decoder, head = language_model, {}
         else:
@@ -194,6 +242,7 @@ def compose_config(config_class, vision_config, text_config, overrides: Mapping[
 __all__ = [
     "ComposedPreTrainedModel",
     "add_image_token",
+    "add_special_token",
     "compose_config",
     "grow_vocabulary",
     "grown_size",

@@ -120,8 +120,8 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, MultimodalForGeneration):
             "return_dict": True,  # whatever the config says: here it is read by name
         }
         loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
-        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         if self.config.is_encoder_decoder:
+            positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
             outputs = self.model(**inputs, labels=labels, **kwargs)
             loss, logits = outputs.loss, outputs.logits[:, positions]
             if labels is not None and (num_items := loss_arguments["num_items_in_batch"]) is not None:
@@ -129,7 +129,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, MultimodalForGeneration):
                 loss = loss * (labels != -100).sum() / num_items
             return outputs.with_head(loss, None if labels is not None and skip_logits else logits)
         outputs = self.model(**inputs, **kwargs)
-        hidden_states = outputs.last_hidden_state
+        hidden_states, labels = outputs.last_hidden_state, self._real_labels(labels, outputs)
         text_config: Any = self.config.text_config
         if labels is not None and skip_logits:
             predicts = torch.zeros_like(labels, dtype=torch.bool)
@@ -137,7 +137,7 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, MultimodalForGeneration):
             logits = self.compute_logits(hidden_states[predicts])
             loss_arguments["shift_labels"] = labels[:, 1:][predicts[:, :-1]]
         else:
-            logits = self.compute_logits(hidden_states[:, positions])
+            logits = self._logits(outputs, logits_to_keep)
         loss = None
         if labels is not None:
             loss = self.loss_function(

@@ -218,7 +218,9 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             raise ValueError(f"visual_loss is {visual_loss!r}: choose {', '.join(VISUAL_LOSSES)} or None.")
         implementation = loss_implementation or ("fused" if skip_logits else "plain")
         with torch.set_grad_enabled(torch.is_grad_enabled() and visual_loss != "visual_tokens"):
-            image_features = self.model.images_of(pixel_values, vision_features, mm_encoder_outputs)
+            image_features = self.model.images_of(
+                mm_encoder_outputs, pixel_values=pixel_values, vision_features=vision_features
+            )
             outputs = self.model(
                 input_ids=input_ids,
                 attention_mask=attention_mask,
@@ -228,7 +230,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
                 mm_encoder_outputs={"image": image_features},
                 **{**kwargs, "return_dict": True},  # whatever the config says: here it is read by name
             )
-            hidden_states = outputs.last_hidden_state
+            hidden_states, labels = outputs.last_hidden_state, self._real_labels(labels, outputs)
             loss_lm = None
             if labels is not None:
                 loss_lm = self._language_modeling_loss(hidden_states, labels, num_items_in_batch, implementation)
@@ -241,10 +243,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             predicted = visual_positions[placeholders].to(visual_tokens.device)
             visual_tokens = visual_tokens[predicted]
             loss_vm = self._visual_loss(visual_loss, states, visual_tokens, num_visual_items, implementation)
-        logits = None
-        if not skip_logits:
-            kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            logits = self.compute_logits(hidden_states[:, kept])
+        logits = None if skip_logits else self._logits(outputs, logits_to_keep)
         parts = [loss_lm, None if loss_vm is None else loss_vm * visual_loss_weight]
         loss = sum(part for part in parts if part is not None) if any(part is not None for part in parts) else None
         return outputs.with_head(loss, logits, loss_lm=loss_lm, loss_vm=loss_vm, visual_positions=visual_positions)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from transformers import GenerationMixin
 
-from .attention_masks import positions_from_mask
+from .compact_prompts import compact_arguments, with_given_prompt
 from .language_head import build_language_head, scale_logits
 from .multimodal_model import MultimodalModel, MultimodalPreTrainedModel
 
@@ -57,39 +57,62 @@ class MultimodalForGeneration(MultimodalPreTrainedModel, GenerationMixin):
         """
         return scale_logits(self.lm_head(hidden_states), self.config.text_config)
 
+    def _logits(self, outputs: Any, logits_to_keep: int | torch.Tensor) -> torch.Tensor:
+        """Scores at the given positions, computed once for each position that was read."""
+        hidden_states, compact = outputs.last_hidden_state, outputs.compact
+        if compact is not None and isinstance(logits_to_keep, int) and logits_to_keep == 0:
+            return compact.restore(self.compute_logits(compact.take(hidden_states)))
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        return self.compute_logits(hidden_states[:, positions])
+
+    @staticmethod
+    def _real_labels(labels: torch.Tensor | None, outputs: Any) -> torch.Tensor | None:
+        """Labels without those of placeholders that images left unused, which nobody read."""
+        if labels is None or outputs.compact is None or labels.shape != outputs.compact.unused.shape:
+            return labels
+        return labels.masked_fill(outputs.compact.unused.to(labels.device), -100)
+
     def _maybe_prepare_encoder_kwargs_for_generation(self, inputs_tensor, model_kwargs, *args, **kwargs):
-        # In place of transformers' own, which encodes no cached features and knows no unused placeholders.
-        images = {name: model_kwargs.pop(name, None) for name in ("pixel_values", "vision_features")}
-        image_features = self.model.images_of(**images, mm_encoder_outputs=model_kwargs.get("mm_encoder_outputs"))
+        # In place of transformers' own, which encodes no cached features.
+        image_features = self._pop_images(model_kwargs)
         if image_features is None:
             return model_kwargs
-        placeholders = self.model.get_placeholder_mask(inputs_tensor, image_features)
-        attention_mask = self.model.mask_unused(
-            placeholders, model_kwargs.get("attention_mask"), image_features.token_mask
-        )
-        if attention_mask is not model_kwargs.get("attention_mask"):
-            # Positions were counted before anyone knew how many tokens an image has.
-            model_kwargs["attention_mask"] = attention_mask
-            model_kwargs["position_ids"] = positions_from_mask(attention_mask, attention_mask.shape[1])
-        # The mask has been told: from here on an image is a list of tokens, one for each placeholder.
+        self.model.get_placeholder_mask(inputs_tensor, image_features)
+        # From here on an image is a list of tokens, one for each placeholder.
         per_image = image_features.per_image()
         model_kwargs["mm_encoder_outputs"] = {"image": self.model.image_features_class(pooler_output=per_image)}
         return model_kwargs
 
+    def _pop_images(self, kwargs: dict[str, Any]) -> Any:
+        """The features of the images among the arguments of a generation, which then lack them."""
+        images = {name: kwargs.pop(name, None) for name in self.model.image_inputs}
+        return self.model.images_of(**images, mm_encoder_outputs=kwargs.get("mm_encoder_outputs"))
+
     @torch.no_grad()
     def generate(self, inputs=None, **kwargs):
         """
-        `GenerationMixin.generate`. An encoder-decoder language model generates by itself, from merged embeddings.
+        `GenerationMixin.generate`. Where images have fewer visual tokens than placeholders, the prompt is read without
+        the others, so that key-value cache and time follow the real number of tokens; the sequences that come back
+        begin with the prompt as it was given, and lengths that count the prompt (`max_length`, `min_length`) mean
+        that one. An encoder-decoder language model generates by itself, from merged embeddings.
         """
-        if not self.config.is_encoder_decoder:
+        if self.config.is_encoder_decoder:
+            return self._generate_from_encoder(inputs, kwargs)
+        if not self.model.visual_tokenizer.variable_num_tokens:
             return super().generate(inputs, **kwargs)
+        if inputs is not None:
+            kwargs["inputs_embeds" if inputs.is_floating_point() else "input_ids"] = inputs
+        given: Any = kwargs.get("input_ids")
+        prompt = compact_arguments(self.model, kwargs, self._pop_images(kwargs), self.generation_config)
+        result = super().generate(**kwargs)
+        return result if prompt is None else with_given_prompt(result, given, prompt, kwargs.get("past_key_values"))
+
+    def _generate_from_encoder(self, inputs, kwargs: dict[str, Any]) -> Any:
         input_ids = kwargs.pop("input_ids", inputs)
-        images = {name: kwargs.pop(name, None) for name in ("pixel_values", "vision_features", "mm_encoder_outputs")}
-        inputs_embeds, attention_mask = self.model.embed_inputs(
-            input_ids,
-            kwargs.pop("inputs_embeds", None),
-            kwargs.pop("attention_mask", None),
-            self.model.images_of(**images),
+        images = self._pop_images(kwargs)
+        kwargs.pop("mm_encoder_outputs", None)
+        inputs_embeds, attention_mask, _ = self.model.embed_inputs(
+            input_ids, kwargs.pop("inputs_embeds", None), kwargs.pop("attention_mask", None), images
         )
         if (generation_config := kwargs.pop("generation_config", None)) is None:
             generation_config = copy.deepcopy(self.generation_config)

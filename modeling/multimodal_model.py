@@ -10,7 +10,8 @@ from transformers.cache_utils import Cache
 from transformers.utils import torch_compilable_check
 from transformers.utils.generic import can_return_tuple
 
-from .attention_masks import decoder_arguments, mask_unused_placeholders
+from .attention_masks import check_length, decoder_arguments, is_tree
+from .compact_sequences import CompactSequences
 from .composition import ComposedPreTrainedModel
 from .multimodal_outputs import ImageFeatures
 from .vision_features import cached_vision_features, extract_vision_features
@@ -66,6 +67,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     image_features_class: ClassVar[type[ImageFeatures]] = ImageFeatures
     output_class: ClassVar[Any] = None
+    image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "vision_features")
     vision_tower: PreTrainedModel
     language_model: PreTrainedModel
 
@@ -192,51 +194,111 @@ class MultimodalModel(MultimodalPreTrainedModel):
         )
         return placeholders
 
-    @staticmethod
-    def refuse_images_given_twice(mm_encoder_outputs, pixel_values, vision_features) -> None:
-        encoded = (mm_encoder_outputs or {}).get("image") is not None
-        if encoded and (pixel_values is not None or vision_features is not None):
-            raise ValueError("Images were given twice: as pixel_values or vision_features and as mm_encoder_outputs.")
-
     def images_of(
-        self, pixel_values, vision_features, mm_encoder_outputs, output_attentions: bool | None = None
+        self, mm_encoder_outputs: dict[str, Any] | None = None, output_attentions: bool | None = None, **images: Any
     ) -> Any:
         """
         The features of the images of a batch, in whatever form they were given; `None` without images.
 
+        Args:
+            mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}`.
+            output_attentions (`bool`, *optional*): as in [`MultimodalModel.get_image_features`].
+            images: arguments of [`MultimodalModel.get_image_features`], by the names in `image_inputs`.
+
         Raises:
             ValueError: if images were given twice.
         """
-        self.refuse_images_given_twice(mm_encoder_outputs, pixel_values, vision_features)
-        if pixel_values is None and vision_features is None:
-            return (mm_encoder_outputs or {}).get("image")
-        return self.get_image_features(pixel_values, vision_features, output_attentions)
+        images = {name: value for name, value in images.items() if value is not None}
+        encoded = (mm_encoder_outputs or {}).get("image")
+        if images and encoded is not None:
+            raise ValueError(f"Images were given twice: as {' and '.join(images)} and as mm_encoder_outputs.")
+        return self.get_image_features(**images, output_attentions=output_attentions) if images else encoded
+
+    def compact_prompt(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None,
+        mm_encoder_outputs: dict[str, Any] | None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None, dict[str, Any] | None]:
+        """
+        A prompt as the language model reads it, whose ids say how long it is: without the placeholders that images
+        left unused, padded again. For whoever fills a key-value cache by hand and goes on from it.
+
+        Args:
+            input_ids (`torch.LongTensor` of shape `(batch, sequence_length)`): as the processor wrote them.
+            attention_mask (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*): 0 at padding.
+            mm_encoder_outputs (`dict`, *optional*): `{"image": output of get_image_features}`.
+
+        Returns:
+            `tuple`: ids, mask and images that belong together; as they were where every placeholder is used.
+        """
+        image_features = (mm_encoder_outputs or {}).get("image")
+        if image_features is None:
+            return input_ids, attention_mask, mm_encoder_outputs
+        placeholders = self.get_placeholder_mask(input_ids, image_features)
+        compact = self.compact_sequences(placeholders, attention_mask, image_features)
+        if compact is None:
+            return input_ids, attention_mask, mm_encoder_outputs
+        images = self.image_features_class(pooler_output=image_features.real_tokens())
+        return compact.take(input_ids, self.filler_id()), compact.attention_mask(attention_mask), {"image": images}
+
+    def filler_id(self) -> int:
+        """An id to pad rows with, which is no placeholder of images."""
+        return 0 if self.config.image_token_id != 0 else 1
+
+    def compact_sequences(
+        self,
+        placeholders: torch.Tensor,
+        attention_mask: Any,
+        image_features: ImageFeatures,
+        past_key_values: Cache | None = None,
+    ) -> CompactSequences | None:
+        """
+        Which columns rows keep where images left placeholders unused; `None` where none did. See
+        [`CompactSequences.of`].
+        """
+        if not self.visual_tokenizer.variable_num_tokens or image_features.token_mask is None:
+            return None
+        past_length = 0
+        if past_key_values is not None and not self.config.is_encoder_decoder:
+            past_length = past_key_values.get_seq_length()
+        return CompactSequences.of(placeholders, image_features.token_mask, attention_mask, past_length)
 
     def embed_inputs(
         self,
         input_ids: torch.Tensor | None,
         inputs_embeds: torch.Tensor | None,
-        attention_mask: torch.Tensor | None,
+        attention_mask: Any,
         image_features: ImageFeatures | None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        past_key_values: Cache | None = None,
+    ) -> tuple[torch.Tensor, Any, CompactSequences | None]:
         """
-        Text embeddings with visual tokens at the placeholders, and the attention mask without the placeholders that a
-        shorter image left unused.
+        Text embeddings with visual tokens at the placeholders, in rows as long as their images have tokens.
+
+        Args:
+            input_ids, inputs_embeds, attention_mask: as in [`MultimodalModel.forward`].
+            image_features ([`ImageFeatures`], *optional*): of the images of the whole batch.
+            past_key_values (`Cache`, *optional*): what was read before.
+
+        Returns:
+            `tuple`: embeddings, their attention mask, and which of the given columns they are, `None` for all.
         """
+        placeholders = compact = None
+        if image_features is not None:
+            inputs: Any = inputs_embeds if input_ids is None else input_ids
+            placeholders = self.get_placeholder_mask(inputs, image_features)
+            compact = self.compact_sequences(placeholders, attention_mask, image_features, past_key_values)
+        if placeholders is not None and compact is not None:
+            placeholders, attention_mask = compact.take(placeholders), compact.attention_mask(attention_mask)
+            input_ids = None if input_ids is None else compact.take(input_ids, self.filler_id())
+            inputs_embeds = None if inputs_embeds is None else compact.take(inputs_embeds)
         if inputs_embeds is None:
             inputs_embeds = self.get_input_embeddings()(input_ids)
-        if image_features is None:
-            return inputs_embeds, attention_mask
-        placeholders = self.get_placeholder_mask(inputs_embeds if input_ids is None else input_ids, image_features)
-        tokens = image_features.per_placeholder().to(inputs_embeds.device, inputs_embeds.dtype)
-        inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
-        return inputs_embeds, self.mask_unused(placeholders, attention_mask, image_features.token_mask)
-
-    def mask_unused(self, placeholders, attention_mask, token_mask):
-        """The attention mask without placeholders that belong to a padding visual token."""
-        if not self.visual_tokenizer.variable_num_tokens or token_mask is None:
-            return attention_mask
-        return mask_unused_placeholders(placeholders, attention_mask, token_mask)
+        if placeholders is not None and image_features is not None:
+            tokens = image_features.per_placeholder() if compact is None else torch.cat(image_features.real_tokens())
+            tokens = tokens.to(inputs_embeds.device, inputs_embeds.dtype)
+            inputs_embeds = inputs_embeds.masked_scatter(placeholders.unsqueeze(-1), tokens)
+        return inputs_embeds, attention_mask, compact
 
     @can_return_tuple
     def forward(
@@ -253,6 +315,11 @@ class MultimodalModel(MultimodalPreTrainedModel):
         **kwargs,
     ) -> Any:
         """
+        Where images have fewer visual tokens than placeholders, the language model reads rows without the others: its
+        time, its key-value cache and its positions follow the real number of tokens. States and attention maps come
+        back at the given positions; an unused placeholder has the state of the last token before it, which predicts
+        what comes next.
+
         Args:
             input_ids (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*):
                 Text with a placeholder for each visual token of each image, as the processor writes it.
@@ -271,12 +338,21 @@ class MultimodalModel(MultimodalPreTrainedModel):
             The output of the model's kind, such as [`GVTOutput`].
 
         Raises:
-            ValueError: if text or images are given twice or not at all, or the placeholders do not fit the images.
+            ValueError: if text or images are given twice or not at all, the placeholders do not fit the images, or the
+                attention mask does not fit the cache.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("Give input_ids or inputs_embeds, and exactly one of them.")
-        image_features = self.images_of(pixel_values, vision_features, mm_encoder_outputs, output_attentions)
-        inputs_embeds, attention_mask = self.embed_inputs(input_ids, inputs_embeds, attention_mask, image_features)
+        image_features = self.images_of(
+            mm_encoder_outputs, output_attentions, pixel_values=pixel_values, vision_features=vision_features
+        )
+        inputs_embeds, attention_mask, compact = self.embed_inputs(
+            input_ids, inputs_embeds, attention_mask, image_features, past_key_values
+        )
+        if self.visual_tokenizer.variable_num_tokens:
+            check_length(attention_mask, past_key_values, inputs_embeds.shape[1])
+        if compact is not None:
+            position_ids = None if is_tree(attention_mask) else compact.position_ids(position_ids)
         arguments = {"attention_mask": attention_mask, "past_key_values": past_key_values}
         if not self.config.is_encoder_decoder:
             arguments = decoder_arguments(
@@ -284,13 +360,17 @@ class MultimodalModel(MultimodalPreTrainedModel):
                 inputs_embeds,
                 position_ids=position_ids,
                 takes_position_ids=self._takes_position_ids,
-                recount=self.visual_tokenizer.variable_num_tokens,
                 **arguments,
             )
         outputs = self.language_model(
             inputs_embeds=inputs_embeds, output_attentions=output_attentions, return_dict=True, **arguments, **kwargs
         )
-        return self.output_class.of_language_model(outputs, image_features)
+        if compact is not None:
+            outputs = compact.restore_outputs(outputs, self.config.is_encoder_decoder)
+        output = self.output_class.of_language_model(outputs, image_features)
+        if compact is not None:
+            output.compact = compact
+        return output
 
 
 __all__ = ["MultimodalModel", "MultimodalPreTrainedModel", "build_language_model", "embedding_width"]

@@ -6,6 +6,8 @@ from typing import Any
 import torch
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
+from .compact_sequences import CompactSequences
+
 
 @dataclass
 class ImageFeatures(BaseModelOutputWithPooling):
@@ -45,9 +47,23 @@ class ImageFeatures(BaseModelOutputWithPooling):
         """An embedding for each placeholder of each image, `(num_placeholders, hidden_size)`."""
         return list(self.pooler_output if self.embeddings is None else self.embeddings)
 
+    def real_tokens(self) -> list[torch.Tensor]:
+        """The embeddings of each image without padding, `(num_tokens_i, hidden_size)`."""
+        if self.embeddings is None or self.token_mask is None:
+            return self.per_image()
+        return [image[kept] for image, kept in zip(self.embeddings, self.token_mask)]
+
 
 class MultimodalOutputMixin:
-    """How an output of a composed model comes about, for dataclasses of what the model returns."""
+    """
+    How an output of a composed model comes about, for dataclasses of what the model returns.
+
+    Attributes:
+        compact ([`CompactSequences`], *optional*): which columns the language model read, where it was not all. No
+            field: an output turned into a tuple or sent to another process lacks it.
+    """
+
+    compact: CompactSequences | None = None
 
     @classmethod
     def of_language_model(cls, outputs: ModelOutput, image_features: ImageFeatures | None) -> Any:

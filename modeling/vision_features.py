@@ -126,6 +126,22 @@ def _as_patches(vision_tower: PreTrainedModel, feature_map: torch.Tensor) -> tup
     return feature_map.flatten(2).transpose(1, 2), (feature_map.shape[-2], feature_map.shape[-1])
 
 
+def lacking_in_cache(visual_tokenizer: VisualTokenizer, select_strategy: str) -> list[str]:
+    """
+    What a visual tokenizer reads that nobody knows of cached features. How many of them come before the first patch is
+    known where only patches are kept: none.
+
+    Args:
+        visual_tokenizer ([`VisualTokenizer`]): about to read them.
+        select_strategy (`str`): as in [`extract_vision_features`].
+
+    Returns:
+        `list[str]`: those of its `required_inputs`.
+    """
+    known = ("num_prefix_tokens",) if select_strategy == "default" else ()
+    return [name for name in visual_tokenizer.required_inputs if name not in known]
+
+
 def cached_vision_features(
     patch_features: torch.Tensor, select_strategy: str, visual_tokenizer: VisualTokenizer
 ) -> VisionFeatures:
@@ -144,10 +160,10 @@ def cached_vision_features(
     Raises:
         ValueError: if the visual tokenizer declares that it reads more.
     """
-    if visual_tokenizer.required_inputs:
+    if lacking := lacking_in_cache(visual_tokenizer, select_strategy):
         raise ValueError(
-            f"{type(visual_tokenizer).__name__} reads {', '.join(visual_tokenizer.required_inputs)} beside the patch "
-            "features, which vision_features are alone: give pixel_values."
+            f"{type(visual_tokenizer).__name__} reads {', '.join(lacking)} beside the patch features, which "
+            "vision_features are alone: give pixel_values."
         )
     return VisionFeatures(patch_features, num_prefix_tokens=0 if select_strategy == "default" else None)
 
@@ -202,6 +218,7 @@ __all__ = [
     "build_vision_tower",
     "cached_vision_features",
     "extract_vision_features",
+    "lacking_in_cache",
     "patch_grid",
     "tower_arguments",
     "vision_tower_class",

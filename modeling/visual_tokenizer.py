@@ -98,7 +98,7 @@ class VisualTokenizer(PreTrainedModel):
             composite model asks the tower for them. Every tokenizer is told `grid_size` and `num_prefix_tokens`; one
             that reads them names them here, or it may be given cached features, of which they are not known.
         variable_num_tokens (`bool`): whether the number of tokens follows the image. If so the processor still writes
-            `max_num_tokens` placeholders, and the composite model keeps unused ones out of attention and positions.
+            `max_num_tokens` placeholders, and the composite model takes unused ones out before its decoder.
         one_token_per_patch (`bool`): whether every patch becomes a token. All images of a processor have one size, so
             it writes as many placeholders as they have patches; `max_num_tokens` is what it is told to expect.
     """

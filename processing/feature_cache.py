@@ -18,6 +18,7 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling.base_weights import cache_dir
+from ..modeling.vision_features import lacking_in_cache
 from .images import image_key, load_example_images
 
 logger = logging.get_logger(__name__)
@@ -166,10 +167,10 @@ class FeatureCacheBuilder:
         """
         core = model.model
         tokenizer = core.visual_tokenizer
-        if tokenizer.required_inputs:
+        if lacking := lacking_in_cache(tokenizer, model.config.vision_feature_select_strategy):
             raise ValueError(
-                f"{type(tokenizer).__name__} reads {', '.join(tokenizer.required_inputs)} beside the patch features; "
-                "only these are cached: train it with cache_features off."
+                f"{type(tokenizer).__name__} reads {', '.join(lacking)} beside the patch features; only these are "
+                "cached: train it with cache_features off."
             )
 
         def compute(batch: list[Image.Image]) -> torch.Tensor:

@@ -47,6 +47,15 @@ def test_visual_tokens_compares_prompts_of_640_and_96_tokens(run_benchmark):
     assert {row["prefill"] for row in rows} == {"language model", "with connector", "with tower"}
 
 
+def test_semantic_tokens_compares_real_tokens_with_masked_and_with_all(run_benchmark):
+    rows = run_benchmark("semantic_tokens")
+    assert [row["read"] for row in rows] == ["all", "masked", "compact"] * 4
+    alone, together = rows[:3], rows[3:6]
+    read = 66 + 8  # text, brackets, and the new tokens that were read
+    assert [row["KV ratio"] for row in alone] == ["1.00", "1.00", f"{(576 + read) / (30 + read):.2f}"]
+    assert together[2]["KV ratio"] == f"{(576 + read) / (40 + read):.2f}", "a batch is as long as its longest"
+
+
 def test_density_peaks_compares_clustering_and_merging_with_loops(run_benchmark):
     rows = run_benchmark("density_peaks")
     assert {row["work"].split(",")[0] for row in rows} == {"threshold", "iterative", "merger"}

@@ -11,6 +11,7 @@ from tests.tiny import (
     IMAGE_TOKEN_ID,
     NUM_LATENTS,
     NUM_PATCHES,
+    PATCH_SIZE,
     livelier,
     tiny_dinov2_config,
     tiny_gvt,
@@ -20,15 +21,20 @@ from tests.tiny import (
     tiny_tokenizer,
     words,
 )
+from tests.tiny_setokim import END, START, tiny_setok_config, tiny_setokim, tiny_setokim_processor
 from vistok import (
     GVTForConditionalGeneration,
     GVTModel,
     MLPAdapter,
+    SetokimForConditionalGeneration,
+    SetokimModel,
     VTLMMConfig,
     VTLMMForCausalLM,
     VTLMMModel,
     VTLMMProcessor,
 )
+
+NUM_CLUSTERS = 3
 
 
 def tiny_vtlmm_config(vision_config=None, text_config=None, adapter_config=None, **kwargs) -> VTLMMConfig:
@@ -86,6 +92,27 @@ def resampled_by_hand(model, images: torch.Tensor) -> torch.Tensor:
     return core.projector(core.resampler(states).tokens)
 
 
+def tiny_fixed_setokim(vision_config=None, text_config=None, **kwargs):
+    """A Setokim whose images all have as many tokens, and which writes text alone."""
+    fixed = {"min_tokens": NUM_CLUSTERS, "max_tokens": NUM_CLUSTERS}
+    if "vision_feature_layer" in kwargs:
+        fixed["vision_feature_layer"] = kwargs.pop("vision_feature_layer")
+    model = tiny_setokim(setok_config=tiny_setok_config(vision_config, **fixed), text_config=text_config, **kwargs)
+    model.generation_config.suppress_tokens = [IMAGE_TOKEN_ID, START, END]
+    return model
+
+
+def tiny_fixed_setokim_processor(tokenizer=None, **kwargs):
+    return tiny_setokim_processor(tokenizer, num_image_tokens=NUM_CLUSTERS, **kwargs)
+
+
+def clusters_by_hand(model, images: torch.Tensor) -> torch.Tensor:
+    core = model.model
+    states = core.vision_tower(images, output_hidden_states=True).hidden_states[model.config.vision_feature_layer]
+    side = images.shape[-1] // PATCH_SIZE
+    return core.input_projection(core.visual_tokenizer(states[:, 1:], (side, side)).tokens)
+
+
 @dataclass(frozen=True)
 class Kind:
     """
@@ -125,12 +152,18 @@ class Kind:
 GVT_PARTS = ("model.vision_tower", "model.resampler", "model.projector", "model.language_model", "lm_head")
 VTLMM_PARTS = ("model.vision_tower", "model.adapter", "model.language_model", "model.vm_head", "lm_head")
 VTLMM = (VTLMMForCausalLM, VTLMMModel, VTLMM_PARTS, "<image>" * NUM_PATCHES)
+SETOKIM_PARTS = ("model.setok", "model.input_projection", "model.language_model", "output_projection", "lm_head")
 KINDS = {
     "gvt": Kind(
         *(tiny_gvt, tiny_processor, resampled_by_hand, NUM_LATENTS),
         *(GVTForConditionalGeneration, GVTModel, GVT_PARTS, f"<Img> {'<image>' * NUM_LATENTS}</Img>"),
     ),
     "vtlmm": Kind(tiny_vtlmm, tiny_vtlmm_processor, adapter_by_hand, NUM_PATCHES, *VTLMM),
+    "setokim": Kind(
+        *(tiny_fixed_setokim, tiny_fixed_setokim_processor, clusters_by_hand, NUM_CLUSTERS),
+        *(SetokimForConditionalGeneration, SetokimModel, SETOKIM_PARTS),
+        f"[Img]{'<image>' * NUM_CLUSTERS}[/Img]",
+    ),
     "vtlmm-pseudo": Kind(tiny_pseudo_vtlmm, tiny_vtlmm_processor, pseudo_by_hand, NUM_PATCHES, *VTLMM),
 }
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -93,7 +93,7 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         )
         self.statistics = PredictionStatistics(model, getattr(processing_class, "tokenizer", None))
         self._num_visual_items = torch.tensor(1)
-        self._last_states = LastStates(model.model.language_model)
+        self._last_states = LastStates(model.model)
         self._last_predicted: PredictedPositions | None = None
         self._clock = TokenClock()
 

@@ -68,7 +68,7 @@ class LastStates:
     Keeps the last states of a decoder from its last forward pass, for who gets to see only what was made of them.
 
     Args:
-        decoder (`nn.Module`): a language model without its head.
+        decoder (`nn.Module`): a model without its head.
     """
 
     def __init__(self, decoder: nn.Module):

@@ -39,6 +39,11 @@ _PUBLIC = {
     "SeTokTokenizerConfig": "configuration.configuration_setok_tokenizer",
     "SeTokVisionConfig": "configuration.configuration_setok_vision",
     "SeTokVisionModel": "modeling.modeling_setok_vision",
+    "SetokimConfig": "configuration.configuration_setokim",
+    "SetokimForConditionalGeneration": "modeling.modeling_setokim",
+    "SetokimModel": "modeling.modeling_setokim",
+    "SetokimPipeline": "processing.setokim_pipeline",
+    "SetokimProcessor": "processing.processing_setokim",
     "VTLMMConfig": "configuration.configuration_vtlmm",
     "VTLMMForCausalLM": "modeling.modeling_vtlmm",
     "VTLMMModel": "modeling.modeling_vtlmm",
@@ -107,6 +112,7 @@ def _register_auto_classes() -> None:
     from .configuration.configuration_setok import SeTokConfig
     from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
     from .configuration.configuration_setok_vision import SeTokVisionConfig
+    from .configuration.configuration_setokim import SetokimConfig
     from .configuration.configuration_vtlmm import VTLMMConfig
 
     AutoConfig.register("eva_vision", EvaVisionConfig)
@@ -118,6 +124,7 @@ def _register_auto_classes() -> None:
     AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig)
     AutoConfig.register("setok_vision", SeTokVisionConfig)
     AutoConfig.register("setok", SeTokConfig)
+    AutoConfig.register("setokim", SetokimConfig)
     AutoConfig.register("gvt", GVTConfig)
     AutoConfig.register("vtlmm", VTLMMConfig)
 
@@ -129,10 +136,12 @@ def _register_auto_classes() -> None:
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
     from .modeling.modeling_setok import SeTokForPreTraining
     from .modeling.modeling_setok_vision import SeTokVisionModel
+    from .modeling.modeling_setokim import SetokimForConditionalGeneration, SetokimModel
     from .modeling.modeling_vtlmm import VTLMMForCausalLM, VTLMMModel
     from .modeling.perceiver_resampler import PerceiverResampler
     from .modeling.setok_tokenizer import SeTokTokenizer
     from .processing.processing_gvt import GVTProcessor
+    from .processing.processing_setokim import SetokimProcessor
     from .processing.processing_vtlmm import VTLMMProcessor
 
     AutoModel.register(EvaVisionConfig, EvaVisionModel)
@@ -150,9 +159,12 @@ def _register_auto_classes() -> None:
     AutoModelForCausalLM.register(VTLMMConfig, VTLMMForCausalLM)
     AutoModelForImageClassification.register(EvaVisionConfig, EvaVisionForImageClassification)
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
+    AutoModel.register(SetokimConfig, SetokimModel)
     AutoModelForImageTextToText.register(VTLMMConfig, VTLMMForCausalLM)
+    AutoModelForImageTextToText.register(SetokimConfig, SetokimForConditionalGeneration)
     AutoProcessor.register(GVTConfig, GVTProcessor)
     AutoProcessor.register(VTLMMConfig, VTLMMProcessor)
+    AutoProcessor.register(SetokimConfig, SetokimProcessor)
 
 
 _register_auto_classes()
@@ -168,6 +180,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_setok import SeTokConfig as SeTokConfig
     from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig as SeTokTokenizerConfig
     from .configuration.configuration_setok_vision import SeTokVisionConfig as SeTokVisionConfig
+    from .configuration.configuration_setokim import SetokimConfig as SetokimConfig
     from .configuration.configuration_vtlmm import VTLMMConfig as VTLMMConfig
     from .evaluation.cider import cider as cider
     from .evaluation.gvtbench_builder import build_questions as build_questions
@@ -193,6 +206,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.modeling_gvt import GVTModel as GVTModel
     from .modeling.modeling_setok import SeTokForPreTraining as SeTokForPreTraining
     from .modeling.modeling_setok_vision import SeTokVisionModel as SeTokVisionModel
+    from .modeling.modeling_setokim import SetokimForConditionalGeneration as SetokimForConditionalGeneration
+    from .modeling.modeling_setokim import SetokimModel as SetokimModel
     from .modeling.modeling_vtlmm import VTLMMForCausalLM as VTLMMForCausalLM
     from .modeling.modeling_vtlmm import VTLMMModel as VTLMMModel
     from .modeling.patch_clusters import cluster_patches as cluster_patches
@@ -206,7 +221,9 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .processing.image_collator import ImageCollator as ImageCollator
     from .processing.images import load_image as load_image
     from .processing.processing_gvt import GVTProcessor as GVTProcessor
+    from .processing.processing_setokim import SetokimProcessor as SetokimProcessor
     from .processing.processing_vtlmm import VTLMMProcessor as VTLMMProcessor
+    from .processing.setokim_pipeline import SetokimPipeline as SetokimPipeline
     from .trainer.cutouts import CutoutLibrary as CutoutLibrary
     from .trainer.data_sources import DataSource as DataSource
     from .trainer.data_sources import load_data_source as load_data_source
