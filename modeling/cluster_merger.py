@@ -1,5 +1,7 @@
 """The cluster merger: every cluster of patches becomes a visual token."""
 
+from typing import Any
+
 import torch
 from torch import nn
 
@@ -26,7 +28,10 @@ class ClusterMerger(nn.Module):
         super().__init__()
         self.config = config
         width, num_layers = config.patch_hidden_size, config.merger_num_layers
-        self.within_layers = self.between_layers = self.norm = self.output_projection = None
+        self.within_layers: Any = None
+        self.between_layers: Any = None
+        self.norm: Any = None
+        self.output_projection: Any = None
         if config.merger == "attention":
             if config.assignment == "hard":
                 self.within_layers = nn.ModuleList([SegmentLayer(config) for _ in range(num_layers)])

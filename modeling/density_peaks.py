@@ -69,8 +69,9 @@ def find_density_peaks(features: torch.Tensor, num_neighbors: int) -> DensityPea
         squared_distances(features[block].to(dtype), out=squared[block])
         energies[block] = _mean_of_nearest(squared[block], num_neighbors) / hidden_size
         nearest_denser[block] = _squared_distance_to_denser(squared[block], energies[block])
-    if not bool(energies.isfinite().all()):
-        broken = (~energies.isfinite()).any(-1).nonzero().flatten().tolist()
+    is_finite = energies.isfinite() & nearest_denser.isfinite()
+    if not bool(is_finite.all()):
+        broken = (~is_finite).any(-1).nonzero().flatten().tolist()
         raise ValueError(
             f"The features of {len(broken)} of {batch_size} images (the first is number {broken[0]}) are not finite, "
             "or their squares are not: check the vision tower and its dtype."
@@ -115,8 +116,17 @@ def _middle_patch(features: torch.Tensor) -> torch.Tensor:
 
 
 def _mean_of_nearest(squared: torch.Tensor, num_neighbors: int) -> torch.Tensor:
+    """
+    Mean over the nearest patches, the patch itself among them. Its 0 is known, and torch finds one number fewer in
+    less than half the time where that makes them a 64th of all.
+    """
     num_neighbors = min(num_neighbors, squared.shape[-1])
-    nearest = squared.topk(num_neighbors, dim=-1, largest=False, sorted=True).values.unbind(-1)
+    if num_neighbors == 1:
+        return squared.new_zeros(squared.shape[:2])
+    to_itself = squared.diagonal(dim1=1, dim2=2)
+    to_itself.fill_(torch.inf)
+    nearest = squared.topk(num_neighbors - 1, dim=-1, largest=False, sorted=True).values.unbind(-1)
+    to_itself.zero_()
     return functools.reduce(torch.add, nearest) / num_neighbors  # in one order for all patches: ties stay ties
 
 

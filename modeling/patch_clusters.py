@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from transformers.modeling_outputs import ModelOutput
@@ -39,11 +39,11 @@ class PatchClusters(ModelOutput):
             are not straight through.
     """
 
-    cluster_masks: torch.Tensor | None = None
-    assignment: torch.Tensor | None = None
-    mask: torch.Tensor | None = None
-    centers: torch.Tensor | None = None
-    scores: torch.Tensor | None = None
+    cluster_masks: torch.Tensor = None  # type: ignore[assignment]
+    assignment: torch.Tensor = None  # type: ignore[assignment]
+    mask: torch.Tensor = None  # type: ignore[assignment]
+    centers: torch.Tensor = None  # type: ignore[assignment]
+    scores: torch.Tensor = None  # type: ignore[assignment]
     soft_masks: torch.Tensor | None = None
 
 
@@ -54,7 +54,7 @@ class _Candidates:
     centers: torch.Tensor
     is_real: torch.Tensor
     labels: torch.Tensor
-    soft_masks: torch.Tensor | None
+    soft_masks: Any
 
 
 def cluster_patches(
@@ -198,7 +198,8 @@ def _finished(found: _Candidates, scores, assignment, straight_through, grid_siz
         positions = centers_of_mass(found.labels, weights, num_slots, grid_size, scores.dtype)
     order, mask, new_slot = kept_in_order(is_kept, positions)
     labels = new_slot.gather(1, found.labels)
-    soft_masks = cluster_masks = None
+    soft_masks: Any = None
+    cluster_masks: Any = None
     if found.soft_masks is not None:
         index = order.unsqueeze(-1).expand(-1, -1, num_patches)
         soft_masks = cluster_masks = found.soft_masks.gather(1, index) * mask.unsqueeze(-1)

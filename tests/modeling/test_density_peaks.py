@@ -109,5 +109,6 @@ def test_what_cannot_be_clustered_is_named():
     for value in (torch.nan, torch.inf):
         features = torch.randn(3, 4, 2)
         features[1, 2, 0] = value
-        with pytest.raises(ValueError, match=r"1 of 3 images \(the first is number 1\) are not finite"):
-            density_peaks(features, 2)
+        for num_neighbors in (1, 2, 4):
+            with pytest.raises(ValueError, match=r"1 of 3 images \(the first is number 1\) are not finite"):
+                density_peaks(features, num_neighbors)
