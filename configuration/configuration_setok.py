@@ -13,6 +13,8 @@ from .multimodal_config import with_fields
 
 Phase = Literal["reconstruction", "boundaries"]
 """The sub-phases of stage I: I-a and I-b."""
+LOSS_TERMS = ("reconstruction", "mask_bce", "mask_dice", "mask_consistency", "object_contrast")
+"""The parts of the loss of stage I. Each has a weight in [`SeTokConfig`], as in `mask_bce_weight`."""
 
 
 @strict
@@ -33,6 +35,9 @@ class SeTokConfig(PreTrainedConfig):
         mask_bce_weight (`float`, *optional*, defaults to 1.0): of the masks' binary cross-entropy in the total.
         mask_dice_weight (`float`, *optional*, defaults to 1.0): of the masks' dice loss in the total.
         mask_consistency_weight (`float`, *optional*, defaults to 1.0): of the mask consistency in the total.
+        object_contrast_weight (`float`, *optional*, defaults to 0.0):
+            Of [`object_contrast_loss`] in the total: pairs of patches of one object, or of the background, are to be
+            near each other, and others far. Not in the paper; at 0 it is not computed.
         consistency_masks (`"soft"` or `"assigned"`, *optional*, defaults to `"soft"`):
             The attention masks that mask consistency compares with objects: the soft ones wherever clustering has
             some, or those that tokens are made of, which are hard where the assignment is, with the gradient of the
@@ -67,13 +72,14 @@ class SeTokConfig(PreTrainedConfig):
     mask_bce_weight: float | int = 1.0
     mask_dice_weight: float | int = 1.0
     mask_consistency_weight: float | int = 1.0
+    object_contrast_weight: float | int = 0.0
     consistency_masks: Literal["soft", "assigned"] = "soft"
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
-        for name in ("reconstruction_weight", "mask_bce_weight", "mask_dice_weight", "mask_consistency_weight"):
+        for name in (f"{term}_weight" for term in LOSS_TERMS):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 (the term is only logged) or more.")
         vision: Any = self.vision_config
@@ -107,6 +113,7 @@ class SeTokConfig(PreTrainedConfig):
         trained = {"merger": "full"} if has_merger else {}
         if phase == "boundaries":
             learns = vision.learn_kernel_scale or vision.cluster_projection_size is not None
+            learns |= vision.cluster_projection_layers > 0
             # Hard clusters of nearest centres are no function of what is learned, unless the soft ones stand in.
             learns &= vision.assignment == "soft" or vision.method == "iterative" or vision.straight_through
             return {**({"clustering": "full"} if learns else {}), **trained, "mask_decoder": "full"}
@@ -133,4 +140,4 @@ def check_phase(phase: str) -> None:
         raise ValueError(f"phase is {phase!r}: choose one of {', '.join(get_args(Phase))}.")
 
 
-__all__ = ["Phase", "SeTokConfig", "check_phase"]
+__all__ = ["LOSS_TERMS", "Phase", "SeTokConfig", "check_phase"]

@@ -47,6 +47,10 @@ class SeTokTokenizerConfig(PreTrainedConfig):
         cluster_projection_size (`int`, *optional*):
             Width of a linear projection without bias before distances are taken, the identity at the start (its first
             rows where it is smaller than D). `None` for no projection.
+        cluster_projection_layers (`int`, *optional*, defaults to 0):
+            Layers of attention between all patches before that projection, the identity at the start too. Not in the
+            paper: with them the distances of patches may depend on the whole image, so that what is a background or
+            a second object of the same kind can be learned. Tokens are made of the patch features as they are.
         learn_kernel_scale (`bool`, *optional*, defaults to `True`):
             Whether σ is a parameter.
         straight_through (`bool`, *optional*, defaults to `True`):
@@ -90,6 +94,7 @@ class SeTokTokenizerConfig(PreTrainedConfig):
     normalize_features: bool = False
     cluster_with_positions: bool = False
     cluster_projection_size: int | None = None
+    cluster_projection_layers: int = 0
     learn_kernel_scale: bool = True
     straight_through: bool = True
     position_embedding: bool = True
@@ -107,8 +112,9 @@ class SeTokTokenizerConfig(PreTrainedConfig):
         for name in (*sizes, "merger_num_heads", "merger_intermediate_size", "output_size"):
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}, SeTok needs at least 1.")
-        if self.merger_num_layers < 0:
-            raise ValueError(f"merger_num_layers is {self.merger_num_layers}: give 0 or more.")
+        for name in ("merger_num_layers", "cluster_projection_layers"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: give 0 or more.")
         if self.min_tokens > self.max_tokens:
             raise ValueError(
                 f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}: an image cannot have both."
@@ -120,7 +126,8 @@ class SeTokTokenizerConfig(PreTrainedConfig):
                 f"cluster_projection_size={self.cluster_projection_size} is more than the patch features have: "
                 f"{self.patch_hidden_size}."
             )
-        if self.merger == "attention" and self.patch_hidden_size % self.merger_num_heads:
+        has_heads = self.merger == "attention" or self.cluster_projection_layers
+        if has_heads and self.patch_hidden_size % self.merger_num_heads:
             raise ValueError(
                 f"patch_hidden_size={self.patch_hidden_size} does not divide into merger_num_heads="
                 f"{self.merger_num_heads} heads."

@@ -19,6 +19,8 @@ from .image_detokenizer import Generators, ImageDetokenizer
 from .mask_decoder import MaskDecoder
 from .mask_supervision import mask_losses
 from .modeling_setok_vision import SeTokVisionModel
+from .object_contrast import object_contrast_loss, patch_objects, squared_kernel_scale
+from .object_mask_batches import batch_object_masks, resize_object_masks
 from .trainable_parts import parameters_to_train
 
 
@@ -35,6 +37,7 @@ class SeTokForPreTrainingOutput(ModelOutput):
         loss_mask_bce (`torch.FloatTensor` of shape `()`, *optional*): binary cross-entropy of matched masks.
         loss_mask_dice (`torch.FloatTensor` of shape `()`, *optional*): dice loss of matched masks.
         loss_mask_consistency (`torch.FloatTensor` of shape `()`, *optional*): of clusters with matched objects.
+        loss_object_contrast (`torch.FloatTensor` of shape `()`, *optional*): see [`object_contrast_loss`].
         mask_logits (`torch.FloatTensor` of shape `(batch, num_tokens, height, width)`, *optional*):
             Predicted mask of every token, before the sigmoid; not computed in the phase `"reconstruction"`.
         matches (`torch.LongTensor` of shape `(3, num_pairs)`, *optional*):
@@ -57,6 +60,7 @@ class SeTokForPreTrainingOutput(ModelOutput):
     loss_mask_bce: torch.Tensor | None = None
     loss_mask_dice: torch.Tensor | None = None
     loss_mask_consistency: torch.Tensor | None = None
+    loss_object_contrast: torch.Tensor | None = None
     mask_logits: torch.Tensor | None = None
     matches: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
@@ -92,7 +96,11 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
     _supports_attention_backend = True
     trainable_parts = {
         "vision": "vision_model.vision_tower",
-        "clustering": ("vision_model.tokenizer.cluster_projection", "vision_model.tokenizer.log_kernel_scale"),
+        "clustering": (
+            "vision_model.tokenizer.cluster_layers",
+            "vision_model.tokenizer.cluster_projection",
+            "vision_model.tokenizer.log_kernel_scale",
+        ),
         "merger": "vision_model.tokenizer.merger",
         "mask_decoder": "mask_decoder",
         "mapper": "detokenizer.mapper",
@@ -209,15 +217,18 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
     @can_return_tuple
     def forward(
         self,
-        pixel_values: torch.Tensor,
+        pixel_values: torch.Tensor | None = None,
         target_pixel_values: torch.Tensor | None = None,
         mask_labels: Sequence[torch.Tensor] | torch.Tensor | None = None,
         phase: Phase | None = None,
         generator: torch.Generator | None = None,
+        patch_features: torch.Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
+        mask_size: tuple[int, int] | None = None,
     ) -> SeTokForPreTrainingOutput:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`, *optional*):
                 Images, normalised as the vision tower expects.
             target_pixel_values (`torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`, *optional*):
                 The same images as the detokenizer is to draw them, 0 to 1, at its size.
@@ -230,6 +241,9 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
                 the second takes the masks', and the reconstruction where its images are given. By default every term
                 whose targets are given.
             generator (`torch.Generator`, *optional*): source of noise and steps of the reconstruction.
+            patch_features, grid_size (*optional*): in place of `pixel_values`: see [`SeTokVisionModel`].
+            mask_size (`tuple[int, int]`, *optional*): height and width of `mask_labels`, where these are given at
+                another size, as shares of larger pixels; by default that of `pixel_values`.
 
         Returns:
             [`SeTokForPreTrainingOutput`].
@@ -238,7 +252,11 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             ValueError: if targets that the phase needs are missing, or targets are of another size; names both sizes.
         """
         self._check_targets(target_pixel_values, mask_labels, phase)
-        encoded = self.vision_model(pixel_values, return_dict=True)
+        if mask_labels is not None and mask_size is None:
+            if pixel_values is None:
+                raise ValueError("Without pixel_values it is not known how large mask_labels are: give mask_size.")
+            mask_size = (pixel_values.shape[-2], pixel_values.shape[-1])
+        encoded = self.vision_model(pixel_values, patch_features, grid_size, return_dict=True)
         terms: dict[str, torch.Tensor] = {}
         mask_logits = matches = None
         if target_pixel_values is not None:
@@ -247,13 +265,14 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             ).loss
         if phase != "reconstruction":
             mask_logits = self.decode_masks(encoded.tokens, encoded.mask, encoded.patch_features, encoded.grid_size)
-        if mask_logits is not None and mask_labels is not None:
+        if mask_logits is not None and mask_labels is not None and mask_size is not None:
             soft = self.config.consistency_masks == "soft" and encoded.soft_masks is not None
             clusters = encoded.soft_masks if soft else encoded.cluster_masks
-            size = (pixel_values.shape[-2], pixel_values.shape[-1])
-            losses = mask_losses(mask_logits, encoded.mask, clusters, encoded.grid_size, mask_labels, size)
+            losses = mask_losses(mask_logits, encoded.mask, clusters, encoded.grid_size, mask_labels, mask_size)
             matches = losses.matches
             terms |= {"mask_bce": losses.bce, "mask_dice": losses.dice, "mask_consistency": losses.consistency}
+            if self.config.object_contrast_weight:
+                terms["object_contrast"] = self._object_contrast(encoded, mask_labels, mask_size)
         named_terms: dict[str, Any] = {f"loss_{name}": term for name, term in terms.items()}
         found: dict[str, Any] = {name: encoded[name] for name in _OF_VISION_MODEL if name in encoded}
         weighted = [getattr(self.config, f"{name}_weight") * term for name, term in terms.items()]
@@ -264,6 +283,14 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             **named_terms,
             **found,
         )
+
+    def _object_contrast(self, encoded, mask_labels, mask_size) -> torch.Tensor:
+        tokenizer, grid_size = self.vision_model.tokenizer, encoded.grid_size
+        masks, present = batch_object_masks(mask_labels, mask_size, len(encoded.patch_features))
+        coverage = resize_object_masks(masks, grid_size).flatten(2).to(encoded.patch_features.device)
+        features = tokenizer.cluster_features(encoded.patch_features, grid_size)
+        scale = squared_kernel_scale(features, tokenizer.kernel_scale(features), tokenizer.config.relative_kernel_scale)
+        return object_contrast_loss(features, patch_objects(coverage, present.to(coverage.device)), scale)
 
     def reconstruct(
         self,

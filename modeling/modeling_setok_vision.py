@@ -1,5 +1,6 @@
 """SeTok: a vision tower and the tokenizer that turns its patches into as many tokens as the image has parts."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -89,27 +90,43 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
         return model.eval()
 
     @can_return_tuple
-    def forward(self, pixel_values: torch.Tensor, **kwargs) -> SeTokVisionOutput:
+    def forward(
+        self,
+        pixel_values: torch.Tensor | None = None,
+        patch_features: torch.Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
+        **kwargs,
+    ) -> SeTokVisionOutput:
         """
         Args:
-            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
+            pixel_values (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`, *optional*):
                 Images, normalised as the tower expects.
+            patch_features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`, *optional*):
+                In their place the features that the tower gave of their patches, without [CLS] and registers.
+            grid_size (`tuple[int, int]`, *optional*): height and width in patches, of these; by default a square.
 
         Returns:
             [`SeTokVisionOutput`].
 
         Raises:
-            ValueError: if the features of the tower are not finite, or not one for each patch.
+            ValueError: if neither or both are given, or the features are not finite, or not one for each patch.
         """
-        features = extract_vision_features(
-            self.vision_tower,
-            pixel_values,
-            feature_layer=self.config.vision_feature_layer,
-            select_strategy="default",
-        )
-        patch_features = features.patch_features.to(computing_dtype(self.tokenizer, self.vision_tower))
-        outputs = self.tokenizer(patch_features, features.grid_size)
-        return SeTokVisionOutput(**outputs, patch_features=patch_features, grid_size=features.grid_size)
+        if (pixel_values is None) == (patch_features is None):
+            raise ValueError("SeTok reads pixel_values, or the patch_features of a tower: give one of the two.")
+        if patch_features is None:
+            features = extract_vision_features(
+                self.vision_tower,
+                pixel_values,
+                feature_layer=self.config.vision_feature_layer,
+                select_strategy="default",
+            )
+            patch_features, grid_size = features.patch_features, features.grid_size
+        elif grid_size is None:
+            side = math.isqrt(patch_features.shape[1])
+            grid_size = (side, side)
+        patch_features = patch_features.to(computing_dtype(self.tokenizer, self.vision_tower))
+        outputs = self.tokenizer(patch_features, grid_size)
+        return SeTokVisionOutput(**outputs, patch_features=patch_features, grid_size=grid_size)
 
 
 __all__ = ["SeTokVisionModel", "SeTokVisionOutput", "SeTokVisionPreTrainedModel"]

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import initialization as init
 
 from ..configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
+from .cluster_layers import ClusterLayer
 from .cluster_merger import ClusterMerger
 from .density_peaks import computing_precision
 from .patch_clusters import PatchClusters, cluster_patches
@@ -58,6 +59,8 @@ class SeTokTokenizer(VisualTokenizer):
         self.cluster_projection = None
         if config.cluster_projection_size is not None:
             self.cluster_projection = nn.Linear(width, config.cluster_projection_size, bias=False)
+        layers = [ClusterLayer(config) for _ in range(config.cluster_projection_layers)]
+        self.cluster_layers = nn.ModuleList(layers) if layers else None
         self.log_kernel_scale = nn.Parameter(torch.empty(1)) if config.learn_kernel_scale else None
         self.merger = ClusterMerger(config)
         self.gradient_checkpointing = False
@@ -66,6 +69,10 @@ class SeTokTokenizer(VisualTokenizer):
     @torch.no_grad()
     def _init_weights(self, module):
         super()._init_weights(module)
+        if isinstance(module, ClusterLayer):
+            for output in (module.attention_output, module.feed_forward_output):
+                init.zeros_(output.weight)
+                init.zeros_(output.bias)
         if isinstance(module, SeTokTokenizer):
             if module.log_kernel_scale is not None:
                 init.constant_(module.log_kernel_scale, math.log(self.config.kernel_scale))
@@ -128,9 +135,7 @@ class SeTokTokenizer(VisualTokenizer):
             [`PatchClusters`] in raster order.
         """
         config, features = self.config, self.cluster_features(patches, grid_size)
-        kernel_scale: Any = config.kernel_scale
-        if self.log_kernel_scale is not None:
-            kernel_scale = self.log_kernel_scale.to(computing_precision(features)).exp()
+        kernel_scale = self.kernel_scale(features)
         learns = features.requires_grad or (self.log_kernel_scale is not None and self.log_kernel_scale.requires_grad)
         return cluster_patches(
             features,
@@ -161,12 +166,25 @@ class SeTokTokenizer(VisualTokenizer):
         features = patches
         if self.config.cluster_with_positions:
             features = features + sine_positions(grid_size, features.shape[-1]).to(features)
+        for layer in self.cluster_layers or ():
+            features = layer(features, grid_size)
         if self.cluster_projection is not None:
             features = self.cluster_projection(features)
         if self.config.normalize_features:
             features = features.to(computing_precision(features))
             features = nn.functional.normalize(features, dim=-1) * math.sqrt(features.shape[-1])
         return features
+
+    def kernel_scale(self, features: torch.Tensor) -> Any:
+        """
+        σ: the learned one, in the precision that clusters of the features are computed in, or that of the config.
+
+        Args:
+            features (`torch.FloatTensor`): that distances are taken of.
+        """
+        if self.log_kernel_scale is None:
+            return self.config.kernel_scale
+        return self.log_kernel_scale.to(computing_precision(features)).exp()
 
     def _patches(self, patch_features, grid_size, num_prefix_tokens):
         if patch_features.shape[-1] != self.config.patch_hidden_size:
