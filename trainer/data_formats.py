@@ -27,6 +27,7 @@ FORMAT_MODULES = (
     "data_annotations",
     "data_images",
     "data_shards",
+    "masked_images",
     "captioned_photographs",
     "cutouts",
     "object_centric",

@@ -10,12 +10,13 @@ from ..configuration.optional import require
 from .feature_distillation_recipe import FeatureDistillationRecipe
 from .model_recipe import ModelRecipe
 from .recipe_sections import DEFAULT_TRAINER, DataRecipe, Recipe, mapping
+from .setok_recipe import SeTokRecipe
 from .visual_language_recipe import VisualLanguageRecipe
 from .visual_modeling_recipe import VisualModelingRecipe
 
 TRAINERS: dict[str, type[Recipe]] = {
     recipe_class.trainer: recipe_class
-    for recipe_class in (VisualLanguageRecipe, FeatureDistillationRecipe, VisualModelingRecipe)
+    for recipe_class in (VisualLanguageRecipe, FeatureDistillationRecipe, VisualModelingRecipe, SeTokRecipe)
 }
 """The recipe class of each trainer, by the name that `trainer` has in a recipe: the one place to add another."""
 

@@ -37,6 +37,8 @@ _PUBLIC = {
     "SeTokForPreTraining": "modeling.modeling_setok",
     "SeTokTokenizer": "modeling.setok_tokenizer",
     "SeTokTokenizerConfig": "configuration.configuration_setok_tokenizer",
+    "SeTokTrainer": "trainer.setok_trainer",
+    "SeTokTrainingConfig": "trainer.setok_config",
     "SeTokVisionConfig": "configuration.configuration_setok_vision",
     "SeTokVisionModel": "modeling.modeling_setok_vision",
     "SetokimConfig": "configuration.configuration_setokim",
@@ -231,6 +233,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.feature_distillation_config import FeatureDistillationConfig as FeatureDistillationConfig
     from .trainer.feature_distillation_trainer import FeatureDistillationTrainer as FeatureDistillationTrainer
     from .trainer.scene_set import write_scenes as write_scenes
+    from .trainer.setok_config import SeTokTrainingConfig as SeTokTrainingConfig
+    from .trainer.setok_trainer import SeTokTrainer as SeTokTrainer
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer
     from .trainer.visual_modeling_config import VisualModelingConfig as VisualModelingConfig

@@ -1,0 +1,63 @@
+"""What the card of a SeTok says, gathered from what its training recorded."""
+
+from collections.abc import Mapping
+from typing import Any
+
+KIND = "setok"
+"""The trainer in the recipe of a SeTok, and the type of its config."""
+
+_PHASES = {
+    "reconstruction": "stage I-a: its tokens learned to draw the image again",
+    "boundaries": "stage I-b: its tokens learned the boundaries of objects",
+}
+_MEASURES = {"ari": "adjusted Rand index", "ari_objects": "the same, object patches alone", "iou": "mean best IoU",
+             "rank_correlation": "rank correlation of tokens and objects"}  # fmt: skip
+
+
+def setok_card_values(results: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    What the template of a SeTok shows, beside what all cards show.
+
+    Args:
+        results (`Mapping`): as they stand in `results.json`.
+
+    Returns:
+        `dict`: values of the template.
+    """
+    training = (results.get("recipe") or {}).get("training") or {}
+    phase = _PHASES.get(training.get("phase") or "reconstruction", "stage I")
+    return {
+        "summary": "A SeTok: a vision tower whose patches are clustered into as many visual tokens as the image has "
+        f"parts, with decoders for masks and images. It was trained in {phase}.",
+        "clusters": _clusters(results.get("clusters") or {}),
+        "while_training": _while_training(results.get("metrics") or {}),
+    }
+
+
+def _clusters(measured: Mapping[str, Any]) -> list[list[str]]:
+    rows = [
+        [name, row["label"], *(_estimate(row.get(key)) for key in _MEASURES)]
+        for name, found in measured.items()
+        for row in found.get("rows") or []
+    ]
+    return [["on", "tokens", *_MEASURES.values()], *rows] if rows else []
+
+
+def _estimate(found: Any) -> str:
+    if not isinstance(found, Mapping) or found.get("value") is None:
+        return "–"
+    interval = found.get("interval")
+    between = f" ({interval[0]:.3f} to {interval[1]:.3f})" if interval else ""
+    return f"{found['value']:.3f}{between}"
+
+
+def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
+    rows = [
+        [name.removeprefix("eval_").replace("_", " "), f"{value:.4g}"]
+        for name, value in sorted(metrics.items())
+        if isinstance(value, int | float) and not name.endswith(("runtime", "per_second"))
+    ]
+    return [["measure", "value"], *rows] if rows else []
+
+
+__all__ = ["KIND", "setok_card_values"]

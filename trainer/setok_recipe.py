@@ -1,0 +1,193 @@
+"""Recipes of SeTok's stage I: one of its two sub-phases each."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+import torch
+from transformers import AutoImageProcessor
+
+from ..configuration.configuration_setok import SeTokConfig
+from ..evaluation.cluster_measurement import measure_clusters
+from ..evaluation.token_sources import TokenSource, resized_processor
+from ..evaluation.token_variants import TokenVariant
+from ..modeling.base_weights import resolve_checkpoint
+from ..modeling.modeling_setok import SeTokForPreTraining
+from .data_sources import load_eval_datasets, mix_data_sources
+from .freezing import count_parameters
+from .loss_curve import CurveLabels
+from .masked_images import masked_image_of
+from .recipe_sections import PreparedRun, Recipe, checked_section
+from .setok_config import SeTokTrainingConfig
+from .setok_trainer import SeTokTrainer
+
+KIND = "setok"
+DEFAULT_VISION = "vistok:dinov2-small"
+TERMS = {
+    "loss_reconstruction": "reconstruction",
+    "loss_mask_bce": "masks: cross-entropy",
+    "loss_mask_dice": "masks: dice",
+    "loss_mask_consistency": "mask consistency",
+    "loss_object_contrast": "object contrast",
+}
+
+
+@dataclass
+class SeTokModelRecipe:
+    """
+    What a SeTok is composed of.
+
+    Args:
+        kind (`str`): `"setok"`.
+        vision (`str`, *optional*): vision tower: name of a base model of vistok, folder or Hub id; by default
+            `vistok:dinov2-small`, or that of the checkpoint.
+        diffusion (`str`, *optional*): folder or Hub id of a diffusion checkpoint in the format of diffusers. Without
+            one the detokenizer is new, if `config` has a `detokenizer_config`, or there is none.
+        bert (`str`, *optional*): folder or Hub id of the BERT that the feature mapper starts from.
+        checkpoint (`str`, *optional*): starts from the SeTok in this folder. Fields of `config` that training may
+            change, weights of losses, are then switched as they say; all others must be true of it.
+        dtype (`str`, *optional*): of the frozen weights; by default that of the tower.
+        image_size (`int`, *optional*): side in pixels that images are resized to, as squares and without a crop; by
+            default what the tower's processor says.
+        config (`dict`): fields of [`SeTokConfig`] and [`SeTokVisionConfig`].
+    """
+
+    kind: str = KIND
+    vision: str | None = None
+    diffusion: str | None = None
+    bert: str | None = None
+    checkpoint: str | None = None
+    dtype: str | None = None
+    image_size: int | None = None
+    config: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.kind != KIND:
+            raise ValueError(f"model.kind is {self.kind!r}, but the trainer setok trains models of kind {KIND}.")
+        if self.checkpoint is None:
+            self.vision = self.vision or DEFAULT_VISION
+        elif given := [name for name in ("diffusion", "bert") if getattr(self, name) is not None]:
+            raise ValueError(f"model.{given[0]} starts a new model, and model.checkpoint has its own: leave one out.")
+
+
+@dataclass
+class SeTokRecipe(Recipe):
+    """
+    A run of [`SeTokTrainer`]: the sub-phase is `training.phase`.
+
+    Args:
+        model ([`SeTokModelRecipe`]): what is trained. I-b may start from the `checkpoint` that I-a left.
+        data, training, card: as in [`Recipe`]; `training` has the fields of [`SeTokTrainingConfig`]. Images to evaluate
+            on that have masks are also measured with [`measure_clusters`] in the end.
+    """
+
+    model: SeTokModelRecipe = field(default_factory=SeTokModelRecipe)
+
+    trainer: ClassVar[str] = KIND
+    arguments_class: ClassVar[Any] = SeTokTrainingConfig
+    sections: ClassVar[tuple[str, ...]] = ("model", "data", "training", "card")
+
+    @classmethod
+    def own_sections(cls, sections: Mapping[str, Any]) -> dict[str, Any]:
+        return {"model": SeTokModelRecipe(**checked_section("model", sections["model"], SeTokModelRecipe))}
+
+    def prepare(self, args) -> PreparedRun:
+        model, processor = build_setok(self.model)
+        train_dataset = mix_data_sources(self.data.train, self.data.seed, self.data.stopping_strategy)
+        eval_datasets = load_eval_datasets(self.data.eval)
+        trainer = SeTokTrainer(
+            model=model,
+            args=args,
+            train_dataset=train_dataset,
+            eval_dataset=eval_datasets or None,
+            processing_class=processor,
+        )
+        masked = {name: found for name, part in eval_datasets.items() if (found := _masked(part))}
+        measures = {"clusters": lambda: _measured(trainer, masked)} if masked else {}
+        curve = CurveLabels("loss", "ari", "adjusted Rand index", "adjusted Rand index", 1, parts=TERMS)
+        parameters = count_parameters(model)
+        return PreparedRun(
+            trainer,
+            train_dataset,
+            eval_datasets,
+            curve,
+            lambda: parameters,
+            base_models=dict(model.config.base_models or {}),
+            measures=measures,
+        )
+
+
+def build_setok(recipe: SeTokModelRecipe) -> tuple[SeTokForPreTraining, Any]:
+    """
+    Composes the model of a recipe and its image processor, or loads both from its checkpoint.
+
+    Args:
+        recipe ([`SeTokModelRecipe`]): what to compose.
+
+    Returns:
+        The model, in evaluation mode, and its image processor.
+
+    Raises:
+        ValueError: if the dtype or a field of the config is unknown, or the checkpoint is otherwise.
+        FileNotFoundError: if there is no such checkpoint.
+    """
+    dtype = getattr(torch, recipe.dtype, None) if recipe.dtype else None
+    if recipe.dtype and not isinstance(dtype, torch.dtype):
+        raise ValueError(f"dtype of the model is {recipe.dtype!r}, expected one such as 'bfloat16' or 'float32'.")
+    if recipe.checkpoint is None:
+        vision = str(recipe.vision)
+        model = SeTokForPreTraining.from_vision_pretrained(
+            vision, diffusion=recipe.diffusion, bert=recipe.bert, dtype=dtype, **recipe.config
+        )
+        processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(vision))
+    else:
+        model = _from_checkpoint(recipe, dtype)
+        processor = AutoImageProcessor.from_pretrained(recipe.checkpoint)
+    if recipe.image_size is not None:
+        processor = resized_processor(processor, recipe.image_size)
+    return model, processor
+
+
+def _from_checkpoint(recipe: SeTokModelRecipe, dtype: torch.dtype | None) -> SeTokForPreTraining:
+    if not os.path.isdir(str(recipe.checkpoint)):
+        raise FileNotFoundError(
+            f"model.checkpoint is {recipe.checkpoint}, which is not here: run the recipe that leaves this folder first."
+        )
+    options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
+    model = SeTokForPreTraining.from_pretrained(recipe.checkpoint, **options)
+    for name, value in recipe.config.items():
+        is_own = name in SeTokConfig.__dataclass_fields__
+        if is_own and name.endswith("_weight"):
+            setattr(model.config, name, value)
+            continue
+        config = model.config if is_own else model.config.vision_config
+        found = getattr(config, name, None)
+        if found != value and not isinstance(value, Mapping):
+            raise ValueError(
+                f"model.config.{name} is {value!r}, but {recipe.checkpoint} has {found!r}: leave it out of the recipe, "
+                "or start from the base models."
+            )
+    return model
+
+
+def _masked(dataset: Any) -> list[Any]:
+    return [found for example in dataset if (found := masked_image_of(example)) is not None]
+
+
+def _measured(trainer: SeTokTrainer, masked: Mapping[str, list[Any]]) -> dict[str, Any]:
+    """Cluster quality of the trained model beside k-means and a plain grid of as many tokens, by data set."""
+    model = trainer.accelerator.unwrap_model(trainer.model).eval()
+    source = TokenSource("trained", model.vision_model, trainer.processing_class, True)
+    variant = TokenVariant("trained", label="trained")
+    measured = {}
+    for name, images in masked.items():
+        found = measure_clusters(
+            images, [variant], {("trained", None): source}, seed=trainer.args.seed, skip_empty=True,
+            cache_folder=trainer.args.feature_cache_dir,
+        )  # fmt: skip
+        measured[name] = {key: value for key, value in found.items() if key != "images"}
+    return measured
+
+
+__all__ = ["SeTokModelRecipe", "SeTokRecipe", "build_setok"]
