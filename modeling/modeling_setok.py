@@ -289,7 +289,9 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         masks, present = batch_object_masks(mask_labels, mask_size, len(encoded.patch_features))
         coverage = resize_object_masks(masks, grid_size).flatten(2).to(encoded.patch_features.device)
         features = tokenizer.cluster_features(encoded.patch_features, grid_size)
-        scale = squared_kernel_scale(features, tokenizer.kernel_scale(features), tokenizer.config.relative_kernel_scale)
+        scale = squared_kernel_scale(
+            features, tokenizer.kernel_scale(features), tokenizer.config.relative_kernel_scale
+        )
         return object_contrast_loss(features, patch_objects(coverage, present.to(coverage.device)), scale)
 
     def reconstruct(

@@ -13,7 +13,16 @@ from transformers import TrainerCallback
 
 from ..configuration.configuration_setok import LOSS_TERMS
 from ..evaluation.token_sources import TokenSource
+from ..modeling.completed_model import check_weights
 from ..modeling.modeling_setok import SeTokForPreTraining
+from ..modeling.trained_weights import (
+    TRAINED_WEIGHTS_NAME,
+    CheckpointError,
+    load_trained_state_dict,
+    read_trained_weights,
+    trained_state_dict,
+    write_safetensors,
+)
 from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
@@ -246,9 +255,43 @@ class SeTokTrainer(ReproducibleTrainer):
             drawn = model.reconstruct(encoded.tokens, encoded.mask, generators, self.args.sample_inference_steps)
             columns["reconstruction"] = [image_panel(pixels) for pixels in drawn]
         logits = model.decode_masks(encoded.tokens, encoded.mask, encoded.patch_features, size)
-        columns["masks"] = [masks_panel(*pair) for pair in zip(shown, (one[m] for one, m in zip(logits, encoded.mask)))]
+        columns["masks"] = [
+            masks_panel(*pair) for pair in zip(shown, (one[m] for one, m in zip(logits, encoded.mask)))
+        ]
         model.train(training)
         write_grid(list(zip(*columns.values())), list(columns), Path(path))
+
+    def _save(self, output_dir: str | None = None, state_dict=None):
+        """A checkpoint on the way: what is trained alone, under its own names. The rest is frozen."""
+        if not self.args.should_save:
+            return
+        folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
+        model = self.accelerator.unwrap_model(self.model)
+        model.config.save_pretrained(folder)
+        trained = {name: tensor.cpu().contiguous() for name, tensor in trained_state_dict(model).items()}
+        write_safetensors(trained, folder / TRAINED_WEIGHTS_NAME)
+        self.processing_class.save_pretrained(folder)
+        torch.save(self.args, folder / "training_args.bin")
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        self._load_trained(resume_from_checkpoint)
+
+    def _load_best_model(self):
+        self._load_trained(str(self.state.best_model_checkpoint))
+
+    def _load_trained(self, folder: str) -> None:
+        model = self.accelerator.unwrap_model(self.model)
+        trained = read_trained_weights(folder)
+        if trained is None:
+            raise CheckpointError(
+                f"{folder} holds no {TRAINED_WEIGHTS_NAME}: resume from a checkpoint of this trainer."
+            )
+        expected = {name: tensor.shape for name, tensor in trained_state_dict(model).items()}
+        try:
+            check_weights(folder, trained, expected)
+        except CheckpointError as error:
+            raise CheckpointError(f"{error} Resume with the model, phase and trainable of that run.") from error
+        load_trained_state_dict(model, trained)
 
     def save_final(self, folder: str | os.PathLike) -> None:
         """

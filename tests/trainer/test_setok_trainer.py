@@ -1,0 +1,130 @@
+"""Training of SeTok: both phases on a few drawn boxes, exact resuming, named losses, pictures and bad input."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from transformers import ViTImageProcessorPil
+
+from tests.tiny_setok import tiny_setok
+from vistok import SeTokTrainer, SeTokTrainingConfig, load_data_source
+from vistok.modeling.object_contrast import object_contrast_loss, patch_objects
+from vistok.processing.images import BadSampleError
+from vistok.trainer.setok_measures import image_metrics
+
+PROCESSOR = ViTImageProcessorPil(size={"height": 24, "width": 24}, do_resize=True)
+
+
+@pytest.fixture(scope="module")
+def boxes(tmp_path_factory):
+    """Eight images of one to three boxes, with their masks, as COCO writes them."""
+    folder = tmp_path_factory.mktemp("boxes")
+    (folder / "images").mkdir()
+    pixels = np.random.default_rng(0)
+    images, annotations = [], []
+    for number in range(8):
+        picture = pixels.integers(0, 255, (32, 32, 3)).astype(np.uint8)
+        for box in range(number % 3 + 1):
+            left = 10 * box
+            picture[4:20, left : left + 9] = 40 * box + 60
+            corners = [left, 4, left + 9, 4, left + 9, 20, left, 20]
+            annotations.append(
+                {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "segmentation": [corners]}
+            )
+        Image.fromarray(picture).save(folder / "images" / f"{number}.png")
+        images.append({"id": number, "file_name": f"{number}.png", "height": 32, "width": 32})
+    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
+    (folder / "instances.json").write_text(json.dumps(document))
+    return folder
+
+
+def make_trainer(boxes, folder, phase, steps=4, data=None, **kwargs):
+    torch.manual_seed(0)
+    model = tiny_setok(vision={"cluster_projection_layers": 1}, object_contrast_weight=1.0)
+    data = load_data_source({"format": "object-masks", "path": str(boxes)}) if data is None else data
+    options = {"per_device_train_batch_size": 2, "logging_steps": 1, "sample_steps": 2, "num_samples": 2}
+    options |= {"sample_inference_steps": 2, "save_steps": 2, "eval_strategy": "steps", "eval_steps": steps}
+    options |= {"learning_rate": 1e-3, **kwargs}
+    args = SeTokTrainingConfig(
+        phase=phase, output_dir=str(folder), max_steps=steps, report_to=[], use_cpu=True, disable_tqdm=True, **options,
+    )  # fmt: skip
+    return SeTokTrainer(model, args, data, data, PROCESSOR)
+
+
+def test_reconstruction_trains_what_the_paper_names(boxes, tmp_path):
+    trainer = make_trainer(boxes, tmp_path, "reconstruction", steps=2)
+    before = {name: parameter.clone() for name, parameter in trainer.model.named_parameters()}
+    trainer.train()
+    moved = {name for name, parameter in trainer.model.named_parameters() if not torch.equal(parameter, before[name])}
+    assert any(name.startswith("detokenizer.mapper.") for name in moved)
+    assert not any(name.startswith(("vision_model.vision_tower.", "mask_decoder.")) for name in moved)
+    logged = trainer.state.log_history
+    assert {"loss_reconstruction", "tokens_mean", "tokens_min", "tokens_max"} <= set(logged[0])
+    assert any("eval_total_loss" in entry for entry in logged)
+    picture = Image.open(tmp_path / "samples" / "step-000002.png")
+    assert picture.width > 4 * 256
+    trainer.save_final(tmp_path / "final")
+    loaded = type(trainer.model).from_pretrained(tmp_path / "final")
+    for name, parameter in loaded.named_parameters():
+        assert torch.equal(parameter, dict(trainer.model.named_parameters())[name]), name
+
+
+def test_boundaries_resume_exactly_with_cached_features(boxes, tmp_path):
+    options = {"cache_features": True, "feature_cache_dir": str(tmp_path / "cache"), "reconstruct_boundaries": True}
+    whole = make_trainer(boxes, tmp_path / "run", "boundaries", **options)
+    whole.train()
+    names = {"bce", "dice", "consistency"}
+    terms = {f"loss_mask_{name}" for name in names} | {"loss_reconstruction", "loss_object_contrast"}
+    entry = whole.state.log_history[0]
+    assert terms <= set(entry)
+    assert entry["loss"] == pytest.approx(sum(entry[name] for name in terms), rel=1e-4)
+    evaluated = next(entry for entry in whole.state.log_history if "eval_ari" in entry)
+    assert -1 <= evaluated["eval_ari"] <= 1 and 0 <= evaluated["eval_iou"] <= 1
+    resumed = make_trainer(boxes, tmp_path / "run", "boundaries", **options)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
+    for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters()):
+        assert torch.equal(parameter, other), name
+
+
+def test_accumulated_batches_make_the_same_step(boxes, tmp_path):
+    moved = []
+    for size, accumulated in ((4, 1), (2, 2)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "sample_steps": 0}
+        options |= {"learning_rate": 1e-2, "optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0}
+        trainer = make_trainer(boxes, tmp_path / str(size), "boundaries", steps=1, save_strategy="no", **options)
+        trainer.model.config.object_contrast_weight = 0.0
+        trainer.train()
+        moved.append(trainer.model.mask_decoder.state_dict())
+    for name, parameter in moved[0].items():
+        torch.testing.assert_close(parameter, moved[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_pairs_of_patches():
+    coverage = torch.tensor([[[1.0, 0.9, 0.0, 0.5], [0.0, 0.0, 0.0, 0.5]]])
+    labels = patch_objects(coverage, torch.ones(1, 2, dtype=torch.bool))
+    assert labels.tolist() == [[1, 1, 0, -1]]
+    apart = torch.tensor([[[0.0], [0.0], [9.0], [4.0]]])
+    mixed = torch.tensor([[[0.0], [9.0], [0.0], [4.0]]])
+    scale = torch.ones(1, 1, 1)
+    assert object_contrast_loss(apart, labels, scale) < 1e-3 < object_contrast_loss(mixed, labels, scale)
+    with pytest.raises(ValueError, match="one for each patch"):
+        object_contrast_loss(apart, labels[:, :2], scale)
+
+
+def test_images_without_masks_have_no_correlation():
+    rows = np.array([[3, np.nan, np.nan, np.nan, np.nan], [5, np.nan, np.nan, np.nan, np.nan]])
+    assert image_metrics(rows) == {"tokens_mean": 4.0, "tokens_min": 3.0, "tokens_max": 5.0}
+
+
+def test_bad_input(boxes, tmp_path):
+    with pytest.raises(ValueError, match="unknown phase"):
+        SeTokTrainingConfig(phase="borders", output_dir=str(tmp_path))
+    with pytest.raises(ValueError, match="mask_scale is 0"):
+        SeTokTrainingConfig(mask_scale=0, output_dir=str(tmp_path))
+    plain = load_data_source({"format": "object-masks", "path": str(boxes)}).remove_columns("masks")
+    with pytest.raises(BadSampleError, match="has no masks"):
+        make_trainer(boxes, tmp_path / "plain", "boundaries", data=plain).train()
+    with pytest.raises(FileNotFoundError):
+        load_data_source({"format": "object-masks", "path": str(boxes / "nothing.json")})
