@@ -78,8 +78,8 @@ class SeTokRecipe(Recipe):
 
     Args:
         model ([`SeTokModelRecipe`]): what is trained. I-b may start from the `checkpoint` that I-a left.
-        data, training, card: as in [`Recipe`]; `training` has the fields of [`SeTokTrainingConfig`]. Images to evaluate
-            on that have masks are also measured with [`measure_clusters`] in the end.
+        data, training, card: as in [`Recipe`]; `training` has the fields of [`SeTokTrainingConfig`]. Images to
+            evaluate on that have masks are also measured with [`measure_clusters`] in the end.
     """
 
     model: SeTokModelRecipe = field(default_factory=SeTokModelRecipe)
@@ -152,7 +152,8 @@ def build_setok(recipe: SeTokModelRecipe) -> tuple[SeTokForPreTraining, Any]:
 def _from_checkpoint(recipe: SeTokModelRecipe, dtype: torch.dtype | None) -> SeTokForPreTraining:
     if not os.path.isdir(str(recipe.checkpoint)):
         raise FileNotFoundError(
-            f"model.checkpoint is {recipe.checkpoint}, which is not here: run the recipe that leaves this folder first."
+            f"model.checkpoint is {recipe.checkpoint}, which is not here: run the recipe that leaves this folder "
+            "first."
         )
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = SeTokForPreTraining.from_pretrained(recipe.checkpoint, **options)
@@ -165,8 +166,8 @@ def _from_checkpoint(recipe: SeTokModelRecipe, dtype: torch.dtype | None) -> SeT
         found = getattr(config, name, None)
         if found != value and not isinstance(value, Mapping):
             raise ValueError(
-                f"model.config.{name} is {value!r}, but {recipe.checkpoint} has {found!r}: leave it out of the recipe, "
-                "or start from the base models."
+                f"model.config.{name} is {value!r}, but {recipe.checkpoint} has {found!r}: leave it out of the "
+                "recipe, or start from the base models."
             )
     return model
 

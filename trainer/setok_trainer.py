@@ -59,8 +59,8 @@ class SeTokTrainer(ReproducibleTrainer):
     Losses are means over all matched objects, or all images, of a step: of all its batches and processes. Beside
     `loss` (what is minimised) a training logs `loss_<term>` of each term of [`SeTokForPreTrainingOutput`], a mean over
     everything since the last log; `tokens_mean`, `tokens_min` and `tokens_max` per image, and where there are masks
-    `tokens_rank_correlation` with the number of objects. Evaluation reports the same, `eval_total_loss`, and `eval_ari`
-    and `eval_iou`, of clusters and objects on the patch grid.
+    `tokens_rank_correlation` with the number of objects. Evaluation reports the same, `eval_total_loss`, and
+    `eval_ari` and `eval_iou`, of clusters and objects on the patch grid.
     """
 
     args: SeTokTrainingConfig
