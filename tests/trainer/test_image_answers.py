@@ -25,13 +25,11 @@ def _own_cache(tmp_path, monkeypatch):
 
 
 def test_prompts_are_those_that_the_processor_asks_with():
+    names = {"generate": "generation", "edit": "editing", "segment": "segmentation"}
     asked = inspect.signature(SetokimProcessor.__init__).parameters
-    names = {
-        "generate": "generation_instruction",
-        "edit": "editing_instruction",
-        "segment": "segmentation_instruction",
-    }
-    assert {task: asked[name].default.replace("{}", "{question}") for task, name in names.items()} == TASK_PROMPTS
+    assert {
+        task: asked[f"{name}_instruction"].default.replace("{}", "{question}") for task, name in names.items()
+    } == TASK_PROMPTS
 
 
 class TestGenerationPairs:
@@ -68,7 +66,7 @@ class TestGenerationPairs:
         records[1]["conversations"] = [*turns, {"from": "human", "value": "C?"}, {"from": "gpt", "value": "D."}]
         (tmp_path / "talks.json").write_text(json.dumps(records))
         source = {"format": "generation-pairs", "path": str(tmp_path / "talks.json"), "options": {"of": "llava"}}
-        with pytest.raises(BadSampleError, match="row 1.*1 images and 4 turns"):
+        with pytest.raises(BadSampleError, match=r"row 1.*1 images and 4 turns"):
             load_data_source(source)
         kept = load_data_source({**source, "on_error": "skip"})
         assert len(kept) == 1 and kept.skipped_samples.count == 1
@@ -130,7 +128,7 @@ class TestInstructPix2Pix:
         assert len(load_data_source({**source, "on_error": "skip"})) == 19
 
     def test_a_folder_of_something_else_is_refused(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="neither seeds.json"):
+        with pytest.raises(FileNotFoundError, match=r"neither seeds.json"):
             load_data_source({"format": "instruct-pix2pix", "path": str(tmp_path)})
         (tmp_path / "seeds.json").write_text('{"a": 1}')
         with pytest.raises(ValueError, match="list of \\[name, \\[seeds\\]\\]"):
@@ -149,7 +147,7 @@ class TestInstructPix2Pix:
         table.to_parquet(str(tmp_path / "edits.parquet"))
         source = {"format": "instruct-pix2pix", "path": str(tmp_path / "edits.parquet"), "streaming": streaming}
         if name == "before":
-            with pytest.raises(ValueError, match="has no column 'original_image' .it has before"):
+            with pytest.raises(ValueError, match=r"has no column 'original_image' .it has before"):
                 load_data_source(source)
             source["options"] = {"columns": {"original_image": "before"}}
         first, second = load_data_source(source)
@@ -173,8 +171,8 @@ INSTANCES = {
 
 def reference(ref_id, ann_id, split, *sentences):
     said = [
-        {"sent": text, "raw": text, "tokens": text.split(), "sent_id": 100 * ref_id + n}
-        for n, text in enumerate(sentences)
+        {"sent": text, "raw": text, "tokens": text.split(), "sent_id": 100 * ref_id + number}
+        for number, text in enumerate(sentences)
     ]
     return {"ref_id": ref_id, "ann_id": ann_id, "split": split, "file_name": "x_10.jpg", "sentences": said}
 
@@ -214,7 +212,7 @@ class TestRefCOCO:
     def test_splits_are_those_of_the_references(self, write):
         (example,) = load_data_source({**write(REFS), "split": "testA"})
         assert example["expression"] == "everything else"
-        with pytest.raises(ValueError, match="unknown split.*'val'.*testA"):
+        with pytest.raises(ValueError, match=r"unknown split.*'val'.*testA"):
             load_data_source({**write(REFS), "split": "val"})
 
     def test_of_several_files_one_is_named(self, write):
@@ -226,7 +224,7 @@ class TestRefCOCO:
 
     def test_a_pickle_that_runs_code_is_refused_and_runs_none(self, write, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)
-        with pytest.raises(ValueError, match="system.*may run code"):
+        with pytest.raises(ValueError, match=r"system.*may run code"):
             load_data_source(write([*REFS, _Harmful()]))
         assert not (tmp_path / "harmed").exists()
 
@@ -249,7 +247,7 @@ class TestRefCOCO:
     def test_damaged_files_are_refused(self, write, tmp_path, content):
         source = write(REFS)
         (tmp_path / "refs(unc).p").write_bytes(content)
-        with pytest.raises(ValueError, match="refs.unc..p (is no pickle|must hold a list)"):
+        with pytest.raises(ValueError, match=r"refs.unc..p (is no pickle|must hold a list)"):
             load_data_source(source)
 
     def test_missing_files_are_named(self, write, tmp_path):
@@ -259,7 +257,7 @@ class TestRefCOCO:
         with pytest.raises(FileNotFoundError, match="set `images`"):
             load_data_source({**source, "images": str(tmp_path / "none")})
         os.remove(tmp_path / "instances.json")
-        with pytest.raises(FileNotFoundError, match="instances.json"):
+        with pytest.raises(FileNotFoundError, match=r"instances.json"):
             load_data_source(source)
 
     def test_it_mixes_with_answers_in_words(self, write, tmp_path):
