@@ -282,16 +282,7 @@ def _render(
     asked = _asked_tasks(settings)
     task_rng = scene_rng(settings.seed, f"photographs/{settings.split}/tasks", index)
     return {
-        **task_records(
-            image_id,
-            scene,
-            library,
-            category_ids,
-            settings.split,
-            _asked_tasks(settings),
-            work / EDITS_FOLDER,
-            task_rng,
-        ),
+        **task_records(image_id, scene, library, category_ids, settings.split, asked, work / EDITS_FOLDER, task_rng),
         "image": record,
         "objects": object_records(image_id, scene, category_ids),
         "captions": caption_records(image_id, scene_captions(scene, library.nouns, settings.captions_per_scene, rng)),
