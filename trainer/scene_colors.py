@@ -9,6 +9,8 @@ from PIL import Image
 _HUES = ((0, "red"), (14, "orange"), (42, "yellow"), (70, "green"), (172, "blue"), (262, "purple"), (302, "pink"))
 _RED_AGAIN = 345
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
+_NO_NAME = len(COLORS)
+_BRIGHT = 185  # value below which orange is brown
 # What an object can be painted in; each is told from the others at a glance.
 PAINTS = {
     "red": (235, 25, 25),
@@ -33,13 +35,14 @@ def color_name(pixels: np.ndarray) -> str | None:
     """
     if not len(pixels):
         return None
-    shares = np.bincount(_names(pixels), minlength=len(COLORS)) / len(pixels)
+    shares = np.bincount(_names(pixels), minlength=len(COLORS) + 1) / len(pixels)
     second, first = np.sort(shares)[-2:]
-    return COLORS[int(shares.argmax())] if first >= _MOST and second <= _SECOND else None
+    best = int(shares.argmax())
+    return COLORS[best] if best != _NO_NAME and first >= _MOST and second <= _SECOND else None
 
 
 def _names(pixels: np.ndarray) -> np.ndarray:
-    """Index among `COLORS` for each pixel, by hue, saturation and value."""
+    """Index among `COLORS` for each pixel, by hue, saturation and value; `_NO_NAME` of skin, sand and cream."""
     red, green, blue = (pixels[:, channel].astype(np.float64) for channel in range(3))
     value = np.maximum(np.maximum(red, green), blue)
     spread = value - np.minimum(np.minimum(red, green), blue)
@@ -54,9 +57,14 @@ def _names(pixels: np.ndarray) -> np.ndarray:
     starts = np.array([start for start, _ in _HUES])
     of_hue = np.array([COLORS.index(name) for _, name in _HUES])[np.searchsorted(starts, hue, "right") - 1]
     names = np.where(hue >= _RED_AGAIN, COLORS.index("red"), of_hue)
-    reddish = (hue < _HUES[2][0]) | (hue >= _RED_AGAIN)
-    names = np.where(reddish & (hue >= 8) & (hue < _RED_AGAIN) & (value < 185), COLORS.index("brown"), names)
-    names = np.where(reddish & ((hue < 14) | (hue >= _RED_AGAIN)) & (value > 200) & (saturation < 0.5), 6, names)
+    is_red = (hue < _HUES[1][0]) | (hue >= _RED_AGAIN)
+    is_orange = (hue >= _HUES[1][0]) & (hue < _HUES[2][0])
+    is_yellow = (hue >= _HUES[2][0]) & (hue < _HUES[3][0])
+    dark = value < _BRIGHT
+    brown = dark & (is_orange | (is_red & (saturation < 0.6)))
+    pale_warm = ~dark & ((is_orange & (saturation < 0.6)) | (is_yellow & (saturation < 0.45)))
+    names = np.where(~dark & is_red & (saturation < 0.5), COLORS.index("pink"), names)
+    names = np.where(brown, COLORS.index("brown"), np.where(pale_warm, _NO_NAME, names))
     pale = saturation < 0.18
     names = np.where(pale, np.where(value > 200, COLORS.index("white"), COLORS.index("gray")), names)
     return np.where(value < 55, COLORS.index("black"), names)
