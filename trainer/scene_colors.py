@@ -5,11 +5,12 @@ from collections.abc import Sequence
 import numpy as np
 from PIL import Image
 
-# Hues in degrees from which on a name holds; red again from 345 on.
-_HUES = ((0, "red"), (14, "orange"), (42, "yellow"), (70, "green"), (172, "blue"), (262, "purple"), (302, "pink"))
-_RED_AGAIN = 345
+# Hues in degrees from which on a name holds; red again from 332 on.
+_HUES = ((0, "red"), (20, "orange"), (42, "yellow"), (70, "green"), (172, "blue"), (262, "purple"), (302, "pink"))
+_RED_AGAIN = 332
 COLORS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white", "gray")
 _NO_NAME = len(COLORS)
+_GRAY, _PALE = 0.15, 0.32  # saturation below which a colour is a gray, or too pale for a name
 _BRIGHT = 185  # value below which orange is brown
 # What an object can be painted in; each is told from the others at a glance.
 PAINTS = {
@@ -61,12 +62,14 @@ def _names(pixels: np.ndarray) -> np.ndarray:
     is_orange = (hue >= _HUES[1][0]) & (hue < _HUES[2][0])
     is_yellow = (hue >= _HUES[2][0]) & (hue < _HUES[3][0])
     dark = value < _BRIGHT
-    brown = dark & (is_orange | (is_red & (saturation < 0.6)))
+    brown = dark & (is_orange | (is_red & ((saturation < 0.6) | ((hue >= 10) & (hue < 20)))))
     pale_warm = ~dark & ((is_orange & (saturation < 0.6)) | (is_yellow & (saturation < 0.45)))
     names = np.where(~dark & is_red & (saturation < 0.5), COLORS.index("pink"), names)
     names = np.where(brown, COLORS.index("brown"), np.where(pale_warm, _NO_NAME, names))
-    pale = saturation < 0.18
-    names = np.where(pale, np.where(value > 200, COLORS.index("white"), COLORS.index("gray")), names)
+    is_pink = ~dark & (is_red | (names == COLORS.index("pink")))
+    names = np.where((saturation < _PALE) & ~is_pink, _NO_NAME, names)
+    grays = np.where(value > 205, COLORS.index("white"), np.where(value < 180, COLORS.index("gray"), _NO_NAME))
+    names = np.where(saturation < _GRAY, grays, names)
     return np.where(value < 55, COLORS.index("black"), names)
 
 

@@ -155,7 +155,7 @@ def _add(scene: PhotographScene, cutouts: CutoutLibrary, rng: random.Random) -> 
             continue
         place, corner = found
         color = color_name(np.asarray(picture)[opaque_pixels(picture)][:, :3])
-        named = with_article(f"{color} {cutout.name}" if color else cutout.name)
+        named = with_article(f"{color} {cutout.name}" if color not in (None, cutout.name) else cutout.name)
         target = layered_scene(scene.background, _canvas(scene), [*layers, (cutout, picture, corner)])
         instruction = rng.choice(_WORDINGS["add"]).format(named, place)
         return SceneEdit("add", instruction, target, None, len(layers), place)

@@ -46,9 +46,10 @@ def object_color(scene: PhotographScene, item: PlacedObject) -> str | None:
         item (`PlacedObject`): one of its objects.
 
     Returns:
-        `str` or `None`: the name of the colour, if there is one.
+        `str` or `None`: the name of the colour, if there is one; `None` of an orange orange, which nobody calls so.
     """
-    return color_name(np.asarray(scene.image)[item.mask])
+    color = color_name(np.asarray(scene.image)[item.mask])
+    return None if color == item.name else color
 
 
 def scene_expressions(scene: PhotographScene, number: int, rng: random.Random) -> list[Expression]:
