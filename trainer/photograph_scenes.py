@@ -21,12 +21,8 @@ from .scene_tasks import DRAWING_CAPTIONS_FILE, EDITS_FOLDER
 from .visual_questions import vqa
 
 TOLD = ("captions", "questions", "drawing captions", "expressions", "edits")
-# How many of them each scene is asked for; captions and questions it always has.
-_TASKS = {
-    "drawing captions": {"drawing_captions_per_scene": 1},
-    "expressions": {"expressions_per_scene": 3},
-    "edits": {"edits_per_scene": 2},
-}
+# The last three are rendered together, once: so many of each scene. Captions and questions every set has.
+_TASKS = {"expressions_per_scene": 3, "drawing_captions_per_scene": 1, "edits_per_scene": 2}
 _SCENES = "scenes"  # in the folder of the cache, beside the record of what it was built from
 
 
@@ -91,7 +87,8 @@ def photograph_scenes(
             photographs.
         tell (`str`): `"captions"`, one for each scene, or `"questions"`, up to four; or examples whose answer is an
             image (see `image_answers.py`): `"drawing captions"` (classes, numbers and colours), one for each scene,
-            `"expressions"`, up to three with the masks of their objects, and `"edits"`, up to two.
+            `"expressions"`, up to three with the masks of their objects, and `"edits"`, up to two. Rendered with
+            the same seed, all are about the same scenes.
         num_scenes, size, num_classes: see [`render_photograph_scenes`].
         scene_seed (`int`): seed of the scenes.
 
@@ -100,7 +97,9 @@ def photograph_scenes(
     """
     known("value of tell", tell, TOLD)
     split = known("split of photograph-scenes", source.split or "train", SPLITS)
-    folder = render_photograph_scenes(split, num_scenes, scene_seed, size, num_classes, _TASKS.get(tell))
+    folder = render_photograph_scenes(
+        split, num_scenes, scene_seed, size, num_classes, _TASKS if tell in TOLD[2:] else None
+    )
     told = replace(source, images=str(folder / "images"), split=None, options={})
     if tell == "captions":
         return coco_captions(replace(told, path=str(folder / "captions.json")))
