@@ -66,7 +66,7 @@ def image_answer(
         raise BadSampleError(f"to {task} takes {expected} images with the one that is written, got {len(images)}")
     asked = {"type": "text", "text": apply_prompt(prompt or TASK_PROMPTS[task], text.strip())}
     shown = [{"type": "image", "text": None}] * _SHOWN_IMAGES[task]
-    messages = [
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": [*shown, asked]},
         {"role": "assistant", "content": [{"type": "image", "text": None}]},
     ]

@@ -14,6 +14,7 @@ from vistok.processing.images import BadSampleError
 from vistok.processing.processing_setokim import SetokimProcessor
 from vistok.trainer.data_sources import load_data_source, mix_data_sources
 from vistok.trainer.image_answers import TASK_PROMPTS, read_mask
+from vistok.trainer.referring_expressions import read_references
 from vistok.trainer.scene_annotations import run_lengths
 
 DRAWN = {"role": "assistant", "content": [image_part()]}
@@ -227,6 +228,13 @@ class TestRefCOCO:
         with pytest.raises(ValueError, match=r"system.*may run code"):
             load_data_source(write([*REFS, _Harmful()]))
         assert not (tmp_path / "harmed").exists()
+
+    def test_texts_of_python_2_are_read(self, tmp_path):
+        """As the released files have them: `str` of bytes, one of them not ASCII."""
+        content = b"\x80\x02]}(U\x06ref_idK\x01U\x06ann_idK\nU\tsentences]}U\x04sentU\x04caf\xe9saua."
+        (tmp_path / "refs(unc).p").write_bytes(content)
+        (ref,) = read_references(tmp_path / "refs(unc).p")
+        assert ref == {"ref_id": 1, "ann_id": 10, "sentences": [{"sent": "caf\xe9"}]}
 
     @pytest.mark.parametrize(
         ("ref", "message"),

@@ -206,7 +206,7 @@ class TestEdits:
 
 
 def _expressions(scene):
-    found = {e for seed in range(20) for e in scene_expressions(scene, 100, random.Random(seed))}
+    found = {e for seed in range(8) for e in scene_expressions(scene, 100, random.Random(seed))}
     return sorted(found, key=lambda expression: -len(expression.text))
 
 
@@ -224,8 +224,8 @@ class TestFiles:
             "edits",
         }
 
-    def test_any_number_of_processes_writes_the_same(self, planted, tmp_path):
-        write_scenes_of(tmp_path / "set", settings(num_scenes=20, **ASKED), *planted[1], num_proc=2)
+    def test_the_same_arguments_write_the_same_files(self, planted, tmp_path):
+        write_scenes_of(tmp_path / "set", settings(num_scenes=20, **ASKED), *planted[1])
         hashes = [
             {
                 file.relative_to(folder): hashlib.sha256(file.read_bytes()).hexdigest()
