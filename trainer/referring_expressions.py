@@ -73,7 +73,7 @@ def refcoco(source: DataSource, split_by: str | None = None) -> Dataset | Iterab
         "split": source.split,
         "prompt": source.prompt,
     }
-    code = [__file__, Path(__file__).with_name("image_answers.py")]
+    code = [Path(__file__), Path(__file__).with_name("image_answers.py")]
     stamp = [repr(sorted(arguments.items())), *(file_digest(part) for part in (file, instances, *code))]
     features = Features({**RAW_FEATURES, **REFERRING_FEATURES})
     return cached_dataset(referring_examples, arguments, features, stamp, str(source.name))
