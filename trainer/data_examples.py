@@ -15,8 +15,9 @@ An example is the dictionary
 }
 ```
 
-with one image part per image, in order, no placeholder in a text, and text only in the assistant's turns. Columns that
-a format adds (easy-VQA's `answer_type`) are kept beside these.
+with one image part per image, in order, no placeholder in a text, and text only in the assistant's turns, unless the
+format says that images are to be written (see `image_answers.py`). Columns that a format adds (easy-VQA's
+`answer_type`) are kept beside these.
 """
 
 import json
@@ -145,6 +146,7 @@ def make_example(
     images: list[dict[str, Any]],
     messages: list[dict[str, Any]],
     id: Any = None,
+    images_in_answers: bool = False,
     **columns: Any,
 ) -> dict[str, Any]:
     """Builds a canonical example and checks it.
@@ -155,6 +157,7 @@ def make_example(
         images: undecoded images, `{"path", "bytes"}`.
         messages: chat messages whose contents are lists of parts.
         id: identity within the source, made a string; the row when missing.
+        images_in_answers (`bool`): whether the assistant may show images.
         **columns: further columns of the format.
 
     Returns:
@@ -162,9 +165,10 @@ def make_example(
 
     Raises:
         BadSampleError: if images and placeholders differ in number, a role is unknown, a turn is empty, the user does
-            not speak first, the assistant says nothing or shows an image, or a text holds a placeholder.
+            not speak first, the assistant says nothing or shows an image that it may not, or a text holds a
+            placeholder.
     """
-    check_messages(messages, len(images))
+    check_messages(messages, len(images), images_in_answers)
     return {
         "id": str(row if id is None else id),
         "source": source,
@@ -175,12 +179,13 @@ def make_example(
     }
 
 
-def check_messages(messages: Iterable[Mapping[str, Any]], num_images: int) -> None:
+def check_messages(messages: Iterable[Mapping[str, Any]], num_images: int, images_in_answers: bool = False) -> None:
     """Checks that messages form a conversation one can train on, about `num_images` images.
 
     Args:
         messages: chat messages whose contents are lists of parts.
         num_images (`int`): images of the example.
+        images_in_answers (`bool`): whether the assistant may show images.
 
     Raises:
         BadSampleError: as in [`make_example`].
@@ -193,9 +198,9 @@ def check_messages(messages: Iterable[Mapping[str, Any]], num_images: int) -> No
     if not spoken or spoken[0]["role"] != "user":
         raise BadSampleError("the conversation must start with the user")
     answers = [message["content"] for message in spoken if message["role"] == "assistant"]
-    if any(part["type"] != "text" for answer in answers for part in answer):
+    if not images_in_answers and any(part["type"] != "text" for answer in answers for part in answer):
         raise BadSampleError("an answer of the assistant holds an image placeholder; answers hold text only")
-    if not answers or any(not "".join(part["text"] for part in answer).strip() for answer in answers):
+    if not answers or not all(any(map(_says_something, answer)) for answer in answers):
         raise BadSampleError("an answer of the assistant is missing or empty")
     if any(not message["content"] for message in messages):
         raise BadSampleError("a turn of the conversation is empty")
@@ -205,6 +210,10 @@ def check_messages(messages: Iterable[Mapping[str, Any]], num_images: int) -> No
     placeholders = sum(part["type"] == "image" for part in parts)
     if placeholders != num_images:
         raise BadSampleError(f"{placeholders} image placeholders for {num_images} images")
+
+
+def _says_something(part: Mapping[str, Any]) -> bool:
+    return part["type"] == "image" or bool((part["text"] or "").strip())
 
 
 def bad_example(source: str, row: int, error: BadSampleError, columns: Iterable[str] = ()) -> dict[str, Any]:

@@ -30,8 +30,11 @@ FORMAT_MODULES = (
     "masked_images",
     "captioned_photographs",
     "cutouts",
+    "image_answers",
+    "image_edits",
     "object_centric",
     "photograph_scenes",
+    "referring_expressions",
     "visual_questions",
 )
 _FORMATS: dict[str, DataFormat] = {}

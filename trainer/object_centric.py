@@ -182,7 +182,7 @@ def generate_object_questions(
                 image, labels, spoken, weights, wordings, per_image, max_count, rng
             ):
                 messages = question_answer(apply_prompt(prompt, question), answer)
-                identity = {"id": f"{image.image_id}-{row}", "image_id": str(image.image_id)}
+                identity: dict[str, Any] = {"id": f"{image.image_id}-{row}", "image_id": str(image.image_id)}
                 yield make_example(source_name, row, [picture], messages, kind=kind, answer=answer, **identity)
                 row += 1
         except BadSampleError as error:

@@ -2,9 +2,7 @@
 
 import math
 import random
-from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
@@ -13,6 +11,7 @@ from PIL import Image, ImageEnhance, ImageOps
 from .backgrounds import Background, draw_background, shown_in_backgrounds
 from .cutouts import Cutout, CutoutLibrary
 from .data_formats import known
+from .scene_layers import PhotographScene, PlacedObject, layered_scene, opaque_pixels
 from .scenes import load_cutout
 
 MAX_OBJECTS = 9
@@ -32,58 +31,6 @@ _TRIES = 60  # places tried for an object before all shrink
 _SHRINKINGS = 12
 _CONTRAST = 75  # how much an object's mean colour should differ from what is behind it, summed over RGB
 _BACKGROUND_TRIES = 6
-
-
-@dataclass
-class PlacedObject:
-    """An object in a scene.
-
-    Args:
-        name (`str`): its noun.
-        cutout (`Cutout`): its picture.
-        mask (`np.ndarray`): `(size, size)`, boolean: what is visible of it.
-        box (`tuple[int, int, int, int]`): left, top, width and height of what is visible, in pixels.
-        hidden (`float`): the part of it that others hide, 0 to 1.
-    """
-
-    name: str
-    cutout: Cutout
-    mask: np.ndarray
-    box: tuple[int, int, int, int]
-    hidden: float
-
-    @property
-    def area(self) -> int:
-        """Visible pixels."""
-        return int(self.mask.sum())
-
-    @property
-    def center(self) -> tuple[float, float]:
-        """Middle of the box, from the left and from the top, in pixels."""
-        left, top, width, height = self.box
-        return left + width / 2, top + height / 2
-
-
-@dataclass
-class PhotographScene:
-    """An image and what it shows.
-
-    Args:
-        image (`PIL.Image.Image`): RGB, square.
-        objects (`list[PlacedObject]`): from the back to the front.
-        background (`Background`): the photograph behind them.
-        shrunk_objects (`int`): how many are smaller than they were to be, because they found no place otherwise.
-    """
-
-    image: Image.Image
-    objects: list[PlacedObject]
-    background: Background
-    shrunk_objects: int = 0
-
-    @property
-    def counts(self) -> Counter[str]:
-        """How many objects of each noun there are."""
-        return Counter(item.name for item in self.objects)
 
 
 def choose_classes(train: CutoutLibrary, test: CutoutLibrary, num_classes: int) -> list[str]:
@@ -281,18 +228,11 @@ def compose_scene(
     # Small objects are commoner than large ones. (No powers but squares: others differ between machines.)
     draws = [rng.random() for _ in chosen]
     sides = [(least + (most - least) * draw * draw) * size for draw in draws]
-    wanted = [_transformed(cutout, side, largest, size, rng) for cutout, side in zip(chosen, sides)]
-    pictures, corners, owners = _place(wanted, size, max_overlap, rng)
+    wanted = [transformed_picture(cutout, side, largest, size, rng) for cutout, side in zip(chosen, sides)]
+    pictures, corners = _place(wanted, size, max_overlap, rng)
     background, canvas = _contrasting_background(pictures, corners, backgrounds, size, rng)
-    for picture, corner in zip(pictures, corners):
-        canvas.paste(picture, corner, picture)
-    objects = []
-    for number, (cutout, picture) in enumerate(zip(chosen, pictures)):
-        mask = owners == number
-        hidden = 1 - mask.sum() / _opaque(picture).sum()
-        objects.append(PlacedObject(cutout.name, cutout, mask, _box(mask), float(hidden)))
     shrunk = sum(picture.size != before.size for picture, before in zip(pictures, wanted))
-    return PhotographScene(canvas, objects, background, shrunk)
+    return layered_scene(background, canvas, list(zip(chosen, pictures, corners)), shrunk)
 
 
 def _draw_pictures(cutouts: list[Cutout], count: int, rng: random.Random) -> list[Cutout]:
@@ -303,9 +243,19 @@ def _draw_pictures(cutouts: list[Cutout], count: int, rng: random.Random) -> lis
     return [rng.choice(rng.choice(kinds)) for _ in range(count)]
 
 
-def _transformed(cutout: Cutout, side: float, largest: float, size: int, rng: random.Random) -> Image.Image:
-    """A cut-out mirrored, lightened, turned and scaled: its longer side `side` pixels, more where it is thin, but not
-    more than `largest` of the image."""
+def transformed_picture(cutout: Cutout, side: float, largest: float, size: int, rng: random.Random) -> Image.Image:
+    """A cut-out mirrored, lightened, turned and scaled.
+
+    Args:
+        cutout (`Cutout`): the cut-out.
+        side (`float`): its longer side, in pixels; more where it is thin.
+        largest (`float`): the most of it, in sides of the image.
+        size (`int`): side of the image, in pixels.
+        rng (`random.Random`): where every choice comes from.
+
+    Returns:
+        `PIL.Image.Image`: RGBA.
+    """
     picture = load_cutout(cutout.path)
     if rng.random() < 0.5:
         picture = ImageOps.mirror(picture)
@@ -315,7 +265,7 @@ def _transformed(cutout: Cutout, side: float, largest: float, size: int, rng: ra
         picture = ImageOps.expand(picture, 2, (0, 0, 0, 0))
         picture = picture.rotate(rng.uniform(-20, 20), Image.Resampling.BICUBIC, expand=True)
         picture = picture.crop(picture.getchannel("A").point(lambda alpha: 255 * (alpha >= 16)).getbbox())
-    scale = max(side / max(picture.size), _LEAST_AREA * size / math.sqrt(_opaque(picture).sum()))
+    scale = max(side / max(picture.size), _LEAST_AREA * size / math.sqrt(opaque_pixels(picture).sum()))
     return _scaled(picture, min(scale, largest * size / max(picture.size), _ENLARGEMENT))
 
 
@@ -327,18 +277,14 @@ def _scaled(picture: Image.Image, scale: float) -> Image.Image:
 
 def _place(
     pictures: list[Image.Image], size: int, max_overlap: float, rng: random.Random
-) -> tuple[list[Image.Image], list[tuple[int, int]], np.ndarray]:
-    """Finds places at which enough of every picture stays visible; where there are none, pictures shrink.
-
-    Returns:
-        the pictures, their corners, and `(size, size)` which of them each pixel belongs to (-1: none).
-    """
+) -> tuple[list[Image.Image], list[tuple[int, int]]]:
+    """Finds places at which enough of every picture stays visible; where there are none, pictures shrink."""
     for _ in range(_SHRINKINGS):
         owners = np.full((size, size), -1)
         corners: list[tuple[int, int]] = []
         whole: list[int] = []
         for number, picture in enumerate(pictures):
-            opaque = _opaque(picture)
+            opaque = opaque_pixels(picture)
             for _ in range(_TRIES):
                 left, top = rng.randint(0, size - picture.width), rng.randint(0, size - picture.height)
                 region = owners[top : top + picture.height, left : left + picture.width]
@@ -353,7 +299,7 @@ def _place(
             else:
                 break
         if len(corners) == len(pictures) and min(whole) > 0:
-            return pictures, corners, owners
+            return pictures, corners
         pictures = [_scaled(picture, 0.9) for picture in pictures]
     raise ValueError(f"{len(pictures)} objects do not fit into {size} pixels: choose a larger size or fewer objects.")
 
@@ -372,21 +318,19 @@ def _contrasting_background(
         behind = np.asarray(canvas, dtype=np.int64)
         least = float("inf")
         for picture, (left, top) in zip(pictures, corners):
-            opaque = _opaque(picture)
+            opaque = opaque_pixels(picture)
             region = behind[top : top + picture.height, left : left + picture.width][opaque].mean(axis=0)
             least = min(least, np.abs(np.asarray(picture)[opaque][:, :3].mean(axis=0) - region).sum())
         tried.append((float(least), background, canvas))
     return max(tried, key=lambda item: item[0])[1:]
 
 
-def _opaque(picture: Image.Image) -> np.ndarray:
-    return np.asarray(picture.getchannel("A")) >= 128
-
-
-def _box(mask: np.ndarray) -> tuple[int, int, int, int]:
-    rows, columns = np.flatnonzero(mask.any(axis=1)), np.flatnonzero(mask.any(axis=0))
-    left, top = int(columns[0]), int(rows[0])
-    return left, top, int(columns[-1]) - left + 1, int(rows[-1]) - top + 1
-
-
-__all__ = ["CountDistribution", "PhotographScene", "PlacedObject", "check_classes", "choose_classes", "compose_scene"]
+__all__ = [
+    "CountDistribution",
+    "PhotographScene",
+    "PlacedObject",
+    "check_classes",
+    "choose_classes",
+    "compose_scene",
+    "transformed_picture",
+]

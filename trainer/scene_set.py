@@ -1,7 +1,6 @@
 """Sets of scenes with ground truth in COCO's formats: cut-outs composed over photographs."""
 
 import hashlib
-import io
 import json
 import multiprocessing
 import os
@@ -35,6 +34,7 @@ from .scene_layout import (
     choose_classes,
     compose_scene,
 )
+from .scene_tasks import EDITS_FOLDER, jpeg, task_documents, task_records
 from .scene_text import scene_captions, scene_vqa
 from .scenes import scene_rng
 
@@ -42,7 +42,6 @@ logger = logging.get_logger(__name__)
 
 SOURCE_FILE = "SOURCE.json"
 REVISION = 1  # counted up when the same settings make other scenes
-_JPEG_QUALITY = 92
 _LEAST_SIZE = 64
 _MOST_SCENES = FIRST_IMAGE_ID["test"] - FIRST_IMAGE_ID["train"]
 
@@ -63,6 +62,9 @@ class SceneSettings:
     questions_per_scene: int
     captions_per_scene: int
     object_sizes: tuple[float, ...] = OBJECT_SIZES
+    expressions_per_scene: int = 0
+    drawing_captions_per_scene: int = 0
+    edits_per_scene: int = 0
 
     def __post_init__(self):
         known("split of the scenes", self.split, SPLITS)
@@ -71,6 +73,9 @@ class SceneSettings:
             ("size", _LEAST_SIZE, 4096),
             ("questions_per_scene", 0, 50),
             ("captions_per_scene", 1, 50),
+            ("expressions_per_scene", 0, 50),
+            ("drawing_captions_per_scene", 0, 50),
+            ("edits_per_scene", 0, 20),
         ):
             value = getattr(self, name)
             if not isinstance(value, int) or not least <= value <= most:
@@ -97,6 +102,9 @@ def write_scenes(
     classes_weights: Sequence[float] = CLASSES_WEIGHTS,
     questions_per_scene: int = 4,
     captions_per_scene: int = 5,
+    expressions_per_scene: int = 0,
+    drawing_captions_per_scene: int = 0,
+    edits_per_scene: int = 0,
     num_proc: int = 1,
     apart_from: Sequence[str | os.PathLike] = (),
 ) -> Path:
@@ -104,8 +112,12 @@ def write_scenes(
 
     The folder then holds `images/{image_id:012d}.jpg`, `instances.json` (COCO instances, with masks of what is visible
     as RLE), `captions.json` (COCO captions), `vqa_questions.json` and `vqa_annotations.json` (VQAv2) and `SOURCE.json`
-    (settings, classes, pictures, hashes). The same arguments make the same scenes on every machine. Train and test
-    share neither cut-outs nor background photographs.
+    (settings, classes, pictures, hashes). Where they are asked for, there are also expressions (`refs(vistok).json`,
+    as RefCOCO's), captions to draw images from (`drawing_captions.json`, COCO captions) and edits (`edits`, as
+    InstructPix2Pix's folder), which change nothing of the rest; see `scene_tasks.py`.
+
+    The same arguments make the same scenes on every machine. Train and test share neither cut-outs nor background
+    photographs.
 
     Args:
         folder (`str`): must not exist, or be empty.
@@ -130,6 +142,10 @@ def write_scenes(
         classes_weights (sequence of `float`): how frequent scenes of one, two, … classes are.
         questions_per_scene (`int`): VQA questions of an image, where so many can be asked.
         captions_per_scene (`int`): captions of an image.
+        expressions_per_scene (`int`): expressions that refer to one object of an image, where so many can be found.
+        drawing_captions_per_scene (`int`): captions with classes, numbers and colours, of an image.
+        edits_per_scene (`int`): edits of an image, where so many can be found: objects are moved, removed, painted or
+            added.
         num_proc (`int`): processes that render; what they render does not depend on it.
         apart_from (sequence of `str`): folders of other sets, with which this one must share no cut-out, background or
             image.
@@ -159,6 +175,9 @@ def write_scenes(
         questions_per_scene,
         captions_per_scene,
         tuple(object_sizes),
+        expressions_per_scene,
+        drawing_captions_per_scene,
+        edits_per_scene,
     )
     photographs = load_backgrounds(split, backgrounds, without=settings.classes)
     return write_scenes_of(folder, settings, libraries[split], photographs, num_proc, apart_from)
@@ -199,8 +218,9 @@ def write_scenes_of(
     for name, other in others.items():
         _check_apart({**pictures, "pixels_sha256": []}, other, name)
     with write_folder_atomically(Path(folder).expanduser().absolute()) as work:
-        (work / "images").mkdir()
-        render = partial(_render, settings, distribution, library, list(backgrounds), work / "images")
+        for name in ("images", *([EDITS_FOLDER] if settings.edits_per_scene else [])):
+            (work / name).mkdir()
+        render = partial(_render, settings, distribution, library, list(backgrounds), work)
         scenes = list(
             logging.tqdm(
                 _in_processes(render, settings.num_scenes, num_proc),
@@ -210,7 +230,9 @@ def write_scenes_of(
         )
         description = f"vistok scenes: {settings.num_scenes} scenes of {len(nouns)} classes ({settings.split})"
         files = {}
-        for file, content in documents(scenes, nouns, description, settings.split).items():
+        contents = documents(scenes, nouns, description, settings.split)
+        contents |= task_documents(scenes, contents["instances.json"], _asked_tasks(settings))
+        for file, content in contents.items():
             encoded = json.dumps(content, separators=(",", ":")).encode()
             (work / file).write_bytes(encoded)
             files[file] = hashlib.sha256(encoded).hexdigest()
@@ -243,7 +265,7 @@ def _render(
     distribution: CountDistribution,
     library: CutoutLibrary,
     backgrounds: list[Background],
-    images: Path,
+    work: Path,
     index: int,
 ) -> dict[str, Any]:
     """Renders one scene, writes its image and returns its records."""
@@ -253,20 +275,29 @@ def _render(
         library, backgrounds, counts, settings.size, settings.max_overlap, rng, settings.object_sizes
     )
     image_id = FIRST_IMAGE_ID[settings.split] + index
-    content = io.BytesIO()
-    scene.image.save(content, "JPEG", quality=_JPEG_QUALITY, subsampling=0)
     record = image_record(image_id, scene, hashlib.sha256(scene.image.tobytes()).hexdigest())
-    (images / record["file_name"]).write_bytes(content.getvalue())
+    (work / "images" / record["file_name"]).write_bytes(jpeg(scene.image))
     questions, answers = question_records(image_id, scene_vqa(scene, library, settings.questions_per_scene, rng))
+    category_ids = {name: number for number, name in enumerate(settings.classes, start=1)}
+    asked = _asked_tasks(settings)
+    task_rng = scene_rng(settings.seed, f"photographs/{settings.split}/tasks", index)
     return {
+        **task_records(image_id, scene, library, category_ids, settings.split, asked, work / EDITS_FOLDER, task_rng),
         "image": record,
-        "objects": object_records(
-            image_id, scene, {name: number for number, name in enumerate(settings.classes, start=1)}
-        ),
+        "objects": object_records(image_id, scene, category_ids),
         "captions": caption_records(image_id, scene_captions(scene, library.nouns, settings.captions_per_scene, rng)),
         "questions": questions,
         "answers": answers,
         "shrunk_objects": scene.shrunk_objects,
+    }
+
+
+def _asked_tasks(settings: SceneSettings) -> dict[str, int]:
+    """How many expressions, drawing captions and edits of a scene are asked for."""
+    return {
+        "expressions": settings.expressions_per_scene,
+        "drawing_captions": settings.drawing_captions_per_scene,
+        "edits": settings.edits_per_scene,
     }
 
 

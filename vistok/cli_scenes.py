@@ -11,6 +11,12 @@ Composes pictures of everyday objects over photographs and writes the images wit
   vqa_questions.json      VQAv2 questions: names, sizes, places, relations, categories, comparisons
   vqa_annotations.json    VQAv2 answers
   SOURCE.json             settings, pictures and hashes
+and, with the options of these names:
+  refs(vistok).json       --expressions: each refers to one object, as RefCOCO's refs(unc).p (data format refcoco)
+  drawing_captions.json   --drawing-captions: classes, numbers and colours, as COCO captions, to draw images from (data
+                          format generation-pairs), with what a probe can look for
+  edits/                  --edits: objects moved, removed, painted or added, as InstructPix2Pix's folder (data format
+                          instruct-pix2pix), with instances.json of the edited images
 From instances.json, evaluation builds GVTBench's counting and existence questions.
 
 The same arguments write the same scenes on every machine. Train and test share no picture and no photograph. What is
@@ -20,6 +26,7 @@ mate-backgrounds lomiri-wallpapers plasma-wallpapers material-kit`, or given as 
 example:
   vistok scenes scenes/train --num-scenes 6000 --num-classes 24 --preview train.png
   vistok scenes scenes/test --split test --num-scenes 800 --num-classes 24 --apart-from scenes/train
+  vistok scenes scenes/tasks --expressions 3 --drawing-captions 1 --edits 2
 """
 
 
@@ -63,6 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--questions", type=int, default=4, metavar="N", help="VQA questions of an image (default: 4)")
     parser.add_argument("--captions", type=int, default=5, metavar="N", help="captions of an image (default: 5)")
+    parser.add_argument(
+        "--expressions", type=int, default=0, metavar="N", help="referring expressions of an image (default: 0)"
+    )
+    parser.add_argument(
+        "--drawing-captions", type=int, default=0, metavar="N", help="captions to draw an image from (default: 0)"
+    )
+    parser.add_argument("--edits", type=int, default=0, metavar="N", help="edits of an image (default: 0)")
     parser.add_argument("--num-proc", type=int, default=1, metavar="N", help="processes that render (default: 1)")
     parser.add_argument(
         "--apart-from",
@@ -101,6 +115,9 @@ def run(options: argparse.Namespace) -> None:
         max_overlap=options.max_overlap,
         questions_per_scene=options.questions,
         captions_per_scene=options.captions,
+        expressions_per_scene=options.expressions,
+        drawing_captions_per_scene=options.drawing_captions,
+        edits_per_scene=options.edits,
         num_proc=options.num_proc,
         apart_from=options.apart_from,
         **given,

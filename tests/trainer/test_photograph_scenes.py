@@ -6,6 +6,7 @@ import pytest
 
 from tests.trainer.planted_cutouts import planted_cutouts
 from tests.trainer.planted_scenes import planted_backgrounds
+from vistok.processing.images import load_example_images
 from vistok.trainer import photograph_scenes, scene_set
 from vistok.trainer.data_sources import load_data_source
 
@@ -34,6 +35,22 @@ def test_captions_and_questions_are_those_of_the_same_scenes(planted, monkeypatc
     assert len(questions) == len(asked) > 5
     paths = [{example["images"][0]["path"] for example in data} for data in (captions, questions)]
     assert paths[0] == paths[1] and len(paths[0]) == 5
+
+
+def test_what_is_to_be_drawn_cut_out_and_edited_is_of_the_same_scenes(planted, monkeypatch):
+    captions = load_data_source({"format": "photograph-scenes", "options": planted})
+    options = [{**planted, "tell": tell} for tell in ("drawing captions", "expressions", "edits")]
+    drawn = load_data_source({"format": "photograph-scenes", "options": options[0]})
+    monkeypatch.setattr(scene_set, "write_scenes", None)  # would fail if called: all three are rendered together
+    referred, edited = (load_data_source({"format": "photograph-scenes", "options": some}) for some in options[1:])
+    assert [{*data["task"]} for data in (drawn, referred, edited)] == [{"generate"}, {"segment"}, {"edit"}]
+    assert len(drawn) == 5 and len(referred) > 5 and len(edited) > 5
+    assert [len(data[0]["images"]) for data in (drawn, referred, edited)] == [1, 2, 2]
+    pictures = [[load_example_images(example)[0].tobytes() for example in data] for data in (captions, drawn)]
+    assert pictures[0] == pictures[1]
+    assert {load_example_images(example)[0].tobytes() for data in (referred, edited) for example in data} <= {
+        *pictures[0]
+    }
 
 
 def test_another_split_seed_or_size_is_another_set(planted):
