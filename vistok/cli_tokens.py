@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from .given_options import given_options
+
 PICTURE, TABLE = "tokens.png", "tokens.csv"
 OF_PICTURES = ("output", "table")
 OF_MEASURES = ("report", "limit", "batch_size", "resamples", "skip_empty", "by_background")
@@ -91,10 +93,7 @@ def run(options: argparse.Namespace) -> None:
 def _refuse_other_options(options: argparse.Namespace) -> None:
     from .evaluation.prediction_checks import check_positive
 
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    others = OF_PICTURES if options.measure else OF_MEASURES
-    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) != parser.get_default(name)]
+    given = given_options(options, add_arguments, OF_PICTURES if options.measure else OF_MEASURES)
     if given and options.measure:
         raise ValueError(f"{', '.join(given)} is for pictures of tokens: leave it out, or leave out --measure.")
     if given:

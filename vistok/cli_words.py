@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from .given_options import given_options
+
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PICTURE, PAGE = "words.png", "words.html"
 OF_MAPS = ("output", "html", "nearest", "top_k", "shading", "patch_size", "font")
@@ -93,10 +95,7 @@ def _check(options: argparse.Namespace, files: list[Path]) -> None:
 
 
 def _refuse_other_options(options: argparse.Namespace) -> None:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    others = OF_MAPS if options.statistics else OF_STATISTICS
-    given = [f"--{name.replace('_', '-')}" for name in others if getattr(options, name) != parser.get_default(name)]
+    given = given_options(options, add_arguments, OF_MAPS if options.statistics else OF_STATISTICS)
     if given and options.statistics:
         raise ValueError(f"{', '.join(given)} is for maps of words: leave it out, or leave out --statistics.")
     if given:
