@@ -111,9 +111,7 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
         Raises:
             ValueError: if neither or both are given, or the features are not finite, or not one for each patch.
         """
-        if (pixel_values is None) == (patch_features is None):
-            raise ValueError("SeTok reads pixel_values, or the patch_features of a tower: give one of the two.")
-        if patch_features is None:
+        if pixel_values is not None and patch_features is None:
             features = extract_vision_features(
                 self.vision_tower,
                 pixel_values,
@@ -121,9 +119,11 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
                 select_strategy="default",
             )
             patch_features, grid_size = features.patch_features, features.grid_size
-        elif grid_size is None:
+        elif patch_features is not None and pixel_values is None:
             side = math.isqrt(patch_features.shape[1])
-            grid_size = (side, side)
+            grid_size = grid_size or (side, side)
+        else:
+            raise ValueError("SeTok reads pixel_values, or the patch_features of a tower: give one of the two.")
         patch_features = patch_features.to(computing_dtype(self.tokenizer, self.vision_tower))
         outputs = self.tokenizer(patch_features, grid_size)
         return SeTokVisionOutput(**outputs, patch_features=patch_features, grid_size=grid_size)

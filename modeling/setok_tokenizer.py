@@ -74,10 +74,10 @@ class SeTokTokenizer(VisualTokenizer):
                 init.constant_(module.log_kernel_scale, math.log(self.config.kernel_scale))
             if module.cluster_projection is not None:
                 init.eye_(module.cluster_projection.weight)
-            for layer in module.cluster_layers or ():
-                for output in (layer.attention_output, layer.feed_forward_output):
-                    init.zeros_(output.weight)
-                    init.zeros_(output.bias)
+        elif isinstance(module, ClusterLayer):
+            for output in (module.attention_output, module.feed_forward_output):
+                init.zeros_(output.weight)
+                init.zeros_(output.bias)
 
     @property
     def output_size(self) -> int:

@@ -49,7 +49,7 @@ def object_masks(
         found = [one for one in found if not any(item.get("iscrowd") for item in one.annotations)]
     columns: dict[str, list[Any]] = {name: [] for name in (*FEATURES, MASKS)}
     for row, one in enumerate(found):
-        values = (str(row), source.name, row, [image_file(str(one.file))], [], _packed(one))
+        values: tuple[Any, ...] = (str(row), source.name, row, [image_file(str(one.file))], [], _packed(one))
         for name, value in zip(columns, values, strict=True):
             columns[name].append(value)
     return Dataset.from_dict(columns, features=Features({**FEATURES, MASKS: Value("large_string")}))

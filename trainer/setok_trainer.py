@@ -77,7 +77,8 @@ class SeTokTrainer(ReproducibleTrainer):
         if processing_class is None:
             raise ValueError("SeTok's images are prepared by an image processor: give it as processing_class.")
         check_datasets(args, train_dataset, eval_dataset)
-        self.trainable = {**model.config.phase_trainable(args.phase), **(args.trainable or {})}
+        config: Any = model.config
+        self.trainable = {**config.phase_trainable(args.phase), **(args.trainable or {})}
         check_learning_rates(args.learning_rates or {}, self.trainable)
         set_trainable(model, self.trainable)
         model.added_weights = getattr(model, "added_weights", set()) | {
@@ -94,7 +95,7 @@ class SeTokTrainer(ReproducibleTrainer):
         collator = SeTokCollator(
             processing_class,
             self.source.grid_size,
-            draw_size=model.config.detokenizer_config.image_size if draws else None,
+            draw_size=config.detokenizer_config.image_size if draws else None,
             with_masks=args.phase == "boundaries",
             mask_scale=args.mask_scale,
             max_objects=args.max_objects,
@@ -103,7 +104,7 @@ class SeTokTrainer(ReproducibleTrainer):
             collator.features = self._cache_features(args, train_dataset, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = EndlessStream(train_dataset)
-        weights = {name: float(getattr(model.config, f"{name}_weight")) for name in LOSS_TERMS}
+        weights = {name: float(getattr(config, f"{name}_weight")) for name in LOSS_TERMS}
         self.weights, self._totals = weights, {"images": 1, "objects": 1}
         kwargs.setdefault("compute_metrics", SeTokMetrics(weights))
         super().__init__(
@@ -115,7 +116,7 @@ class SeTokTrainer(ReproducibleTrainer):
             data_collator=collator,
             **kwargs,
         )
-        vars(model.config).pop("use_cache", None)  # Trainer's mark
+        vars(config).pop("use_cache", None)  # Trainer's mark
         self.model_accepts_loss_kwargs = True  # compute_loss divides by what a whole step has
         self.collator = collator
         self.add_callback(FreezeCheckCallback(self.trainable))
