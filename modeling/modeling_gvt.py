@@ -1,6 +1,5 @@
 """GVT: vision tower → visual tokenizer → projector → language model."""
 
-
 import torch
 from torch import nn
 from transformers import AutoModel

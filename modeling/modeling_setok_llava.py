@@ -20,7 +20,7 @@ from .multimodal_model import MultimodalModel, MultimodalPreTrainedModel, build_
 from .outputs_setok_llava import SeTokLlavaImageFeatures, SeTokLlavaOutput
 from .setok_tokenizer import SeTokTokenizer, SeTokTokenizerOutput
 from .trained_weights import one_checkpoint_error
-from .vision_features import build_vision_tower, extract_vision_features
+from .vision_features import build_vision_tower, extract_vision_features, patch_grid
 from .visual_tokenizer import VisionFeatures, VisualTokenizer, computing_dtype
 
 
@@ -35,6 +35,29 @@ class SeTokLlavaPreTrainedModel(MultimodalPreTrainedModel):
         "setok": "model.setok",
         "llm": ("model.language_model", "lm_head"),
     }
+
+    @classmethod
+    def from_vision_text_pretrained(cls, vision: str, text: str, *, image_size: int | None = None, **kwargs):
+        """
+        Composes a LLaVA with SeTok from a vision and a language checkpoint; the projector is new and random.
+
+        Args:
+            vision (`str`): vision checkpoint: `"vistok:dinov2-small"`, a folder or a Hub id.
+            text (`str`): causal language checkpoint: `"vistok:smollm2-135m"`, a folder or a Hub id.
+            image_size (`int`, *optional*):
+                Side of the images in pixels, as told to the processor: the config notes how many patches one has.
+            kwargs: as in [`ComposedPreTrainedModel.from_vision_text_pretrained`]: `dtype`, `attn_implementation`, …,
+                and fields of [`SeTokLlavaConfig`] or [`SeTokTokenizerConfig`] (`max_tokens=32`).
+
+        Returns:
+            The model, in evaluation mode.
+        """
+        model = super().from_vision_text_pretrained(vision, text, **kwargs)
+        side = image_size or getattr(model.config.vision_config, "image_size", None)
+        if isinstance(side, int):
+            height, width = patch_grid(model.config.vision_config, (side, side))
+            model.config.image_seq_length = height * width
+        return model
 
     @classmethod
     def _completing_weights(cls, config, name, expected):
