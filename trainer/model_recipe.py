@@ -166,13 +166,20 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
         **{**counted, **recipe.processor},
     )
     if tokenizer.one_token_per_patch and not kind.one_token_per_patch and "num_image_tokens" not in recipe.processor:
-        side = prepared_side(processor.image_processor)
-        if side is None:
-            raise ValueError(f"The images of {recipe.vision} have no fixed size, and so no number of patches: give "
-                             "model.image_size.")  # fmt: skip
-        height, width = patch_grid(model.config.vision_config, (side, side))
-        processor.num_image_tokens = height * width
+        processor.num_image_tokens = _num_patches(model, processor)
     return model, processor
+
+
+def _num_patches(model: Any, processor: Any) -> int:
+    """How many patches images have, for a processor that does not count them itself."""
+    side = prepared_side(processor.image_processor)
+    if side is None or model.config.vision_feature_select_strategy != "default":
+        raise ValueError(
+            "With a visual token for each patch, images need one size and [CLS] is to be dropped: set "
+            "model.image_size, and model.config.vision_feature_select_strategy to default."
+        )
+    height, width = patch_grid(model.config.vision_config, (side, side))
+    return height * width
 
 
 def _plug_into(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[Any, Any]:
