@@ -13,7 +13,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_setok_llava import SeTokLlavaConfig
-from .base_checkpoints import lasting_name, naming_entry
+from .base_checkpoints import lasting_name, load_vision_tower, naming_entry
 from .completed_model import without_path
 from .multimodal_generation import MultimodalForGeneration
 from .multimodal_model import MultimodalModel, MultimodalPreTrainedModel, build_language_model
@@ -58,6 +58,10 @@ class SeTokLlavaPreTrainedModel(MultimodalPreTrainedModel):
             height, width = patch_grid(model.config.vision_config, (side, side))
             model.config.image_seq_length = height * width
         return model
+
+    @classmethod
+    def _load_vision(cls, vision, **kwargs):
+        return load_vision_tower(vision, **kwargs)  # clusters are of what the projector makes, which is new
 
     @classmethod
     def _completing_weights(cls, config, name, expected):

@@ -6,9 +6,12 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
 
-from tests.tiny import NUM_PATCHES, tiny_image
+from tests.tiny import NUM_PATCHES, tiny_image, tiny_image_processor
 from tests.tiny_llava import VARIABLE, tiny_llava, tiny_llava_processor, tiny_setok_llava
+from tests.tiny_setokim import MAX_TOKENS as MAX_SETOK
+from tests.tiny_setokim import tiny_setok_config, tiny_setok_vision_config
 from tests.trainer.tiny_training import moved, parameters, questions
+from vistok import SeTokForPreTraining, SeTokVisionModel
 from vistok.processing.collator import VisualLanguageCollator
 from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.recipe import load_recipe, recipe_from_dict
@@ -62,6 +65,29 @@ def test_it_is_the_visual_tokenizer_of_gvt_and_vtlmm(base_models, source, tmp_pa
     assert type(loaded.model.visual_tokenizer).__name__ == "SeTokTokenizer"
     assert placeholders == [MAX_TOKENS] * 6 and len(set(counts)) > 1 and max(counts) <= MAX_TOKENS
     assert "1 to 5, as the image asks for" in (tmp_path / "run/README.md").read_text() or kind == "vtlmm"
+
+
+@pytest.mark.parametrize("decoders", [False, True])
+def test_a_trained_setok_gives_its_tower_and_its_tokenizer(base_models, source, tmp_path, decoders):
+    setok = SeTokForPreTraining(tiny_setok_config()) if decoders else SeTokVisionModel(tiny_setok_vision_config())
+    setok.save_pretrained(tmp_path / "setok")
+    tiny_image_processor().save_pretrained(tmp_path / "setok")
+    parts = {"vision": str(tmp_path / "setok"), "text": base_models[1], "image_size": 24}
+    expected = getattr(setok, "vision_model", setok).state_dict()
+
+    gvt, processor = build_model(ModelRecipe(**parts))
+    assert processor.num_image_tokens == gvt.config.resampler_config.max_tokens == MAX_SETOK
+    assert gvt.config.vision_feature_select_strategy == "default" and gvt.config.vision_feature_layer == -1
+    for name, tensor in gvt.model.resampler.state_dict().items():
+        assert torch.equal(tensor, expected[f"tokenizer.{name}"])
+    assert all(torch.equal(t, expected[f"vision_tower.{n}"]) for n, t in gvt.model.vision_tower.state_dict().items())
+
+    vtlmm, _ = build_model(ModelRecipe(kind="vtlmm", **parts))
+    new = {name for name in vtlmm.added_weights if name.startswith("model.adapter.")}
+    assert new == {f"model.adapter.merger.output_projection.{name}" for name in ("weight", "bias")}
+    trained(source, tmp_path / "run", {"kind": "gvt", **parts}, trainable={"resampler": "full"})
+    _, counts, _ = ask(tmp_path / "run")
+    assert max(counts) <= MAX_SETOK
 
 
 def test_a_token_for_each_patch_serves_gvt_too(base_models):
