@@ -4,10 +4,13 @@ import csv
 import json
 
 import pytest
+import torch
 from PIL import Image
+from transformers import AutoModel, Dinov2Config
 
-from tests.tiny import NUM_PATCHES, tiny_gvt, tiny_image, tiny_processor
+from tests.tiny import NUM_PATCHES, tiny_gvt, tiny_image, tiny_llama_config, tiny_processor
 from tests.trainer.conftest import RESAMPLER
+from vistok import GVTConfig
 from vistok.configuration.shipped import shipped_path
 from vistok.evaluation.compute_costs import count_flops, measure_costs
 from vistok.trainer.stage_comparison_jobs import KINDS, plan_comparison
@@ -117,11 +120,14 @@ def test_the_shipped_comparison_is_that_of_table_5():
     assert {name for name in hard if soft[name] != hard[name]} == {"assignment"}
     assert tokenizers["fixed-hard"]["max_tokens"] == tokenizers["resampler"]["num_latents"]
     assert len(plan.jobs) == 2 * 5 + 1
+    tower = Dinov2Config(hidden_size=384, num_attention_heads=6)
+    for tokenizer in tokenizers.values():  # each can be built for that tower, as wide as it is
+        config = GVTConfig(vision_config=tower, text_config=tiny_llama_config(), resampler_config=tokenizer)
+        with torch.device("meta"):
+            assert AutoModel.from_config(config.resampler_config).config.patch_hidden_size == 384
 
 
 def test_flops_and_costs_are_counted_as_they_are():
-    import torch
-
     assert count_flops(lambda: torch.ones(3, 4) @ torch.ones(4, 5)) == 2 * 3 * 4 * 5
     model, processor = tiny_gvt(), tiny_processor()
     found = measure_costs({"gvt": (model, processor)}, [tiny_image(0), tiny_image(1)], num_text_tokens=5, rounds=2)
