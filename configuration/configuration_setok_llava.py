@@ -60,6 +60,7 @@ class SeTokLlavaConfig(LlavaConfig):
         "setok_config": SubConfigSpec(config_class=AutoConfig, model_type="setok_tokenizer", init_kwargs=PLUG_IN),
     }
 
+    vision_config: dict | PreTrainedConfig | None = None
     setok_config: dict | PreTrainedConfig | None = None
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None

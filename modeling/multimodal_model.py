@@ -127,7 +127,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
             features = cached_vision_features(vision_features, self.config.vision_feature_select_strategy, tokenizer)
         elif pixel_values is not None:
             features = self.get_vision_features(pixel_values)
-        visual_tokens = self.tokenize(features, output_attentions)
+        visual_tokens: Any = self.tokenize(features, output_attentions)
         tokens, mask = self.project(visual_tokens.tokens), visual_tokens.mask
         if (placeholders := self.num_placeholders(features)) is not None:
             unused = placeholders - mask.shape[1]
