@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments
+from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, pipeline
 
 from tests.tiny import NUM_PATCHES, tiny_image, tiny_image_processor
 from tests.tiny_llava import VARIABLE, tiny_llava, tiny_llava_processor, tiny_setok_llava
@@ -12,6 +12,7 @@ from tests.tiny_setokim import MAX_TOKENS as MAX_SETOK
 from tests.tiny_setokim import tiny_setok_config, tiny_setok_vision_config
 from tests.trainer.tiny_training import moved, parameters, questions
 from vistok import SeTokForPreTraining, SeTokVisionModel
+from vistok.evaluation.image_text_models import ImageTextModel
 from vistok.processing.collator import VisualLanguageCollator
 from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.recipe import load_recipe, recipe_from_dict
@@ -115,6 +116,11 @@ def test_a_recipe_plugs_it_into_a_llava_and_trains_that(source, tmp_path):
     assert placeholders == [NUM_PATCHES] * 6 and max(counts) <= VARIABLE["max_tokens"]
     card = (tmp_path / "run/README.md").read_text()
     assert "reads semantic tokens" in card and "1 to 7, as the image asks for" in card
+    folder, picture = str(tmp_path / "run"), tiny_image(1)
+    (answer,) = ImageTextModel.from_pretrained(folder).generate(["a dog?"], [[picture]], max_new_tokens=3)
+    turn = {"role": "user", "content": [{"type": "image", "image": picture}, {"type": "text", "text": "a dog?"}]}
+    piped = pipeline("image-text-to-text", model=folder)(text=[turn], max_new_tokens=3, return_full_text=False)
+    assert piped[0]["generated_text"].strip() == answer
     with pytest.raises(ValueError, match="give kind: setok_llava"):
         ModelRecipe(llava="here")
     with pytest.raises(ValueError, match=r"model\.vision does not go"):
