@@ -134,6 +134,8 @@ def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
         axes.set_xlabel(title)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
+    if any(score is not None for arm in arms for score in found["arms"][arm]["shuffled"].values()):
+        (handles["other images"],) = panels[0].plot([], [], "x", color="black", alpha=0.7)
     panels[0].set_ylabel(f"right answers (%), {measure}")
     figure.suptitle(found["title"], fontweight="bold")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
