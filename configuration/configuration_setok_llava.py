@@ -12,6 +12,7 @@ PLUG_IN = {
     "merger": "mean",
     "normalize_features": True,
     "relative_kernel_scale": True,
+    "kernel_scale": 0.7,
     "learn_kernel_scale": False,
     "straight_through": False,
 }
