@@ -126,6 +126,15 @@ class SeTokTokenizerConfig(PreTrainedConfig):
                 f"cluster_projection_size={self.cluster_projection_size} is more than the patch features have: "
                 f"{self.patch_hidden_size}."
             )
+
+    def check_heads(self) -> None:
+        """
+        Makes sure that patch features divide into heads. Models ask when they are built, by when a composed config has
+        set `patch_hidden_size` to the width of its tower.
+
+        Raises:
+            ValueError: if they do not; names both numbers.
+        """
         has_heads = self.merger == "attention" or self.cluster_projection_layers
         if has_heads and self.patch_hidden_size % self.merger_num_heads:
             raise ValueError(

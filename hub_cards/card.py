@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
-from . import card_facts, distillation_card, setok_card, vtlmm_card
+from . import card_facts, distillation_card, setok_card, setok_llava_card, vtlmm_card
 from .card_evaluation import (
     evaluation_table,
     further_metrics,
@@ -33,12 +33,14 @@ TEMPLATES = {
     vtlmm_card.KIND: "vtlmm_card.md.jinja",
     distillation_card.KIND: "distillation_card.md.jinja",
     setok_card.KIND: "setok_card.md.jinja",
+    setok_llava_card.KIND: "setok_llava_card.md.jinja",
 }
 PIPELINE_TAGS = {
     "gvt": "image-text-to-text",
     vtlmm_card.KIND: "image-text-to-text",
     distillation_card.KIND: "image-feature-extraction",
     setok_card.KIND: "image-feature-extraction",
+    setok_llava_card.KIND: "image-text-to-text",
 }
 _MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
@@ -186,6 +188,8 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
         values |= distillation_card.distillation_card_values(folder, results, config)
     if kind == setok_card.KIND:
         values |= setok_card.setok_card_values(results)
+    if kind == setok_llava_card.KIND:
+        values |= setok_llava_card.setok_llava_card_values(folder, results, config)
     values["header"] = _header(kind, config, results, values)
     return published_text(environment.get_template(TEMPLATES[kind]).render(values))
 
@@ -265,10 +269,12 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
 
 def _summary(config: PreTrainedConfig | None, models: Sequence[card_facts.BaseModel]) -> str:
     names = {entry.part: f" ({entry.name})" for entry in models}
-    count = getattr(getattr(config, "resampler_config", None), "num_latents", None)
+    tokenizer: Any = getattr(config, "resampler_config", None)
+    count = "" if tokenizer is None else card_facts.token_count_in_words(tokenizer).split(",")[0]
+    kind = "a resampler" if tokenizer is None or hasattr(tokenizer, "num_latents") else "a visual tokenizer"
     return (
-        f"A GVT, which answers questions about images: a vision tower{names.get('vision', '')} sees the image, a "
-        f"resampler turns its patch features into {f'{count} ' if count else ''}visual tokens, and a language model"
+        f"A GVT, which answers questions about images: a vision tower{names.get('vision', '')} sees the image, "
+        f"{kind} turns its patch features into {f'{count} ' if count else ''}visual tokens, and a language model"
         f"{names.get('text', '')} reads them as if they were words."
     )
 

@@ -106,12 +106,26 @@ def gvt_architecture(config: PreTrainedConfig, image_size: int | None = None) ->
             + (f", {heads[0]} heads of {heads[1]}" if all(heads) else "")
             + (f", feed-forward layers of {number(width)}" if width else ""),
         ),
-        ("visual tokens per image", number(getattr(tokenizer, "num_latents", ""))),
-        ("projection", f"{tokenizer.hidden_size} → {text.hidden_size}"),
+        ("visual tokens per image", token_count_in_words(tokenizer)),
+        ("projection", f"{_token_width(tokenizer)} → {text.hidden_size}"),
         ("language model", language_model_in_words(config)),
         ("LoRA", lora_in_words(config)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def token_count_in_words(tokenizer: PreTrainedConfig) -> str:
+    """How many visual tokens an image has, by the config of a visual tokenizer; empty where it does not say."""
+    for name in ("num_latents", "num_tokens"):
+        if (count := getattr(tokenizer, name, None)) is not None:
+            return number(count)
+    most = getattr(tokenizer, "max_tokens", None)
+    return f"{number(tokenizer.min_tokens)} to {number(most)}, as the image asks for" if most else ""
+
+
+def _token_width(tokenizer: PreTrainedConfig) -> int | None:
+    widths = (getattr(tokenizer, name, None) for name in ("output_size", "hidden_size", "patch_hidden_size"))
+    return next((width for width in widths if width), None)
 
 
 def tower_in_words(config: PreTrainedConfig) -> str:

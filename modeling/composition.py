@@ -12,12 +12,13 @@ from .base_checkpoints import (
     lasting_name,
     load_base_models,
     load_language_model,
-    load_vision_tower,
 )
 from .base_weights import require_fetched, resolve_checkpoint
 from .completed_model import CompletedPreTrainedModel, expected_shapes, own_names, quiet_loading, without_path
+from .trained_setok import as_parts, load_tower_or_setok, vision_weights
 
 IMAGE_TOKEN = "<image>"
+_OUTPUT = ".merger.output_projection."
 FROM_CHECKPOINTS = ("vision_config", "text_config", "image_token_id", "base_models", "lora_config")
 
 
@@ -91,8 +92,8 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
 
     @classmethod
     def _load_vision(cls, vision: str, **kwargs) -> PreTrainedModel:
-        """What a vision checkpoint holds that the model is composed of."""
-        return load_vision_tower(vision, **kwargs)
+        """What a vision checkpoint holds that the model is composed of: a tower, or a SeTok."""
+        return load_tower_or_setok(vision, **kwargs)
 
     @classmethod
     def _add_tokens(cls, tokenizer) -> dict[str, int]:
@@ -111,12 +112,13 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
 
     @classmethod
     def _compose_config(cls, vision_config, text_config, overrides: Mapping[str, Any]) -> PreTrainedConfig:
+        vision_config, overrides = as_parts(vision_config, overrides, tokenizer_key(cls.config_class))
         return compose_config(cls.config_class, vision_config, text_config, overrides)
 
     @classmethod
     def _vision_weights(cls, vision_model: PreTrainedModel) -> dict[str, torch.Tensor]:
         """Weights of what [`_load_vision`] returned, under the names that the composed model has for them."""
-        return {f"model.vision_tower.{name}": tensor for name, tensor in vision_model.state_dict().items()}
+        return vision_weights(vision_model, tokenizer_key(cls.config_class).removesuffix("_config"))
 
     @classmethod
     def from_vision_text_pretrained(
@@ -134,7 +136,8 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
         Composes a model from a vision and a language checkpoint; what lies between them is new and random.
 
         Args:
-            vision (`str`): vision checkpoint: `"vistok:dinov2-small"`, a folder or a Hub id.
+            vision (`str`): vision checkpoint: `"vistok:dinov2-small"`, a folder or a Hub id. That of a SeTok gives its
+                tower and its tokenizer, whose last layer is new where the model asks for another width.
             text (`str`): language checkpoint: `"vistok:smollm2-135m"`, a folder or a Hub id.
             dtype (`torch.dtype` or `str`, *optional*): dtype of all weights; by default that of the language model.
             attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`.
@@ -198,7 +201,17 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
         expected = expected_shapes(cls, config) if expected is None else expected
         state_dict = own_names(cls, state_dict, expected)
         # A pooler or a text tower of the checkpoint may be no part of the composed model.
-        return {name: tensor for name, tensor in state_dict.items() if name in expected}
+        return {
+            name: tensor
+            for name, tensor in state_dict.items()
+            if name in expected and not (_OUTPUT in name and tensor.shape != expected[name])
+        }
+
+
+def tokenizer_key(config_class) -> str:
+    """The field of a composed model's config that holds its visual tokenizer's."""
+    (key,) = set(config_class.sub_configs_defaults) - {"vision_config", "text_config"}
+    return key
 
 
 def compose_config(config_class, vision_config, text_config, overrides: Mapping[str, Any]) -> PreTrainedConfig:
@@ -219,21 +232,21 @@ def compose_config(config_class, vision_config, text_config, overrides: Mapping[
             "placeholder of images is the image_token of the language checkpoint's tokenizer.)"
         )
     fields = config_class.__dataclass_fields__
-    (tokenizer_key,) = set(config_class.sub_configs_defaults) - {"vision_config", "text_config"}
-    given = overrides.get(tokenizer_key) or {}
+    key = tokenizer_key(config_class)
+    given = overrides.get(key) or {}
     given = given.to_dict() if isinstance(given, PreTrainedConfig) else dict(given)
     given |= {name: value for name, value in overrides.items() if name not in fields}
     config = config_class(
         vision_config=without_path(vision_config),
         text_config=without_path(text_config),
-        **{tokenizer_key: given},
-        **{name: value for name, value in overrides.items() if name in fields and name != tokenizer_key},
+        **{key: given},
+        **{name: value for name, value in overrides.items() if name in fields and name != key},
     )
-    known = getattr(config, tokenizer_key).__dataclass_fields__
+    known = getattr(config, key).__dataclass_fields__
     if unknown := [name for name in overrides if name not in fields and name not in known]:
         raise ValueError(
             f"{', '.join(unknown)} is no field of {config_class.__name__} nor of "
-            f"{type(getattr(config, tokenizer_key)).__name__}, whose own fields are: "
+            f"{type(getattr(config, key)).__name__}, whose own fields are: "
             f"{', '.join(sorted(set(known) - set(PreTrainedConfig.__dataclass_fields__)))}."
         )
     return config

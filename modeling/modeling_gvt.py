@@ -1,7 +1,5 @@
 """GVT: vision tower → visual tokenizer → projector → language model."""
 
-from typing import Any
-
 import torch
 from torch import nn
 from transformers import AutoModel
@@ -119,30 +117,15 @@ class GVTForConditionalGeneration(GVTPreTrainedModel, MultimodalForGeneration):
             "mm_encoder_outputs": mm_encoder_outputs,
             "return_dict": True,  # whatever the config says: here it is read by name
         }
-        loss_arguments = {"num_items_in_batch": kwargs.pop("num_items_in_batch", None)}
-        if self.config.is_encoder_decoder:
-            positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
-            outputs = self.model(**inputs, labels=labels, **kwargs)
-            loss, logits = outputs.loss, outputs.logits[:, positions]
-            if labels is not None and (num_items := loss_arguments["num_items_in_batch"]) is not None:
-                # Its own loss is the mean over this batch, which may be one of several that a step accumulates.
-                loss = loss * (labels != -100).sum() / num_items
-            return outputs.with_head(loss, None if labels is not None and skip_logits else logits)
-        outputs = self.model(**inputs, **kwargs)
-        hidden_states, labels = outputs.last_hidden_state, self._real_labels(labels, outputs)
-        text_config: Any = self.config.text_config
-        if labels is not None and skip_logits:
-            predicts = torch.zeros_like(labels, dtype=torch.bool)
-            predicts[:, :-1] = labels[:, 1:] != -100
-            logits = self.compute_logits(hidden_states[predicts])
-            loss_arguments["shift_labels"] = labels[:, 1:][predicts[:, :-1]]
-        else:
-            logits = self._logits(outputs, logits_to_keep)
-        loss = None
-        if labels is not None:
-            loss = self.loss_function(
-                logits=logits, labels=labels, vocab_size=text_config.vocab_size, **loss_arguments
-            )
+        num_items = kwargs.pop("num_items_in_batch", None)
+        if not self.config.is_encoder_decoder:
+            return self._read_out(self.model(**inputs, **kwargs), labels, logits_to_keep, skip_logits, num_items)
+        positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
+        outputs = self.model(**inputs, labels=labels, **kwargs)
+        loss, logits = outputs.loss, outputs.logits[:, positions]
+        if labels is not None and num_items is not None:
+            # Its own loss is the mean over this batch, which may be one of several that a step accumulates.
+            loss = loss * (labels != -100).sum() / num_items
         return outputs.with_head(loss, None if labels is not None and skip_logits else logits)
 
 

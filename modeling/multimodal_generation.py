@@ -65,6 +65,30 @@ class MultimodalForGeneration(MultimodalPreTrainedModel, GenerationMixin):
         positions = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         return self.compute_logits(hidden_states[:, positions])
 
+    def _read_out(
+        self,
+        outputs: Any,
+        labels: torch.Tensor | None,
+        logits_to_keep: int | torch.Tensor,
+        skip_logits: bool,
+        num_items_in_batch: int | torch.Tensor | None,
+    ) -> Any:
+        """The output of a causal language model with its scores, or with its loss on the labels, or with both."""
+        hidden_states, labels = outputs.last_hidden_state, self._real_labels(labels, outputs)
+        arguments: dict[str, Any] = {"num_items_in_batch": num_items_in_batch}
+        if labels is not None and skip_logits:
+            predicts = torch.zeros_like(labels, dtype=torch.bool)
+            predicts[:, :-1] = labels[:, 1:] != -100
+            logits = self.compute_logits(hidden_states[predicts])
+            arguments["shift_labels"] = labels[:, 1:][predicts[:, :-1]]
+        else:
+            logits = self._logits(outputs, logits_to_keep)
+        loss = None
+        if labels is not None:
+            text_config: Any = self.config.text_config
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=text_config.vocab_size, **arguments)
+        return outputs.with_head(loss, None if labels is not None and skip_logits else logits)
+
     @staticmethod
     def _real_labels(labels: torch.Tensor | None, outputs: Any) -> torch.Tensor | None:
         """Labels without those of placeholders that images left unused, which nobody read."""

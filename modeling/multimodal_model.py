@@ -15,7 +15,7 @@ from .compact_sequences import CompactSequences
 from .composition import ComposedPreTrainedModel
 from .multimodal_outputs import ImageFeatures
 from .vision_features import cached_vision_features, extract_vision_features
-from .visual_tokenizer import VisionFeatures, VisualTokenizer, computing_dtype
+from .visual_tokenizer import VisionFeatures, VisualTokenizer, VisualTokenizerOutput, computing_dtype
 
 
 class MultimodalPreTrainedModel(ComposedPreTrainedModel):
@@ -127,16 +127,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
             features = cached_vision_features(vision_features, self.config.vision_feature_select_strategy, tokenizer)
         elif pixel_values is not None:
             features = self.get_vision_features(pixel_values)
-        names = {"grid_size", "num_prefix_tokens", *tokenizer.required_inputs}
-        visual_tokens = tokenizer(
-            features.patch_features.to(self._tokenizer_dtype()),
-            output_attentions=output_attentions,
-            **{name: getattr(features, name) for name in names},
-        )
+        visual_tokens: Any = self.tokenize(features, output_attentions)
         tokens, mask = self.project(visual_tokens.tokens), visual_tokens.mask
-        if not tokenizer.one_token_per_patch:
-            # The processor knew no images when it wrote placeholders for the largest number of tokens.
-            unused = tokenizer.max_num_tokens - mask.shape[1]
+        if (placeholders := self.num_placeholders(features)) is not None:
+            unused = placeholders - mask.shape[1]
             tokens, mask = nn.functional.pad(tokens, (0, 0, 0, unused)), nn.functional.pad(mask, (0, unused))
         # Elsewhere than on a CPU it takes longer to ask a mask than to leave all as it is.
         real = [image[kept] for image, kept in zip(tokens, mask)] if tokenizer.variable_num_tokens else list(tokens)
@@ -144,10 +138,37 @@ class MultimodalModel(MultimodalPreTrainedModel):
             last_hidden_state=tokens * mask.unsqueeze(-1),
             pooler_output=real,
             token_mask=mask,
+            assignment=visual_tokens.assignment,
             attentions=visual_tokens.attentions,
             grid_size=features.grid_size,
             num_prefix_tokens=features.num_prefix_tokens,
         )
+
+    def tokenize(self, features: VisionFeatures, output_attentions: bool | None = None) -> VisualTokenizerOutput:
+        """
+        What the visual tokenizer makes of what the tower saw.
+
+        Args:
+            features ([`VisionFeatures`]): of the tower.
+            output_attentions (`bool`, *optional*): whether to return its attention maps.
+        """
+        tokenizer = self.visual_tokenizer
+        names = {"grid_size", "num_prefix_tokens", *tokenizer.required_inputs}
+        return tokenizer(
+            features.patch_features.to(self._tokenizer_dtype()),
+            output_attentions=output_attentions,
+            **{name: getattr(features, name) for name in names},
+        )
+
+    def num_placeholders(self, features: VisionFeatures) -> int | None:
+        """
+        How many placeholders the processor, which knew no images, wrote for each; `None`: as many as it has tokens.
+
+        Args:
+            features ([`VisionFeatures`]): of the tower.
+        """
+        tokenizer = self.visual_tokenizer
+        return None if tokenizer.one_token_per_patch else tokenizer.max_num_tokens
 
     def _tokenizer_dtype(self) -> torch.dtype:
         return computing_dtype(self.visual_tokenizer, self.language_model)

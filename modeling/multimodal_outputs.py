@@ -21,6 +21,8 @@ class ImageFeatures(BaseModelOutputWithPooling):
             For each image the embeddings that its placeholders become, `(num_tokens_i, hidden_size)`, without padding.
         token_mask (`torch.BoolTensor` of shape `(num_images, num_tokens)`):
             True at real tokens.
+        assignment (`torch.LongTensor` of shape `(num_images, num_patches)`, *optional*):
+            The token that each patch went to, -1 for dropped patches, of a visual tokenizer that has such a map.
         attentions (`tuple[torch.FloatTensor]`, *optional*):
             Attention maps of the visual tokenizer, a layer each, `(num_images, num_heads, num_tokens, num_keys)`.
         grid_size (`tuple[int, int]`, *optional*): height and width of the images in patches.
@@ -29,6 +31,7 @@ class ImageFeatures(BaseModelOutputWithPooling):
     """
 
     token_mask: torch.Tensor | None = None
+    assignment: torch.Tensor | None = None
     grid_size: tuple[int, int] | None = None
     num_prefix_tokens: int | None = None
 

@@ -55,6 +55,7 @@ class SeTokTokenizer(VisualTokenizer):
 
     def __init__(self, config: SeTokTokenizerConfig):
         super().__init__(config)
+        config.check_heads()
         width = config.patch_hidden_size
         self.cluster_projection = None
         if config.cluster_projection_size is not None:

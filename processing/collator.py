@@ -10,6 +10,7 @@ from PIL import Image
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from .chat_templates import adds_special_tokens
+from .image_placeholders import image_text, num_placeholders
 from .images import BadSampleError, image_key, load_example_images
 
 IGNORED = -100
@@ -56,7 +57,7 @@ def tokenize_conversation(processor, messages: Sequence[Mapping[str, Any]]) -> T
         )
     num_images = texts[0].count(processor.image_token)
     expanded, offsets = processor.get_text_with_replacements(
-        list(texts), [processor.replace_image_token({}, index) for index in range(num_images)]
+        list(texts), [image_text(processor, index) for index in range(num_images)]
     )
     tokenizer = processor.tokenizer
     add_special_tokens = adds_special_tokens(tokenizer, texts[0])
@@ -173,7 +174,7 @@ class VisualLanguageCollator:
         self._tokenize(example)
 
     def _check(self, conversation: TokenizedConversation, example, place: Mapping[str, Any]) -> None:
-        expected = len(example.get("images") or []) * self.processor.num_image_tokens
+        expected = len(example.get("images") or []) * num_placeholders(self.processor)
         if self.max_length is not None:
             conversation.input_ids = conversation.input_ids[: self.max_length]
             conversation.supervised = conversation.supervised[: self.max_length]

@@ -142,3 +142,12 @@ def test_runs_take_turns_and_the_ratio_is_taken_within_a_round():
     assert calls == ["a", "b"] * 3
     assert [len(times) for times in seconds.values()] == [2, 2]
     assert median_ratio([2.0, 30.0, 8.0], [1.0, 10.0, 2.0]) == 3.0
+
+
+def test_plug_in_compares_llava_with_semantic_tokens_behind_its_projector(run_benchmark):
+    rows = run_benchmark("plug_in")
+    assert [row["reads"] for row in rows[:5]] == ["LLaVA", "576 tokens", "144 tokens", "64 tokens", "30 tokens"]
+    assert len(rows) == 2 * 2 * 5
+    kv = [row["KV ratio"] for row in rows[:5]]
+    assert kv == ["1.00", *(f"{(576 + 64) / (count + 64):.2f}" for count in (576, 144, 64, 30))]
+    assert rows[1]["FLOP ratio"] == "1.00" and float(rows[4]["FLOP ratio"]) > 5

@@ -9,6 +9,7 @@ from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..modeling.trainable_parts import part_prefixes
 from ..processing.collator import IGNORED
+from ..processing.image_placeholders import num_placeholders
 
 
 class BlankImages:
@@ -53,7 +54,7 @@ class BlankImages:
             return dict(inputs)
         tokenizer = self._processor.tokenizer
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-        row = [filler, *[self._processor.image_token_id] * self._processor.num_image_tokens]
+        row = [filler, *[self._processor.image_token_id] * num_placeholders(self._processor)]
         added = {
             **inputs,
             "input_ids": _with_row(input_ids, row, filler),

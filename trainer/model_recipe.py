@@ -2,13 +2,19 @@
 
 import os
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import torch
+from transformers import LlavaProcessor
 
 from ..hub_cards.card_facts import is_hub_id
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
+from ..modeling.modeling_setok_llava import SeTokLlavaForConditionalGeneration
 from ..modeling.modeling_vtlmm import VTLMMForCausalLM
+from ..modeling.vision_features import patch_grid
+from ..processing.chat_templates import get_chat_template
+from ..processing.composed_llava_processor import compose_llava_processor
 from ..processing.processing_gvt import GVTProcessor
 from ..processing.processing_vtlmm import VTLMMProcessor
 from ..processing.square_images import prepared_side
@@ -23,9 +29,10 @@ class ModelKind:
 
     Args:
         model_class, processor_class (`type`): its classes.
-        tokenizer (`str`): the recipe's section for its visual tokenizer: `"resampler"` or `"adapter"`.
-        one_token_per_patch (`bool`, *optional*, defaults to `False`): whether the number of visual tokens follows the
-            size of images, and nothing else.
+        tokenizer (`str`): the recipe's section for its visual tokenizer: `"resampler"`, `"adapter"` or `"setok"`.
+        one_token_per_patch (`bool`, *optional*, defaults to `False`): whether the number of placeholders follows the
+            size of images, unless the visual tokenizer is another than its usual one.
+        trained (`str`, *optional*): the part that is trained where a recipe does not say; by default the tokenizer.
         switches (`tuple[str, ...]`, *optional*): fields of its config that a checkpoint may be loaded with otherwise.
     """
 
@@ -34,11 +41,22 @@ class ModelKind:
     tokenizer: str
     one_token_per_patch: bool = False
     switches: tuple[str, ...] = ()
+    trained: str = ""
 
+    def __post_init__(self):
+        object.__setattr__(self, "trained", self.trained or self.tokenizer)
+
+
+_LLAVA_PROCESSOR = SimpleNamespace(
+    from_pretrained=LlavaProcessor.from_pretrained, from_vision_text_pretrained=compose_llava_processor
+)
 
 KINDS = {
     "gvt": ModelKind(GVTForConditionalGeneration, GVTProcessor, "resampler"),
     "vtlmm": ModelKind(VTLMMForCausalLM, VTLMMProcessor, "adapter", True, ("pseudo_image_features",)),
+    "setok_llava": ModelKind(
+        SeTokLlavaForConditionalGeneration, _LLAVA_PROCESSOR, "setok", one_token_per_patch=True, trained="projector"
+    ),
 }
 
 
@@ -50,10 +68,12 @@ class ModelRecipe:
     Args:
         vision, text (`str`, *optional*): base models: names of vistok, folders or Hub ids. By default the small ones
             of `vistok fetch`, or those of the checkpoint.
-        kind (`str`): `"gvt"` or `"vtlmm"`; by default the kind that the trainer of the recipe is for.
+        kind (`str`): `"gvt"`, `"vtlmm"` or `"setok_llava"`; by default the kind that the trainer of the recipe is for.
+        llava (`str`, *optional*): of `setok_llava`, in place of `vision` and `text`: the LLaVA that SeTok is plugged
+            into, a folder or Hub id.
         checkpoint (`str`, *optional*):
-            Starts from the model in this folder. What `vision`, `text`, `config`, `resampler` and `adapter` say must
-            then be true of it; but `pseudo_image_features` of the config is switched as they say.
+            Starts from the model in this folder. What `vision`, `text`, `config` and its visual tokenizer's section
+            say must then be true of it; but `pseudo_image_features` of the config is switched as they say.
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
         attn_implementation (`str`, *optional*): as in `from_pretrained`.
         image_size (`int`, *optional*): side of the images in pixels; by default what the tower's processor says.
@@ -63,11 +83,13 @@ class ModelRecipe:
         config (`dict`): fields of the model's config.
         resampler (`dict`): of `gvt`: fields of the visual tokenizer's config.
         adapter (`dict`): the same of `vtlmm`.
+        setok (`dict`): the same of `setok_llava`.
     """
 
     vision: str | None = None
     text: str | None = None
     kind: str = "gvt"
+    llava: str | None = None
     checkpoint: str | None = None
     dtype: str | None = None
     attn_implementation: str | None = None
@@ -77,6 +99,7 @@ class ModelRecipe:
     config: dict[str, Any] = field(default_factory=dict)
     resampler: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
+    setok: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.kind not in KINDS:
@@ -87,8 +110,17 @@ class ModelRecipe:
                     f"model.{section} is none of {self.kind}, whose visual tokenizer is described under "
                     f"model.{KINDS[self.kind].tokenizer}."
                 )
-        if self.checkpoint is None:
+        if self.llava is not None:
+            self._check_llava()
+        elif self.checkpoint is None:
             self.vision, self.text = self.vision or DEFAULT_VISION, self.text or DEFAULT_TEXT
+
+    def _check_llava(self) -> None:
+        if self.kind != "setok_llava":
+            raise ValueError(f"model.llava is what SeTok is plugged into: give kind: setok_llava, not {self.kind}.")
+        others = [name for name in ("vision", "text", "checkpoint", "config") if getattr(self, name)]
+        if others:
+            raise ValueError(f"model.{others[0]} does not go with model.llava, which says it already: leave one out.")
 
 
 def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
@@ -107,6 +139,8 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
     dtype = getattr(torch, recipe.dtype, None) if recipe.dtype else None
     if recipe.dtype and not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype of the model is {recipe.dtype!r}, expected one such as 'bfloat16' or 'float32'.")
+    if recipe.llava is not None:
+        return _plug_into(recipe, dtype)
     if recipe.checkpoint is not None or recipe.vision is None or recipe.text is None:  # without one, both are set
         return _load_checkpoint(recipe, dtype)
     kind = KINDS[recipe.kind]
@@ -120,7 +154,10 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
         **{f"{kind.tokenizer}_config": getattr(recipe, kind.tokenizer)},
         **sized,
     )
-    counted = {} if kind.one_token_per_patch else {"num_image_tokens": model.model.visual_tokenizer.max_num_tokens}
+    tokenizer = model.model.visual_tokenizer
+    # How many patches there are, the processor of a kind with one token for each finds out itself.
+    counts_patches = tokenizer.one_token_per_patch or recipe.kind == "setok_llava"
+    counted = {} if counts_patches else {"num_image_tokens": tokenizer.max_num_tokens}
     processor = kind.processor_class.from_vision_text_pretrained(
         recipe.vision,
         recipe.text,
@@ -128,6 +165,36 @@ def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
         chat_template=recipe.chat_template,
         **{**counted, **recipe.processor},
     )
+    if tokenizer.one_token_per_patch and not kind.one_token_per_patch and "num_image_tokens" not in recipe.processor:
+        processor.num_image_tokens = _num_patches(model, processor)
+    return model, processor
+
+
+def _num_patches(model: Any, processor: Any) -> int:
+    """How many patches images have, for a processor that does not count them itself."""
+    side = prepared_side(processor.image_processor)
+    if side is None or model.config.vision_feature_select_strategy != "default":
+        raise ValueError(
+            "With a visual token for each patch, images need one size and [CLS] is to be dropped: set "
+            "model.image_size, and model.config.vision_feature_select_strategy to default."
+        )
+    height, width = patch_grid(model.config.vision_config, (side, side))
+    return height * width
+
+
+def _plug_into(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[Any, Any]:
+    """SeTok behind the projector of the recipe's LLaVA, and LLaVA's own processor."""
+    options = {"dtype": dtype or "auto", "attn_implementation": recipe.attn_implementation}
+    llava = str(recipe.llava)
+    model = SeTokLlavaForConditionalGeneration.from_llava_pretrained(
+        llava, recipe.setok, **{name: value for name, value in options.items() if value is not None}
+    )
+    processor = LlavaProcessor.from_pretrained(llava, **recipe.processor)
+    if recipe.chat_template is not None:
+        processor.chat_template = get_chat_template(recipe.chat_template, processor.image_token)
+    found = prepared_side(processor.image_processor)
+    if recipe.image_size is not None and found != recipe.image_size:
+        raise ValueError(f"model.image_size is {recipe.image_size}, but {llava} reads {found} pixels: leave it out.")
     return model, processor
 
 
@@ -162,7 +229,10 @@ def _load_checkpoint(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[An
             raise _is_otherwise(recipe, part, value, found)
     processor = kind.processor_class.from_pretrained(recipe.checkpoint, **recipe.processor)
     if recipe.chat_template is not None:
-        processor.chat_template = processor.named_chat_template(recipe.chat_template)
+        named = getattr(processor, "named_chat_template", None)
+        processor.chat_template = (
+            named(recipe.chat_template) if named else get_chat_template(recipe.chat_template, processor.image_token)
+        )
     if recipe.image_size is not None and kind.one_token_per_patch:
         found = prepared_side(processor.image_processor)
         if found != recipe.image_size:  # the number of placeholders follows it

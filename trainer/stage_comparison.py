@@ -37,7 +37,7 @@ def run_comparison(
         StudyError: if a job failed. All others that could be done were done before, and the report was written.
     """
     require("matplotlib.figure", "train")
-    model = recipe.recipe_of(next(iter(recipe.stages)))["model"]
+    model = recipe.recipe_of(next(iter(recipe.stages), f"arms.{next(iter(recipe.arms))}"))["model"]
     require_fetched([name for name in (model.get("vision"), model.get("text")) if name])
     output = Path(recipe.output_dir)
     outcome = run_plan(plan_comparison(recipe), output, recipe.to_dict(), recipe.threads, only, recompute, workers)

@@ -10,13 +10,13 @@ from ..evaluation.tasks import data_source_task
 from .data_sources import load_data_source
 from .recipe import recipe_from_dict
 from .run_recipe import run_recipe
-from .stage_comparison_recipe import StageComparison
+from .stage_comparison_costs import COSTS_JOB, measure_arms
+from .stage_comparison_recipe import FLOORS, StageComparison
 from .study_jobs import Job, Plan
 from .study_recipe import merge
 
 MODEL, EVALUATION = "model", "evaluation"
 TRAINING, ANSWERS = "training", "answers"
-FLOORS = ("majority", "question_only_prior", "shuffled_images")
 
 _KEPT_OF_TRAINING = (
     "steps", "epochs", "examples", "rows", "train_loss", "train_seconds", "parameters", "metrics", "log_history",
@@ -69,11 +69,15 @@ def plan_comparison(recipe: StageComparison) -> Plan:
     for seed in recipe.seeds:
         for name, arm in recipe.arms.items():
             if arm.get("recipe") is not None:
-                start = stage_job(arm["after"])
+                start = None if arm.get("after") is None else stage_job(arm["after"])
                 of_seed = {"data": {"seed": seed}, "training": {"seed": seed}}
                 config = {"recipe": merge(recipe.recipe_of(f"arms.{name}"), of_seed), "start": start}
-                jobs.append(Job(arm_job(name, seed), "stage", config, (start,)))
+                jobs.append(Job(arm_job(name, seed), "stage", config, (start,) if start else ()))
                 jobs.append(_asking(recipe, arm_job(name, seed), arm_job(name, seed, ANSWERS)))
+    if recipe.costs:
+        trained = {arm: asking[0].removesuffix(ANSWERS) + TRAINING for arm, asking in answer_jobs(recipe).items()}
+        costs = {"models": trained, "costs": recipe.costs, "dtype": recipe.evaluation.get("dtype", "auto")}
+        jobs.append(Job(COSTS_JOB, "stage-costs", costs, tuple(dict.fromkeys(trained.values()))))
     return Plan(jobs)
 
 
@@ -130,7 +134,7 @@ def ask_model(config: Mapping[str, Any], folder: Path, output: Path) -> dict[str
             [task],
             output=folder / EVALUATION,
             load_source=load_data_source,
-            floors=FLOORS,
+            floors=evaluation.get("floors", FLOORS),
             max_questions=options.get("num_questions"),
             max_floor_questions=evaluation.get("num_shuffled"),
             batch_size=evaluation.get("batch_size", 32),
@@ -167,7 +171,7 @@ def _measured(result: Mapping[str, Any], predictions: Path) -> dict[str, Any]:
     }
 
 
-KINDS = {"stage": train_stage, "stage-answers": ask_model}
+KINDS = {"stage": train_stage, "stage-answers": ask_model, "stage-costs": measure_arms}
 """What does the jobs of each kind."""
 
 __all__ = ["ANSWERS", "KINDS", "TRAINING", "answer_jobs", "arm_job", "ask_model", "plan_comparison", "stage_job"]

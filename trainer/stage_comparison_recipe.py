@@ -1,4 +1,4 @@
-"""The recipe of a comparison of arms: trainings that share their first stages and differ in what comes behind."""
+"""The recipe of a comparison of arms: trainings that may share their first stages, and differ in what is behind."""
 
 import dataclasses
 import os
@@ -13,10 +13,14 @@ from .data_formats import DataSource, known
 from .recipe import load_recipe, parse_overrides, read_yaml, recipe_from_dict
 from .study_recipe import merge
 
-KIND = "stages"
+KIND, WITHOUT_STAGES = "stages", "arms"
 """What `study` is in such a recipe."""
 
-_EVALUATION = ("tasks", "num_shuffled", "seed", "batch_size", "max_new_tokens", "dtype")
+FLOORS = ("majority", "question_only_prior", "shuffled_images")
+"""What arms are asked beside the questions, unless the evaluation says otherwise."""
+
+_EVALUATION = ("tasks", "floors", "num_shuffled", "seed", "batch_size", "max_new_tokens", "dtype")
+_COSTS = ("images", "num_images", "num_text_tokens", "rounds", "attn_implementation")
 _ARM = ("after", "recipe", "changes", "label")
 _STAGE = ("recipe", "changes")
 _TASK = ("num_questions", "test", "train")
@@ -29,20 +33,22 @@ class StageComparison:
 
     Args:
         stages (`dict[str, str | dict]`): what is trained once, by name and in order, each from the folder of the one
-            before it: a recipe of `vistok train`, or `recipe` and `changes`.
+            before it: a recipe of `vistok train`, or `recipe` and `changes`. Without any, each arm starts anew.
         arms (`dict[str, dict]`): what is compared, by name: the stage that it comes `after`; the `recipe` of its last
-            stage, trained once with each seed, with `changes`; without a recipe, the arm stops after that stage.
-            `label` is what tables call it.
+            stage, trained once with each seed, with `changes`; without a recipe, the arm stops after that stage, and
+            without a stage, it starts where its recipe does. `label` is what tables call it.
         compare (`list[list[str]]`): pairs of arms, of which the second is subtracted from the first.
         seeds (`list[int]`): of the arms' last stages.
         changes (`dict`): what is otherwise in all recipes, such as `{training: {max_steps: 20}}`.
         evaluation (`dict`): `tasks`: names of `vistok evaluate`, or names with `test` and `train` data sources, each
-            with `num_questions` (by default all); `num_shuffled` (questions of each that are asked about shuffled
-            images), `seed`, `batch_size`, `max_new_tokens` and `dtype`.
+            with `num_questions` (by default all); `floors` (see [`evaluate_task`]); `num_shuffled` (questions of each
+            that are asked about shuffled, and about blank, images), `seed`, `batch_size`, `max_new_tokens`, `dtype`.
+        costs (`dict`): what reading an image costs is measured of all arms in turn, if there is this section:
+            `images`, a data source; and the other arguments of [`measure_costs`].
         threads (`int`): that each job computes with.
         output_dir (`str`): where the comparison goes.
         title (`str`): of the report.
-        study (`str`): `"stages"`.
+        study (`str`): `"stages"`, or `"arms"` where there are none.
 
     Raises:
         ValueError: if something is missing, unknown, or does not fit together; names section and field.
@@ -55,6 +61,7 @@ class StageComparison:
     seeds: list[int] = field(default_factory=lambda: [0, 1, 2])
     changes: dict[str, Any] = field(default_factory=dict)
     evaluation: dict[str, Any] = field(default_factory=dict)
+    costs: dict[str, Any] = field(default_factory=dict)
     threads: int = 1
     output_dir: str = "runs/comparison"
     title: str = "Arms of a training in stages"
@@ -66,8 +73,11 @@ class StageComparison:
             kind: Any = section.type if isinstance(section.type, type) else getattr(section.type, "__origin__", dict)
             if not isinstance(value, kind) or isinstance(value, bool):
                 raise ValueError(f"{section.name} of the comparison is {value!r}, expected a {kind.__name__}.")
-        if not self.stages or not self.arms:
-            raise ValueError("The comparison needs stages, and arms that come behind them: name at least one of each.")
+        if not self.arms or (self.study == KIND and not self.stages):
+            raise ValueError(
+                "The comparison needs stages, and arms that come behind them: name at least one of each, or, of "
+                f"`study: {WITHOUT_STAGES}`, arms alone."
+            )
         wrong = [seed for seed in self.seeds if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0]
         if wrong or not self.seeds or len(set(self.seeds)) < len(self.seeds):
             raise ValueError(f"seeds of the comparison are {self.seeds}, expected whole numbers, each once.")
@@ -80,12 +90,14 @@ class StageComparison:
             if not isinstance(pair, list) or len(pair) != 2 or not set(pair) <= set(self.arms):
                 raise ValueError(f"compare holds {pair!r}, expected two of the arms: {', '.join(self.arms)}.")
         self._check_evaluation()
+        self._check_costs()
 
     def _check_arm(self, name: str, arm: Any) -> None:
         place = f"arms.{name}"
         if not isinstance(arm, Mapping):
             raise ValueError(f"{place} is {arm!r}, expected the stage that it comes after: {{after: …, recipe: …}}.")
-        known(f"stage that {place} comes after", arm.get("after"), self.stages)
+        if arm.get("after") is not None or arm.get("recipe") is None:
+            known(f"stage that {place} comes after", arm.get("after"), self.stages)
         if arm.get("recipe") is not None:
             self._recipes[place] = self._recipe(place, arm, _ARM)
         elif unused := [key for key in arm if key not in ("after", "label")]:
@@ -109,7 +121,9 @@ class StageComparison:
             recipe_from_dict(values)
         except ValueError as error:
             raise ValueError(f"{place} of the comparison: {error}") from error
-        for section, moved in (("training", ("output_dir", "report_to")), ("model", ("checkpoint",))):
+        starts_anew = place.startswith("arms.") and described.get("after") is None
+        moved_of_model = () if starts_anew else ("checkpoint",)
+        for section, moved in (("training", ("output_dir", "report_to")), ("model", moved_of_model)):
             values[section] = {key: value for key, value in values[section].items() if key not in moved}
         return {key: value for key, value in values.items() if key != "card"}
 
@@ -125,6 +139,14 @@ class StageComparison:
             for source in ("test", "train"):
                 if (options or {}).get(source) is not None:
                     DataSource.from_dict(options[source])
+
+    def _check_costs(self) -> None:
+        for key in self.costs:
+            known("field of costs", key, _COSTS)
+        if self.costs:
+            if not isinstance(self.costs.get("images"), Mapping):
+                raise ValueError("costs has no images: give a data source whose images are read.")
+            DataSource.from_dict(self.costs["images"])
 
     def recipe_of(self, name: str) -> dict[str, Any]:
         """

@@ -21,6 +21,7 @@ from ..hub_cards.card import markdown_table
 from ..hub_cards.card_facts import duration, number
 from ..hub_cards.published_text import published_values
 from ..modeling.atomic_folder import write_text_atomically
+from .stage_comparison_costs import COSTS_JOB, cost_table, draw_comparison
 from .stage_comparison_jobs import TRAINING, answer_jobs, plan_comparison
 from .stage_comparison_recipe import StageComparison
 from .study_jobs import RESULTS, is_finished, read_json
@@ -43,8 +44,9 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
     Returns:
         `dict`: `title`, `tasks`, `trainings` (of each stage and arm what it was trained on and for how long), `arms`
         (of each its scores with intervals, those with shuffled images, `floors`, and `models`, one for each of
-        `seeds`), `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows
-        a conclusion), `cost` in CPU seconds, `missing` (jobs that are not finished) and `recipe`.
+        `seeds`), `costs` (of each arm what reading an image costs), `differences` (of each pair and measure, see
+        [`Estimate`]), `enough` (of each task whether it allows a conclusion), `cost` in CPU seconds, `missing` (jobs
+        that are not finished) and `recipe`.
 
     Raises:
         ValueError: if no arm is finished.
@@ -91,6 +93,7 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         ],
         "seed_spread": {measure: asdict(scores.variances[measure]) for measure in scores.measures},
         "enough": {task: _is_enough(recipe, arms, task, counts[task]) for task in tasks},
+        "costs": finished[COSTS_JOB]["results"] if COSTS_JOB in finished else {},
         "cost": {name: results["cost"]["cpu_seconds"] for name, results in finished.items()},
         "missing": [job.name for job in plan.jobs if job.name not in finished],
         "recipe": recipe.to_dict(),
@@ -143,9 +146,13 @@ def _training(document: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _is_enough(recipe: StageComparison, arms: Mapping[str, Any], task: str, count: int) -> dict[str, Any]:
-    """How far above the prior of the question alone the arm is that stops before the others; else the weakest one."""
+    """
+    How far above the prior of the question alone the arm is that stops before the others; else the weakest one. Where
+    arms share nothing, one that learns nothing says something of itself: the strongest one counts.
+    """
     stops = [arm for arm in arms if recipe.arms[arm].get("recipe") is None] or list(arms)
-    weakest = min(stops, key=lambda arm: arms[arm]["scores"][task]["value"])
+    which = min if recipe.stages else max
+    weakest = which(stops, key=lambda arm: arms[arm]["scores"][task]["value"])
     prior = arms[weakest]["floors"][task].get("question_only_prior")
     gain = None if prior is None else arms[weakest]["scores"][task]["value"] - prior
     return {
@@ -168,7 +175,8 @@ def _without(one: Mapping[str, Any]) -> dict[str, Any]:
 def write_comparison(recipe: StageComparison, command: str | None = None) -> dict[str, Path]:
     """
     Writes the report of what is finished: `comparison.json` (all of it), `comparison.csv` (a row for each trained
-    model) and `comparison.md` (tables, and what they allow to conclude), each whole or not at all.
+    model), `comparison.md` (tables, and what they allow to conclude) and, where costs were measured, `comparison.png`,
+    each whole or not at all.
 
     Args:
         recipe ([`StageComparison`]): the comparison.
@@ -185,6 +193,9 @@ def write_comparison(recipe: StageComparison, command: str | None = None) -> dic
     write_text_atomically(paths["comparison.json"], json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text_atomically(paths["comparison.csv"], _csv(found))
     write_text_atomically(paths["comparison.md"], comparison_markdown(found))
+    if found["costs"]:
+        paths["comparison.png"] = Path(recipe.output_dir) / "comparison.png"
+        draw_comparison(found, paths["comparison.png"])
     return paths
 
 
@@ -192,10 +203,17 @@ def _csv(found: Mapping[str, Any]) -> str:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     measures = ("score", "num_questions", "shuffled", "num_shuffled")
-    writer.writerow(["arm", "seed", *(f"{task} {measure}" for task in found["tasks"] for measure in measures)])
+    costs = found["costs"]
+    measured = list(next(iter(costs.values()))) if costs else []
+    titles = (f"{task} {measure}" for task in found["tasks"] for measure in measures)
+    writer.writerow(["arm", "seed", *titles, *(["training CPU seconds", *measured] if costs else [])])
     for arm, entry in found["arms"].items():
         for seed, one in zip(entry["seeds"], entry["models"]):
             values = [one[task][measure] for task in found["tasks"] for measure in measures]
+            if costs:
+                training = found["trainings"].get(f"arms/{arm}-seed{seed}/{TRAINING}") or {}
+                of_arm = costs.get(arm) or {}
+                values += [training.get("cpu_seconds"), *(of_arm.get(name) for name in measured)]
             writer.writerow([arm, seed, *(round(v, 3) if isinstance(v, float) else v for v in values)])
     return text.getvalue()
 
@@ -211,12 +229,13 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
         f"# {found['title']}",
         "Scores are shares of right answers in percent, on held-out questions, with 95 % intervals: images are "
         "resampled, all questions about one together and the same ones for all arms; the spread of seeds is pooled "
-        "over all arms. Stages that the arms share were trained once: other seeds of them are in no interval.",
+        "over all arms." + _of_stages(found),
         "## Trainings",
         _training_table(found),
         *(["## Visual tokens on held-out images", tokens] if (tokens := _visual_token_table(found)) else []),
         "## Arms",
         _arm_table(found),
+        *(["![Scores against costs](comparison.png)", "## Costs", cost_table(found)] if found["costs"] else []),
         *(["## Differences", _difference_table(found)] if found["differences"] else []),
         "## Conclusion",
         conclusion(found),
@@ -224,6 +243,13 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
         *([f"```bash\n{found['command']}\n```"] if found.get("command") else []),
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _of_stages(found: Mapping[str, Any]) -> str:
+    if found["recipe"]["stages"]:
+        return " Stages that the arms share were trained once: other seeds of them are in no interval."
+    alone = " There is one seed, so the interval holds images alone." if len(found["recipe"]["seeds"]) == 1 else ""
+    return f" Every arm was trained from the same start.{alone}"
 
 
 def _training_table(found: Mapping[str, Any]) -> str:
@@ -262,6 +288,9 @@ def _arm_table(found: Mapping[str, Any]) -> str:
         rows.append([arm["label"], str(len(arm["models"])), *values])
         shuffled = [arm["shuffled"].get(measure) for measure in measures]
         rows.append([f"{arm['label']}, other images", "", *("" if v is None else f"{v:.1f}" for v in shuffled)])
+        blank = [arm["floors"].get(measure, {}).get("blank_images") for measure in measures]
+        if any(value is not None for value in blank):
+            rows.append([f"{arm['label']}, blank images", "", *("" if v is None else f"{v:.1f}" for v in blank)])
     first = next(iter(found["arms"].values()))
     for floor, label in (("question_only_prior", "question only"), ("majority", "majority answer")):
         values = [first["floors"].get(measure, {}).get(floor) for measure in measures]

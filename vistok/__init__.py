@@ -35,6 +35,9 @@ _PUBLIC = {
     "PerceiverResamplerConfig": "configuration.configuration_perceiver_resampler",
     "SeTokConfig": "configuration.configuration_setok",
     "SeTokForPreTraining": "modeling.modeling_setok",
+    "SeTokLlavaConfig": "configuration.configuration_setok_llava",
+    "SeTokLlavaForConditionalGeneration": "modeling.modeling_setok_llava",
+    "SeTokLlavaModel": "modeling.modeling_setok_llava",
     "SeTokTokenizer": "modeling.setok_tokenizer",
     "SeTokTokenizerConfig": "configuration.configuration_setok_tokenizer",
     "SeTokTrainer": "trainer.setok_trainer",
@@ -69,6 +72,7 @@ _PUBLIC = {
     "load_image": "processing.images",
     "load_questions": "evaluation.gvtbench_questions",
     "mix_data_sources": "trainer.data_sources",
+    "plug_setok": "modeling.modeling_setok_llava",
     "random_student": "modeling.distillation_students",
     "save_trained_weights": "modeling.trained_weights",
     "score_multi_class_identification": "evaluation.gvtbench_scoring",
@@ -102,6 +106,7 @@ def _register_auto_classes() -> None:
         AutoModelForImageTextToText,
         AutoModelForPreTraining,
         AutoProcessor,
+        LlavaProcessor,
     )
 
     from .configuration.configuration_eva import EvaVisionConfig
@@ -112,6 +117,7 @@ def _register_auto_classes() -> None:
     from .configuration.configuration_mlp_adapter import MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig
     from .configuration.configuration_setok import SeTokConfig
+    from .configuration.configuration_setok_llava import SeTokLlavaConfig
     from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
     from .configuration.configuration_setok_vision import SeTokVisionConfig
     from .configuration.configuration_setokim import SetokimConfig
@@ -126,6 +132,7 @@ def _register_auto_classes() -> None:
     AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig)
     AutoConfig.register("setok_vision", SeTokVisionConfig)
     AutoConfig.register("setok", SeTokConfig)
+    AutoConfig.register("setok_llava", SeTokLlavaConfig)
     AutoConfig.register("setokim", SetokimConfig)
     AutoConfig.register("gvt", GVTConfig)
     AutoConfig.register("vtlmm", VTLMMConfig)
@@ -137,6 +144,7 @@ def _register_auto_classes() -> None:
     from .modeling.modeling_eva import EvaVisionForImageClassification, EvaVisionModel
     from .modeling.modeling_gvt import GVTForConditionalGeneration, GVTModel
     from .modeling.modeling_setok import SeTokForPreTraining
+    from .modeling.modeling_setok_llava import SeTokLlavaForConditionalGeneration, SeTokLlavaModel
     from .modeling.modeling_setok_vision import SeTokVisionModel
     from .modeling.modeling_setokim import SetokimForConditionalGeneration, SetokimModel
     from .modeling.modeling_vtlmm import VTLMMForCausalLM, VTLMMModel
@@ -162,11 +170,14 @@ def _register_auto_classes() -> None:
     AutoModelForImageClassification.register(EvaVisionConfig, EvaVisionForImageClassification)
     AutoModelForImageTextToText.register(GVTConfig, GVTForConditionalGeneration)
     AutoModel.register(SetokimConfig, SetokimModel)
+    AutoModel.register(SeTokLlavaConfig, SeTokLlavaModel)
     AutoModelForImageTextToText.register(VTLMMConfig, VTLMMForCausalLM)
     AutoModelForImageTextToText.register(SetokimConfig, SetokimForConditionalGeneration)
+    AutoModelForImageTextToText.register(SeTokLlavaConfig, SeTokLlavaForConditionalGeneration)
     AutoProcessor.register(GVTConfig, GVTProcessor)
     AutoProcessor.register(VTLMMConfig, VTLMMProcessor)
     AutoProcessor.register(SetokimConfig, SetokimProcessor)
+    AutoProcessor.register(SeTokLlavaConfig, LlavaProcessor)
 
 
 _register_auto_classes()
@@ -180,6 +191,7 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .configuration.configuration_mlp_adapter import MLPAdapterConfig as MLPAdapterConfig
     from .configuration.configuration_perceiver_resampler import PerceiverResamplerConfig as PerceiverResamplerConfig
     from .configuration.configuration_setok import SeTokConfig as SeTokConfig
+    from .configuration.configuration_setok_llava import SeTokLlavaConfig as SeTokLlavaConfig
     from .configuration.configuration_setok_tokenizer import SeTokTokenizerConfig as SeTokTokenizerConfig
     from .configuration.configuration_setok_vision import SeTokVisionConfig as SeTokVisionConfig
     from .configuration.configuration_setokim import SetokimConfig as SetokimConfig
@@ -207,6 +219,9 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .modeling.modeling_gvt import GVTForConditionalGeneration as GVTForConditionalGeneration
     from .modeling.modeling_gvt import GVTModel as GVTModel
     from .modeling.modeling_setok import SeTokForPreTraining as SeTokForPreTraining
+    from .modeling.modeling_setok_llava import SeTokLlavaForConditionalGeneration as SeTokLlavaForConditionalGeneration
+    from .modeling.modeling_setok_llava import SeTokLlavaModel as SeTokLlavaModel
+    from .modeling.modeling_setok_llava import plug_setok as plug_setok
     from .modeling.modeling_setok_vision import SeTokVisionModel as SeTokVisionModel
     from .modeling.modeling_setokim import SetokimForConditionalGeneration as SetokimForConditionalGeneration
     from .modeling.modeling_setokim import SetokimModel as SetokimModel

@@ -24,7 +24,8 @@ machines with a common folder share its jobs:
 A recipe with `study: stages` compares arms of a training in stages, such as visual modelling with language modelling
 alone: the stages before are trained once, the last one with each seed, and all arms are asked the same questions. It
 ends with comparison.md, comparison.csv and comparison.json. Its sections: stages, arms, compare, seeds, changes,
-evaluation.
+evaluation, costs. With `study: arms` there are no stages before: recipes/setok/demo/comparison.yaml compares visual
+tokenizers, and draws what they score against what they cost.
 
 Behind the recipe any field of it can be overridden by --section.field value, and what is no section by --threads 2,
 --title "My towers", --seeds "[0, 1, 2]". Sections of a study of towers:
@@ -40,6 +41,7 @@ example:
   vistok study recipes/gvt/study.yaml --list
   vistok study recipes/gvt/study.yaml --only 'cells/dinov2-*' --protocol.training.max_steps 20
   vistok study recipes/vtlmm/demo/comparison.yaml --only 'stages/*' --changes.training.max_steps 5
+  vistok study recipes/setok/demo/comparison.yaml --output runs/try --changes.training.max_steps 10
   vistok study recipes/gvt/study.yaml --recompute --evaluation.max_new_tokens 30   (asks anew, trains nothing anew)
 """
 
@@ -100,7 +102,7 @@ def _functions(path: Path) -> tuple[Callable[..., Any], ...]:
     if path.is_file():
         values = read_yaml(path.read_text(encoding="utf-8"), str(path))
         kind = values.get("study") if isinstance(values, dict) else None
-    if kind == stage_comparison_recipe.KIND:
+    if kind in (stage_comparison_recipe.KIND, stage_comparison_recipe.WITHOUT_STAGES):
         return (
             stage_comparison_recipe.load_comparison,
             stage_comparison.run_comparison,

@@ -223,6 +223,6 @@ def test_configs_that_contradict_themselves_are_refused():
     with pytest.raises(ValueError, match="cluster_projection_size=65 is more than the patch features have: 64"):
         SeTokTokenizerConfig(patch_hidden_size=64, cluster_projection_size=65)
     with pytest.raises(ValueError, match="patch_hidden_size=63 does not divide into merger_num_heads=2"):
-        SeTokTokenizerConfig(patch_hidden_size=63)
+        SeTokTokenizer(SeTokTokenizerConfig(patch_hidden_size=63))
     with pytest.raises(StrictDataclassFieldValidationError, match=r"expected one of \('iterative', 'threshold'\)"):
         SeTokTokenizerConfig(method="kmeans")
