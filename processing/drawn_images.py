@@ -1,5 +1,6 @@
 """Images at the size at which a detokenizer draws them, and what it drew as pictures."""
 
+import io
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,4 +53,16 @@ def pixels_of(picture: Image.Image) -> torch.Tensor:
     return torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
 
 
-__all__ = ["drawing_targets", "picture_of", "pixels_of"]
+def png_bytes(picture: Image.Image) -> bytes:
+    """
+    A picture as the bytes of a PNG file.
+
+    Args:
+        picture (`PIL.Image.Image`): of any mode that PNG has.
+    """
+    content = io.BytesIO()
+    picture.save(content, "PNG")
+    return content.getvalue()
+
+
+__all__ = ["drawing_targets", "picture_of", "pixels_of", "png_bytes"]
