@@ -92,7 +92,7 @@ def probe_of_scenes(
     image_size: int,
     *,
     tower: str = "vistok:dinov2-small",
-    tower_size: int = 112,
+    tower_size: int = 168,
     num_scenes: int | None = None,
     seed: int = 0,
     device: str | torch.device = "cpu",
@@ -105,7 +105,7 @@ def probe_of_scenes(
         folder (`str`): of training scenes, see [`read_scenes`].
         image_size (`int`): side in pixels to which images are reduced: that of the generator.
         tower (`str`, *optional*, defaults to `"vistok:dinov2-small"`): folder, Hub id or name of base weights.
-        tower_size (`int`, *optional*, defaults to 112): side in pixels to which images are enlarged for the tower.
+        tower_size (`int`, *optional*, defaults to 168): side in pixels to which images are enlarged for the tower.
         num_scenes (`int`, *optional*): train on the first so many.
         seed (`int`, *optional*, defaults to 0): of the training.
         device (`str`, *optional*, defaults to `"cpu"`): where the tower runs.
