@@ -16,6 +16,7 @@ IMAGE_CONDITIONS = (
     *("shuffled_captions", "copied_source"),
     *("autoencoder", "best_cluster", "best_token_mask", "true_tokens", "targets"),
 )
+COMPARED_WITH = tuple(dict.fromkeys((*FLOORS, *IMAGE_CONDITIONS)))
 PROBE_TOWER = "vistok:dinov2-small"
 OF_IMAGES = (
     *("probe_scenes", "probe_tower", "probe_tower_size", "frechet", "steps", "guidance_scale", "by_background"),
@@ -82,8 +83,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-missing-images", action="store_true", help="leave out questions without their image")
     parser.add_argument("--max-questions", type=int, metavar="N", help="ask a random choice of so many")
     parser.add_argument("--max-floor-questions", type=int, metavar="N", help="the same, of blank and shuffled images")
-    parser.add_argument("--floors", nargs="*", metavar="FLOOR", choices=(*FLOORS, *IMAGE_CONDITIONS[:1],
-                        *IMAGE_CONDITIONS[3:]), help="which to measure, by default all: "
+    parser.add_argument("--floors", nargs="*", metavar="FLOOR", choices=COMPARED_WITH,
+                        help="which to measure, by default all: "
                         f"{', '.join(FLOORS)}; of images {', '.join(IMAGE_CONDITIONS)}")  # fmt: skip
     parser.add_argument("--output", metavar="DIR", help="write report, chart and predictions there; resumable")
     parser.add_argument("--update-card", action="store_true", help="add the report to the card in the model's folder")
@@ -98,8 +99,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     drawn.add_argument("--probe-scenes", metavar="FOLDER", help="training scenes of the probe that reads drawn images")
     drawn.add_argument("--probe-tower", metavar="MODEL", default=PROBE_TOWER, help="whose frozen features it reads "
                        f"(default {PROBE_TOWER})")  # fmt: skip
-    drawn.add_argument("--probe-tower-size", type=int, default=168, metavar="PIXELS", help="side to which drawn images "
-                       "are enlarged for it (default 168)")  # fmt: skip
+    drawn.add_argument("--probe-tower-size", type=int, default=168, metavar="PIXELS", help="side to which drawn "
+                       "images are enlarged for it (default 168)")  # fmt: skip
     drawn.add_argument("--frechet", metavar="MODEL", default=PROBE_TOWER, help="tower that Fréchet distances are "
                        f"measured in, or none (default {PROBE_TOWER})")  # fmt: skip
     drawn.add_argument("--steps", type=int, metavar="N", help="of the diffusion (default: those of the model)")
