@@ -4,6 +4,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,9 +70,25 @@ class ContentsReading:
     colors: torch.Tensor
     config: ProbeConfig
 
+    @cached_property
+    def shown(self) -> list[str]:
+        """The classes that are there: those whose densities sum to a threshold."""
+        sums = self.densities.sum(0).tolist()
+        return [
+            name for name, count, least in zip(self.config.classes, sums, self.config.thresholds) if count >= least
+        ]
+
+    @cached_property
+    def explained(self) -> torch.Tensor:
+        """Densities where only the classes that are there share what each patch holds; of others they are 0."""
+        is_shown = torch.tensor([float(name in self.shown) for name in self.config.classes])
+        kept = self.densities * is_shown
+        shares = kept / kept.sum(1, keepdim=True).clamp_min(1e-12)
+        return shares * self.densities.sum(1, keepdim=True)
+
     def count(self, name: str, box: Sequence[float] | None = None) -> float:
         """
-        How many objects of a class there are, as a sum of densities.
+        How many objects of a class there are, as a sum of densities; 0 of a class that is not shown.
 
         Args:
             name (`str`): of the class.
@@ -80,20 +97,11 @@ class ContentsReading:
         """
         index = self.config.classes.index(name)
         inside = _patches_in(box, self.config.grid_size)
-        return float((self.densities[:, index] * inside).sum())
-
-    def shows(self, name: str) -> bool:
-        """Whether there is an object of a class."""
-        return self.count(name) >= self.config.thresholds[self.config.classes.index(name)]
+        return float((self.explained[:, index] * inside).sum())
 
     def whole_count(self, name: str) -> int:
         """How many objects of a class there are; 0 only if it is not shown."""
-        return max(1, round(self.count(name))) if self.shows(name) else 0
-
-    @property
-    def shown(self) -> list[str]:
-        """The classes that are there."""
-        return [name for name in self.config.classes if self.shows(name)]
+        return max(1, round(self.count(name))) if name in self.shown else 0
 
     def ranked_colors(self, name: str, box: Sequence[float] | None = None) -> list[str]:
         """
@@ -103,7 +111,7 @@ class ContentsReading:
             name, box: as in [`ContentsReading.count`].
         """
         index = self.config.classes.index(name)
-        weights = self.densities[:, index] * _patches_in(box, self.config.grid_size)
+        weights = self.explained[:, index] * _patches_in(box, self.config.grid_size)
         mass = (weights.unsqueeze(1) * self.colors).sum(0).tolist()
         named = [(value, color) for value, color in zip(mass, self.config.colors) if color != NO_COLOR]
         return [color for _, color in sorted(named, key=lambda entry: -entry[0])]

@@ -181,14 +181,18 @@ def _clusters(task: ImageTask, examples: Examples, by_background: bool) -> list[
     if not examples:
         raise ValueError(f"Task {task.name} has nothing to ask: there are no {task.asked}.")
     if not by_background:
-        # The image that is asked about, whatever is asked of it.
-        return image_clusters([{**example, "images": example["images"][:1]} for example in examples])
+        return image_clusters(_of_first_images(examples))
     if missing := [example for example in examples if example.get("background") is None]:
         raise ValueError(
             f"The photograph behind {Path(str(missing[0]['images'][0]['path'])).name} is not known, only scenes have "
             "one: leave by_background out."
         )
     return [example["background"] for example in examples]
+
+
+def _of_first_images(examples: Examples) -> list[dict[str, Any]]:
+    """Examples with the image that is asked about alone, whatever is to be made of it."""
+    return [{**example, "images": example["images"][:1]} for example in examples]
 
 
 def _dealt(task: ImageTask, examples: Examples, chosen: list[str], seed: int, notes: list[str]):
@@ -233,7 +237,7 @@ class _Scored:
         rows = self.rows[name]
         return measure(
             self.records[name],
-            [self.examples[row] for row in rows],
+            _of_first_images([self.examples[row] for row in rows]),
             "kind",
             {},
             self.task.metrics,

@@ -112,7 +112,7 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike, gains: Sequ
 
 
 def _lines(gains: Sequence[str]) -> list[str]:
-    return [";  ".join(gains)] if gains else []
+    return [";  ".join(gains[start : start + 2]) for start in range(0, len(gains), 2)]
 
 
 def draw_summary(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:

@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measures.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap that gives "
                           "intervals (default 2000)")  # fmt: skip
     costs = parser.add_argument_group("costs")
-    costs.add_argument("--costs", metavar="[LABEL=]MODEL", nargs="+", default=[], help="trained models that read images "
-                       "and answer; ratios are to the first")  # fmt: skip
+    costs.add_argument("--costs", metavar="[LABEL=]MODEL", nargs="+", default=[], help="trained models that read "
+                       "images and answer; ratios are to the first")  # fmt: skip
     costs.add_argument("--scores", metavar="PATH", nargs="+", default=[], help="reports of vistok evaluate of these "
                        "models, or folders of them")  # fmt: skip
     costs.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each is timed (default 5)")
@@ -114,20 +114,16 @@ def _refuse_other_options(options: argparse.Namespace) -> None:
 
     if options.measure and options.costs:
         raise ValueError("--measure is about tokens and objects, --costs about models: give one of the two.")
-    kinds = {
-        "pictures of tokens": OF_PICTURES,
-        "pictures of tokens and cluster quality": OF_TOKENS,
-        "cluster quality (--measure FILE)": OF_MEASURES,
-        "costs (--costs MODEL …)": OF_COSTS,
-        "cluster quality (--measure FILE) and costs (--costs MODEL …)": OF_TABLES,
-    }
-    if options.costs:
-        used: tuple[tuple[str, ...], ...] = (OF_COSTS, OF_TABLES)
-    else:
-        used = (OF_TOKENS, OF_MEASURES, OF_TABLES) if options.measure else (OF_TOKENS, OF_PICTURES)
-    for what, names in kinds.items():
-        if names not in used and (given := given_options(options, add_arguments, names)):
-            raise ValueError(f"{', '.join(given)} is for {what}: leave it out, or ask for that.")
+    mode = "costs" if options.costs else "measure" if options.measure else "pictures"
+    for names, what, modes in (
+        (OF_PICTURES, "pictures of tokens", ("pictures",)),
+        (OF_TOKENS, "pictures of tokens and for cluster quality", ("pictures", "measure")),
+        (OF_MEASURES, "cluster quality", ("measure",)),
+        (OF_COSTS, "costs of models", ("costs",)),
+        (OF_TABLES, "cluster quality and costs of models", ("measure", "costs")),
+    ):
+        if mode not in modes and (given := given_options(options, add_arguments, names)):
+            raise ValueError(f"{', '.join(given)} is for {what}: leave it out, or ask for that (--help).")
     check_positive(
         image_size=options.image_size,
         limit=options.limit,
