@@ -14,6 +14,7 @@ from transformers.utils import logging
 from ..processing.images import image_key
 from .cluster_quality import rank_correlation_interval, token_count_statistics
 from .contents_probe import ProbeReader
+from .contents_scores import CONTENTS_METRICS
 from .frechet_distance import frechet_distance
 from .image_controls import derange
 from .image_representations import ImageTower, representations_of
@@ -277,10 +278,18 @@ class _Scored:
             notes.append(
                 f"The probe reads {config.tower} (layer {config.layer}, {config.tower_size} pixels) at "
                 f"{config.image_size} × {config.image_size} pixels; it was trained on {facts['num_scenes']:,} scenes."
+                f"{_held_out(facts.get('held_out') or {})}"
             )
         elif self.task.needs_probe == "optional":
             notes.append("Without --probe-scenes no probe says whether edits are done.")
         return notes
+
+
+def _held_out(shares: Mapping[str, float | None]) -> str:
+    """How well a probe reads scenes of its training set that it did not see, whose pictures it has seen elsewhere."""
+    labels = {metric.name: metric.label for metric in CONTENTS_METRICS}
+    said = [f"{labels[name]} {100 * share:.1f}" for name, share in shares.items() if share is not None]
+    return f" On scenes of these that were held out it reaches, in percent: {', '.join(said)}." if said else ""
 
 
 def _frechet_distances(

@@ -24,8 +24,12 @@ from vistok.evaluation.image_task_files import make_example
 from vistok.evaluation.image_task_pictures import draw_pictures
 from vistok.evaluation.image_tasks import IMAGE_TASKS, edit_is_done
 from vistok.evaluation.image_writers import true_mask
+from vistok.evaluation.predictions import PredictionsFile
+from vistok.evaluation.processes import Share
 from vistok.evaluation.report_table import report_markdown, save_report
 from vistok.evaluation.task_questions import QuestionFiles
+from vistok.evaluation.written_images import ImageStore
+from vistok.hub_cards.card_evaluation import evaluation_table, normalised_report
 from vistok.processing.images import BadSampleError, load_example_images
 from vistok.trainer.data_sources import load_data_source
 
@@ -329,3 +333,41 @@ def test_masks_of_planted_annotations_are_read_as_they_were_written():
     mask = np.zeros((SIDE, SIDE), dtype=bool)
     mask[3:9, 5:20] = True
     assert annotation(1, 1, 1, mask)["bbox"] == [5, 3, 15, 6] and GRID == (4, 4)
+
+
+class TestProcesses:
+    def test_another_process_takes_every_other_batch_and_the_first_finds_its_images(
+        self, scenes, tmp_path, monkeypatch
+    ):
+        """One after the other in this process: what the second wrote is in its part of the predictions."""
+        monkeypatch.setattr("vistok.evaluation.predictions.wait_for_all", lambda share: None)
+        monkeypatch.setattr("vistok.evaluation.written_images.gather_objects", lambda share, objects: objects)
+        examples, asked = load("reconstruction", scenes), []
+
+        def writer(condition, some):
+            asked.append([example["id"] for example in some])
+            return true_pictures(some)
+
+        def store(share):
+            file = PredictionsFile(tmp_path / "p.jsonl", {"model": "planted"}, share)
+            return ImageStore(tmp_path / "images", file, share, batch_size=5, progress_bar=False)
+
+        store(Share())  # as the first process does before the second begins
+        with pytest.raises(KeyError):  # the images of the others are not gathered here
+            store(Share(1, 2)).write("given", examples, writer)
+        assert asked == [[str(number) for number in range(5, 10)]]
+        found = store(Share()).write("given", examples, writer)
+        assert asked[1:] == [[str(number) for number in range(5)], ["10", "11"]] and len(found) == 12
+        assert not list(tmp_path.glob("*.part*"))
+
+
+def test_a_report_of_images_is_put_on_a_card(scenes, tmp_path):
+    examples = load("reconstruction", scenes)
+    results, _ = evaluate_images(
+        IMAGE_TASKS["reconstruction"], lambda c, some: true_pictures(some), examples, image_run(tmp_path)
+    )
+    recorded = normalised_report(results)
+    assert recorded["ssim"] == pytest.approx(1) and "grid" in recorded["floors"] and "ceilings" not in recorded
+    (row,) = evaluation_table([recorded])[1:]
+    assert "reconstruction" in row
+    assert normalised_report({**results, "ssim": -0.1, "interval": [-0.2, 0.0]})["ssim"] == -0.1
