@@ -1,9 +1,11 @@
 """What `vistok evaluate` does with tasks whose answers are images or masks."""
 
+import functools
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 from ..configuration.optional import require
 from .command import DTYPES, available_device, predictions_path
+from .contents_probe import ProbeReader
 from .contents_probe_training import probe_of_scenes
 from .image_evaluation import NOT_WRITTEN_WITH, FrechetExtractor, ImageRun, evaluate_images
 from .image_representations import ImageTower
@@ -111,53 +114,100 @@ def evaluate_images_command(
     share = join_processes(device)
     device = available_device(device or local_device(share))
     files = QuestionFiles(questions, images, missing_images=missing_images, load_source=load_source, seed=seed)
+    # All questions are read before anything is written: what is missing is told now, not hours later.
     splits = [
-        (task, split) for task in chosen for split in _in_turn(share, lambda task=task: task.load(task.name, files))
-    ]  # type: ignore[misc]
-    drawing = Drawing(seed, num_inference_steps, guidance_scale)
-    results: dict[str, dict[str, Any]] = {}
-    for task, split in splits:
-        writer, loaded, processor = load_writer(
-            model, task.name, drawing, dtype, device, attn_implementation, batch_size
-        )
-        examples = choose_questions(split.test, max_questions, seed)
-        probe = None
-        if probe_scenes is not None and task.needs_probe != "no":
-            side = getattr(writer, "side")  # noqa: B009
-            probe = _in_turn(
-                share,
-                lambda side=side: probe_of_scenes(  # type: ignore[misc]
-                    probe_scenes, side, tower=probe_tower, tower_size=probe_tower_size, device=device
-                ),
-            )
-        settings = {
-            "num_inference_steps": num_inference_steps, "guidance_scale": guidance_scale,
-            "max_floor_questions": max_floor_questions, "batch_size": batch_size, "seed": seed,
-            "dtype": str(loaded.dtype).removeprefix("torch."),
-        }  # fmt: skip
-        known_by = {name: value for name, value in settings.items() if name not in NOT_WRITTEN_WITH}
-        with _place(output, task, split, share) as (folder, predictions):
-            run = ImageRun(
-                folder, predictions, known_by | fingerprint(loaded, processor, examples), share, batch_size, seed,
-                max_floor_questions, by_background, progress_bar, probe, _extractor(extractor, task, device),
-            )  # fmt: skip
-            found, written = evaluate_images(
-                task, writer, examples, run, split=split.name, model=str(loaded.name_or_path),
-                conditions=_of_task(task, conditions),
-            )  # fmt: skip
-            found["settings"] = {**settings, "device": loaded.device.type, "threads": torch.get_num_threads()}
-            found["command"] = command
-            if split.num_missing:
-                found["num_missing"] = split.num_missing
-            if output is not None and share.is_first:
-                save_report(found, output)
-                picture = Path(output) / f"{file_stem(task.name, split.name)}.pictures.png"
-                draw_pictures(task, examples, written, picture, num_shown)
-        wait_for_all(share)
-        results[task.name if split.name == "test" else file_stem(task.name, split.name)] = found
+        (task, split) for task in chosen for split in _in_turn(share, functools.partial(task.load, task.name, files))
+    ]
+    evaluation = _Evaluation(
+        model, share, device, Drawing(seed, num_inference_steps, guidance_scale), output, conditions,
+        max_questions, max_floor_questions, batch_size, probe_scenes, probe_tower, probe_tower_size, extractor,
+        by_background, num_shown, dtype, attn_implementation, progress_bar, command,
+    )  # fmt: skip
+    results = {
+        task.name if split.name == "test" else file_stem(task.name, split.name): evaluation.of(task, split)
+        for task, split in splits
+    }
     if output is not None and share.is_first and len(results) > 1:
         save_summary(list(results.values()), output)
     return results
+
+
+@dataclass(frozen=True)
+class _Evaluation:
+    """The arguments of [`evaluate_images_command`], for each split in turn."""
+
+    model: str | os.PathLike
+    share: Share
+    device: str
+    drawing: Drawing
+    output: str | os.PathLike | None
+    conditions: Sequence[str] | None
+    max_questions: int | None
+    max_floor_questions: int | None
+    batch_size: int
+    probe_scenes: str | os.PathLike | None
+    probe_tower: str
+    probe_tower_size: int
+    extractor: str | None
+    by_background: bool
+    num_shown: int
+    dtype: str
+    attn_implementation: str | None
+    progress_bar: bool
+    command: str | None
+
+    def of(self, task: ImageTask, split: Split) -> dict[str, Any]:
+        """Results of a split, with its report written."""
+        writer, loaded, processor = load_writer(
+            self.model, task.name, self.drawing, self.dtype, self.device, self.attn_implementation, self.batch_size
+        )
+        examples = choose_questions(split.test, self.max_questions, self.drawing.seed)
+        settings = {
+            "num_inference_steps": self.drawing.num_inference_steps,
+            "guidance_scale": self.drawing.guidance_scale,
+            "max_floor_questions": self.max_floor_questions,
+            "batch_size": self.batch_size,
+            "seed": self.drawing.seed,
+            "dtype": str(loaded.dtype).removeprefix("torch."),
+        }
+        known_by = {name: value for name, value in settings.items() if name not in NOT_WRITTEN_WITH}
+        known_by |= fingerprint(loaded, processor, examples)
+        with _place(self.output, task, split, self.share) as (folder, predictions):
+            run = ImageRun(
+                folder, predictions, known_by, self.share, self.batch_size, self.drawing.seed,
+                self.max_floor_questions, self.by_background, self.progress_bar, self._probe(task, writer),
+                self._extractor(task),
+            )  # fmt: skip
+            found, written = evaluate_images(
+                task, writer, examples, run, split=split.name, model=str(loaded.name_or_path),
+                conditions=_of_task(task, self.conditions),
+            )  # fmt: skip
+            found["settings"] = {**settings, "device": loaded.device.type, "threads": torch.get_num_threads()}
+            found["command"] = self.command
+            if split.num_missing:
+                found["num_missing"] = split.num_missing
+            if self.output is not None and self.share.is_first:
+                save_report(found, self.output)
+                picture = Path(self.output) / f"{file_stem(task.name, split.name)}.pictures.png"
+                draw_pictures(task, examples, written, picture, self.num_shown)
+        wait_for_all(self.share)
+        return found
+
+    def _probe(self, task: ImageTask, writer: Any) -> ProbeReader | None:
+        if self.probe_scenes is None or task.needs_probe == "no":
+            return None
+        make = functools.partial(
+            probe_of_scenes, self.probe_scenes, writer.side, tower=self.probe_tower,
+            tower_size=self.probe_tower_size, device=self.device,
+        )  # fmt: skip
+        return _in_turn(self.share, make)
+
+    def _extractor(self, task: ImageTask) -> FrechetExtractor | None:
+        if self.extractor is None or not task.has_pictures:
+            return None
+        source = load_token_source(self.extractor, image_size=EXTRACTOR_SIZE, device=self.device)
+        tower = ImageTower(source.model.vision_tower, source.image_processor, source.feature_layer)
+        return FrechetExtractor(self.extractor, tower)
 
 
 def _require_extras(chosen: Sequence[ImageTask], output) -> None:
@@ -177,14 +227,6 @@ def _check_conditions(chosen: Sequence[ImageTask], conditions: Sequence[str] | N
 def _of_task(task: ImageTask, conditions: Sequence[str] | None) -> list[str] | None:
     own = (*task.floors, *task.ceilings)
     return None if conditions is None else [name for name in conditions if name in own]
-
-
-def _extractor(name: str | None, task: ImageTask, device: str) -> FrechetExtractor | None:
-    if name is None or not task.has_pictures:
-        return None
-    source = load_token_source(name, image_size=EXTRACTOR_SIZE, device=device)
-    tower = ImageTower(source.model.vision_tower, source.image_processor, source.feature_layer)
-    return FrechetExtractor(name, tower)
 
 
 @contextmanager

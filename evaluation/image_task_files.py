@@ -13,7 +13,6 @@ CAPTIONS_FILE, INSTANCES_FILE, EDITS_FOLDER, SEEDS_FILE = (
     *("drawing_captions.json", "instances.json", "edits", "seeds.json"),
 )
 REFERENCE_FILES = ("refs(vistok).json", "refs(unc).json", "refs(unc).p", "refs(umd).json", "refs(umd).p")
-TEST_SPLITS = ("test", "val")
 
 
 def make_example(
@@ -120,7 +119,7 @@ def load_references(task: str, files: QuestionFiles) -> list[Split]:
 
 
 def _splits_of(path: Path) -> Sequence[str | None]:
-    """The test splits of a file; all of it where it has one split alone, or cannot be told without reading it."""
+    """The test splits of a file, or all of it where it has one split alone; of a pickle, which has several, `val`."""
     if path.suffix != ".json":
         return ["val"]
     found = {str(reference.get("split")) for reference in json.loads(path.read_text(encoding="utf-8"))}
@@ -136,7 +135,8 @@ def load_edits(task: str, files: QuestionFiles) -> list[Split]:
     if files.load_source is None:
         raise ValueError(f"Task {task} is a data source: give a function that loads it.")
     known = _known_edits(folder, task)
-    described = {"format": "instruct-pix2pix", "name": task, "path": str(folder)}
+    # The instruction as it is: the processor of a model wraps it.
+    described = {"format": "instruct-pix2pix", "name": task, "path": str(folder), "prompt": "{question}"}
     if not known:
         described["split"] = "test"  # of the released data set
     examples = []

@@ -2,7 +2,7 @@
 
 import os
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,7 +263,7 @@ def load_writer(
     device: str = "cpu",
     attn_implementation: str | None = None,
     batch_size: int = 16,
-) -> tuple[Callable[[str, list[Mapping[str, Any]]], Written], Any, Any]:
+) -> tuple[Any, Any, Any]:
     """
     Loads what writes the images or masks of a task.
 
@@ -275,7 +275,7 @@ def load_writer(
         batch_size (`int`, *optional*, defaults to 16): expressions at once.
 
     Returns:
-        `tuple`: the writer, the model, and its processor, of a SeTok its image processor.
+        `tuple`: the writer, one of the classes above; the model; and its processor, of a SeTok its image processor.
 
     Raises:
         ValueError: if it is a model of another kind, or draws no images where the task needs some.

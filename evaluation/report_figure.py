@@ -46,7 +46,8 @@ FLOOR_COLOURS = {
     "targets": "#bfe0c2",
 }
 BAR_WIDTH = 0.16
-SMALL = 3.0
+SMALL = 3.0  # the height of an axis that has no percentages
+LONGEST_LINE = 110  # characters
 FAR = 0.06  # of the height of the axis
 SUBTITLE = "Beside this model: answers found without the image. 95 % intervals over images."
 IMAGES_SUBTITLE = "Beside this model: what it has to be better than, and what it could reach. 95 % intervals."
@@ -112,7 +113,14 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike, gains: Sequ
 
 
 def _lines(gains: Sequence[str]) -> list[str]:
-    return [";  ".join(gains[start : start + 2]) for start in range(0, len(gains), 2)]
+    """Gains in lines that are no longer than the figure is wide."""
+    lines: list[str] = []
+    for gain in gains:
+        if lines and len(lines[-1]) + len(gain) < LONGEST_LINE:
+            lines[-1] += f";  {gain}"
+        else:
+            lines.append(gain)
+    return lines
 
 
 def draw_summary(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -177,7 +185,13 @@ def _draw(
         axes.axvline(0.5, color="#bdbdbd", linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_title(title, loc="left", fontweight="bold", pad=8 + 12 * len(subtitles))
     axes.text(0, 1.02, "\n".join(subtitles), transform=axes.transAxes, fontsize=8.5, color="#606060", va="bottom")
-    figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=9, handlelength=1.2)
+    figure.legend(
+        loc="outside lower center",
+        ncols=len(series) if len(series) <= 5 else 3,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.2,
+    )
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160)
     write_bytes_atomically(Path(path), drawn.getvalue())

@@ -262,6 +262,7 @@ class TestEditing:
             return true_pictures(examples)
 
         task = IMAGE_TASKS["editing"]
+        assert edits[0]["text"] == "Remove number 1.", "the processor of a model says what it is to do"
         results, _ = evaluate_images(task, writer, edits, image_run(tmp_path, probe=PixelProbe()))
         values = {name: entry["value"] for name, entry in results["metrics"].items()}
         assert values == {"l1": 0.0, "l1_changed": 0.0, "l1_kept": 0.0, "done": 1.0}
