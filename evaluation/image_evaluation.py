@@ -143,7 +143,7 @@ def evaluate_images(
             written[name] = store.write(name, [asked[index] for index in fewer], writer)
     file.merge()
     scored = _Scored(task, asked, written, fewer, clusters, run)
-    results = {
+    results: dict[str, Any] = {
         "task": task.name,
         "split": split,
         "model": model,

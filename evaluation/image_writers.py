@@ -1,5 +1,6 @@
 """Models that write images and masks for the examples of a task, each condition of it by name."""
 
+import functools
 import os
 import zlib
 from collections.abc import Mapping, Sequence
@@ -200,7 +201,7 @@ class MaskWriter:
             if condition == "largest_cluster":
                 chosen = max(choices, key=np.count_nonzero)
             else:
-                chosen = max(choices, key=lambda mask, target=target: _iou(mask, target))  # type: ignore[misc]
+                chosen = max(choices, key=functools.partial(_iou, target=target))
             found.append(_mask(chosen))
         return found
 

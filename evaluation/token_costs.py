@@ -1,5 +1,6 @@
 """What visual tokens cost and what they are worth: FLOPs, prefill, a step of training and accuracy, side by side."""
 
+import functools
 import json
 import os
 import statistics
@@ -167,22 +168,20 @@ class _Contender:
         for inputs in self.batches:
             text = {name: inputs[name] for name in ("input_ids", "attention_mask")}
             counters = {} if is_counted else {name: FlopCounterMode(display=False) for name in self.flops}
+            encode = functools.partial(loaded.get_image_features, inputs["pixel_values"].to(loaded.dtype))
             with torch.no_grad(), counters.get("encoding", nullcontext()):
-                pixels = inputs["pixel_values"].to(loaded.dtype)
-                seconds, features = _timed(lambda pixels=pixels: loaded.get_image_features(pixels), loaded.device)  # type: ignore[misc]
+                seconds, features = _timed(encode, loaded.device)
             taken["encoding"] += seconds
-            images = {"image": features}
-
-            def prefill(text=text, images=images):
-                return loaded(**text, mm_encoder_outputs=images, use_cache=True, logits_to_keep=1)
-
+            prefill = functools.partial(
+                loaded, **text, mm_encoder_outputs={"image": features}, use_cache=True, logits_to_keep=1
+            )
             with torch.no_grad(), counters.get("prefill", nullcontext()):
                 taken["prefill"] += _timed(prefill, loaded.device)[0]
             if not is_counted:
                 self.tokens += _num_tokens(features, len(inputs["pixel_values"]))
                 for name, counter in counters.items():
                     self.flops[name] += counter.get_total_flops()
-            taken["step"] += _timed(lambda inputs=inputs: self._step(inputs), loaded.device)[0]  # type: ignore[misc]
+            taken["step"] += _timed(functools.partial(self._step, inputs), loaded.device)[0]
         if is_counted:
             for name, seconds in taken.items():
                 self.seconds[name].append(seconds)
@@ -222,7 +221,8 @@ def _timed(function: Callable[[], Any], device: torch.device) -> tuple[float, An
     """Seconds of a call and its result: CPU time of this process, or of a GPU the time until it is done."""
     if device.type == "cpu":
         start = time.process_time()
-        return (function(), time.process_time() - start)[::-1]  # type: ignore[return-value]
+        result = function()
+        return time.process_time() - start, result
     torch.cuda.synchronize(device)
     start = time.perf_counter()
     result = function()
