@@ -154,6 +154,7 @@ def evaluate_images(
         "ceilings": {name: scored.measured(name) for name in task.ceilings if name in written and name in chosen},
         "gains": {name: scored.gain(name) for name in task.floors if name in written},
         "notes": [*notes, *scored.notes()],
+        "resampled": "the photographs behind scenes" if run.by_background else "images",
         "num_generated": num_given,
         "settings": {},
         "command": None,
@@ -272,7 +273,7 @@ class _Scored:
     def notes(self) -> list[str]:
         notes = []
         if self.run.by_background:
-            notes.append(f"Intervals resample the {len(set(self.clusters))} photographs behind the scenes.")
+            notes.append(f"The scenes are over {len(set(self.clusters))} photographs.")
         if self.run.probe is not None and (facts := self.run.probe.facts):
             config = self.run.probe.config
             notes.append(

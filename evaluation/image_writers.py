@@ -106,7 +106,11 @@ class TokenizerWriter:
             encoded = self.setok.vision_model(
                 patch_features=encoded.patch_features, grid_size=encoded.grid_size, assignment=assignment
             )
-        return self.drawn(encoded.tokens, encoded.mask, examples)
+        drawn = self.drawn(encoded.tokens, encoded.mask, examples)
+        if condition == "given":  # for pictures of the tokens
+            for (_, facts), assignment in zip(drawn, encoded.assignment.tolist()):
+                facts |= {"assignment": assignment, "grid_size": list(encoded.grid_size)}
+        return drawn
 
     def encode(self, pictures: Sequence[Image.Image]) -> Any:
         """The tokens of pictures, with all that [`SeTokVisionModel`] tells of them."""

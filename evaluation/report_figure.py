@@ -47,7 +47,7 @@ FLOOR_COLOURS = {
 }
 BAR_WIDTH = 0.16
 SMALL = 3.0  # the height of an axis that has no percentages
-LONGEST_LINE = 110  # characters
+LONGEST_LINE = 90  # characters
 FAR = 0.06  # of the height of the axis
 SUBTITLE = "Beside this model: answers found without the image. 95 % intervals over images."
 IMAGES_SUBTITLE = "Beside this model: what it has to be better than, and what it could reach. 95 % intervals."

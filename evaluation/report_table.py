@@ -116,8 +116,9 @@ def _remarks(results) -> str:
         sentences.append("Fréchet distances of so few images are too large: compare those of equal numbers alone.")
     if missing := results.get("num_missing"):
         sentences.append(f"{missing:,} further questions were left out, their image is missing.")
+    over = results.get("resampled", "images")
     sentences.append(
-        "Intervals are bootstrapped over images, or exact where all of them are alike; – where there is none."
+        f"Intervals are bootstrapped over {over}, or exact where all of them are alike; – where there is none."
     )
     settings = results.get("settings", {})
     if style := settings.get("prompt_style"):
@@ -144,7 +145,8 @@ def gain_texts(results: Mapping[str, Any]) -> Iterator[str]:
         points = f"{metric['scale'] * gain[metric['name']]:+.{digits}f}"
         ends = [f"{metric['scale'] * end:+.{digits}f}" for end in gain["interval"] or []]
         over = floor_label(floor, results["floors"].get(floor, {}))
-        yield f"{points} points{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {over}"
+        unit = "points" if metric["scale"] == 100 else metric["label"]
+        yield f"{points} {unit}{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {over}"
 
 
 def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:

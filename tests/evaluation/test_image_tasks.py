@@ -159,7 +159,9 @@ class TestReconstruction:
         assert (
             "| images | number | SSIM (95 % interval) | plain grid |" in text and "12 images about 12 images" in text
         )
-        draw_pictures(task, examples, written, tmp_path / "out" / "p.png", 3)
+        assert "SSIM" in text and "points" not in text
+        given = [replace(one, facts={"assignment": [0, 0, 1, 1], "grid_size": [2, 2]}) for one in written["given"]]
+        draw_pictures(task, examples, {**written, "given": given}, tmp_path / "out" / "p.png", 3)
         assert Image.open(tmp_path / "out" / "p.png").width > 300
 
     def test_a_folder_of_pictures_is_enough(self, scenes, tmp_path):

@@ -57,7 +57,8 @@ class TestTokenizerWriter:
     def test_a_grid_has_as_many_tokens_merged_and_drawn_by_the_same_weights(self, setok, examples):
         writer = TokenizerWriter(setok, tiny_image_processor(), Drawing())
         given, grid = writer("given", examples), writer("grid", examples)
-        assert [facts for _, facts in grid] == [facts for _, facts in given]
+        assert [facts["num_tokens"] for _, facts in grid] == [facts["num_tokens"] for _, facts in given]
+        assert len(set(given[0][1]["assignment"])) == given[0][1]["num_tokens"]
         encoded = writer.encode([Image.open(examples[0]["images"][-1]["path"])])
         assignment = grid_clusters(encoded.grid_size, grid[0][1]["num_tokens"])[None]
         found = setok.vision_model.tokenizer(encoded.patch_features, encoded.grid_size, assignment=assignment)
