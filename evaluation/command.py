@@ -102,7 +102,7 @@ def evaluate_command(
     )
     chosen = [(task, task.asked(prompt_style, mode)) for task in find_tasks(tasks)]
     share = join_processes(device)
-    device = _available(device or local_device(share))
+    device = available_device(device or local_device(share))
     files = QuestionFiles(
         questions, images, prompt_style, fix_typos, missing_images, load_source, seed=seed, vocabulary=vocabulary
     )
@@ -156,7 +156,16 @@ def _splits(task: Task, files: QuestionFiles, share: Share):
     return splits
 
 
-def _available(device: str) -> str:
+def available_device(device: str) -> str:
+    """
+    A device that can be used here.
+
+    Args:
+        device (`str`): such as `"cpu"` or `"cuda"`.
+
+    Raises:
+        ValueError: if it cannot; says why.
+    """
     try:
         torch.empty(0, device=device)
     except (AssertionError, RuntimeError, NotImplementedError) as error:
@@ -165,4 +174,4 @@ def _available(device: str) -> str:
     return device
 
 
-__all__ = ["DTYPES", "evaluate_command", "predictions_path"]
+__all__ = ["DTYPES", "available_device", "evaluate_command", "predictions_path"]

@@ -1,7 +1,7 @@
 """What is measured of predictions: metrics with their intervals, in total, per type of question and per group."""
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,7 @@ def measure(
     metrics: Sequence[Metric] = (EXACT_MATCH,),
     unanswered: Callable[[str], bool] = is_unanswered,
     others: Sequence[Sequence[str]] = (),
+    clusters: Sequence[Hashable] | None = None,
 ) -> dict[str, Any]:
     """
     Metrics of predictions, in total, per type of question, and per group of other breakdowns.
@@ -114,6 +115,7 @@ def measure(
         unanswered (`Callable`, *optional*): whether a prediction says nothing that counts as an answer.
         others (`list[list[str]]`, *optional*): further predictions of all examples: what an example contributes to a
             metric is the mean over these and the first ones. Unanswered are counted among the first ones.
+        clusters (`list`, *optional*): which examples intervals resample together; by default those of one image.
 
     Returns:
         `dict`: `num_questions`, `num_images` (distinct, or sets of them), the primary metric under its name and its
@@ -129,15 +131,18 @@ def measure(
         raise ValueError(f"{len(predictions)} predictions for {len(examples)} examples, expected one for each.")
     columns = {metric: metric.mean_columns([predictions, *others], examples) for metric in metrics}
     silent = [unanswered(text) for text in predictions]
-    clusters = image_clusters(examples)
-    summary = _summary(columns, silent, clusters, range(len(examples)))
+    images = image_clusters(examples)
+    together = images if clusters is None else list(clusters)
+    summary = _summary(columns, silent, together, images, range(len(examples)))
 
     def groups(names: Sequence[Any]) -> dict[Any, Any]:
         members: dict[Any, list[int]] = defaultdict(list)
         for index, name in enumerate(names):
             if name is not None:
                 members[name].append(index)
-        return {name: _summary(columns, silent, clusters, members[name]) for name in sorted(members, key=_in_order)}
+        return {
+            name: _summary(columns, silent, together, images, members[name]) for name in sorted(members, key=_in_order)
+        }
 
     if of_type := groups([example.get(type_column) for example in examples]):
         summary["per_type"] = of_type
@@ -158,14 +163,14 @@ def _in_order(name: Any) -> tuple[float, str]:
     return (float(digits[0]) - str(name).startswith("<") if is_bin else -1.0, str(name))
 
 
-def _summary(columns, silent, clusters, chosen: Sequence[int]) -> dict[str, Any]:
+def _summary(columns, silent, together, images, chosen: Sequence[int]) -> dict[str, Any]:
     chosen = list(chosen)
-    of = [clusters[index] for index in chosen]
+    of = [together[index] for index in chosen]
     measured = {metric: metric.measured(values[chosen], of) for metric, values in columns.items()}
     (primary, (value, interval)), *others = measured.items()
     summary = {
         "num_questions": len(chosen),
-        "num_images": len(set(of)),
+        "num_images": len({images[index] for index in chosen}),
         primary.name: value,
         "interval": interval,
         "unanswered": sum(silent[index] for index in chosen),

@@ -243,7 +243,7 @@ def fingerprint(model, processor, examples: Examples) -> dict[str, str]:
 
     Args:
         model (`PreTrainedModel`): answers.
-        processor (`ProcessorMixin`): writes prompts and prepares images.
+        processor (`ProcessorMixin`): writes prompts and prepares images; or an image processor alone.
         examples (`list[dict]`): what is asked.
 
     Returns:
@@ -258,13 +258,16 @@ def fingerprint(model, processor, examples: Examples) -> dict[str, str]:
             weights.update(some.view(torch.uint8).cpu().numpy().tobytes())
     generation = getattr(model, "generation_config", None)
     configured = [model.config.to_dict(), generation and generation.to_dict()]
-    prepared = [processor.chat_template, processor.to_dict(), processor.image_processor.to_dict()]
+    image_processor = getattr(processor, "image_processor", processor)
+    prepared = [getattr(processor, "chat_template", None), processor.to_dict(), image_processor.to_dict()]
+    if (tokenizer := getattr(processor, "tokenizer", None)) is not None:
+        prepared.append(_tokenizer_state(tokenizer))
     asked = json.dumps([[*name, question_of(example)] for name, example in zip(_names(examples), examples)])
     shown = json.dumps([[image_key(image) for image in example.get("images") or []] for example in examples])
     return {
         "weights": weights.hexdigest()[:16],
         "configuration": _hash_of(configured),
-        "processor": _hash_of([*prepared, _tokenizer_state(processor.tokenizer)]),
+        "processor": _hash_of(prepared),
         "questions": hashlib.sha256(asked.encode()).hexdigest()[:16],
         "images": hashlib.sha256(shown.encode()).hexdigest()[:16],
     }

@@ -14,17 +14,43 @@ FLOOR_NAMES = {
     "question_only_prior": "question-only prior",
     "blank_images": "blank images",
     "shuffled_images": "shuffled images",
+    "grid": "plain grid",
+    "shuffled_expressions": "shuffled expressions",
+    "whole_image": "whole image",
+    "largest_cluster": "largest cluster",
+    "shuffled_captions": "shuffled captions",
+    "copied_source": "source as it is",
+    "autoencoder": "autoencoder alone",
+    "best_cluster": "best cluster",
+    "best_token_mask": "best token's mask",
+    "true_tokens": "true tokens",
+    "targets": "true images",
 }
+"""What a score is compared with: floors, and ceilings, the last five."""
 MODEL_COLOUR = "#1f6fb4"
 FLOOR_COLOURS = {
     "majority": "#d9d9d9",
     "question_only_prior": "#a6a6a6",
     "blank_images": "#f3c99b",
     "shuffled_images": "#e08e3c",
+    "grid": "#b8a6d9",
+    "shuffled_expressions": "#e08e3c",
+    "whole_image": "#d9d9d9",
+    "largest_cluster": "#a6a6a6",
+    "shuffled_captions": "#e08e3c",
+    "copied_source": "#d9d9d9",
+    "autoencoder": "#bfe0c2",
+    "best_cluster": "#8cc896",
+    "best_token_mask": "#bfe0c2",
+    "true_tokens": "#8cc896",
+    "targets": "#bfe0c2",
 }
 BAR_WIDTH = 0.16
+SMALL = 3.0  # the height of an axis that has no percentages
+LONGEST_LINE = 90  # characters
 FAR = 0.06  # of the height of the axis
 SUBTITLE = "Beside this model: answers found without the image. 95 % intervals over images."
+IMAGES_SUBTITLE = "Beside this model: what it has to be better than, and what it could reach. 95 % intervals."
 FEWEST_IMAGES = 5
 """A type of questions about fewer images is in the table and not in the chart."""
 ACCURACY = {"name": "accuracy", "label": "right", "scale": 100.0, "higher_is_better": True}
@@ -41,6 +67,11 @@ def metric_of(results: Mapping[str, Any]) -> Mapping[str, Any]:
 def floor_label(name: str, floor: Mapping[str, Any]) -> str:
     """What a floor is called: by results themselves, as the best constant caption is, or as always."""
     return floor.get("label") or FLOOR_NAMES[name]
+
+
+def compared_with(results: Mapping[str, Any]) -> dict[str, Any]:
+    """Floors of results, and ceilings where there are."""
+    return {**results["floors"], **results.get("ceilings", {})}
 
 
 def title_of(results: Mapping[str, Any]) -> str:
@@ -68,19 +99,28 @@ def draw_report(results: Mapping[str, Any], path: str | os.PathLike, gains: Sequ
         return [_bar(metric, entry) for entry in (measured, *(per_type.get(kind) for kind in kinds))]
 
     entries = [results, *(results["per_type"][kind] for kind in kinds)]
-    labels = [f"{name}\nn = {entry['num_questions']:,}" for name, entry in zip(("all questions", *kinds), entries)]
+    asked = f"all {results.get('asked', 'questions')}"
+    labels = [f"{name}\nn = {entry['num_questions']:,}" for name, entry in zip((asked, *kinds), entries)]
     drawn = {"this model": (series(results), MODEL_COLOUR)}
-    for name, floor in results["floors"].items():
+    for name, floor in compared_with(results).items():
         drawn[floor_label(name, floor)] = (series(floor), FLOOR_COLOURS[name])
-    unit = "" if metric["name"] == "cider" else " (%)"
+    unit = " (%)" if metric["scale"] == 100 and metric["name"] != "cider" else ""
+    subtitle = IMAGES_SUBTITLE if "ceilings" in results else SUBTITLE
     _draw(
-        drawn, labels, path, f"{results['task']}, {results['split']} split", [SUBTITLE, *_lines(gains)],
+        drawn, labels, path, f"{results['task']}, {results['split']} split", [subtitle, *_lines(gains)],
         "right answers (%)" if metric["label"] == "right" else metric["label"] + unit, separate_first=bool(kinds),
     )  # fmt: skip
 
 
 def _lines(gains: Sequence[str]) -> list[str]:
-    return [";  ".join(gains)] if gains else []
+    """Gains in lines that are no longer than the figure is wide."""
+    lines: list[str] = []
+    for gain in gains:
+        if lines and len(lines[-1]) + len(gain) < LONGEST_LINE:
+            lines[-1] += f";  {gain}"
+        else:
+            lines.append(gain)
+    return lines
 
 
 def draw_summary(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) -> None:
@@ -98,8 +138,8 @@ def draw_summary(results: Sequence[Mapping[str, Any]], path: str | os.PathLike) 
         f"{title_of(result)}\n{metric_of(result)['label']}, n = {result['num_questions']:,}" for result in results
     ]
     drawn = {"this model": ([_bar(metric_of(result), result) for result in results], MODEL_COLOUR)}
-    for name in dict.fromkeys(name for result in results for name in result["floors"]):
-        bars = [_bar(metric_of(result), result["floors"].get(name)) for result in results]
+    for name in dict.fromkeys(name for result in results for name in compared_with(result)):
+        bars = [_bar(metric_of(result), compared_with(result).get(name)) for result in results]
         drawn[FLOOR_NAMES[name]] = (bars, FLOOR_COLOURS[name])
     model = Path(str(results[0]["model"])).name or "The model"
     has_cider = any(metric_of(result)["name"] == "cider" for result in results)
@@ -145,10 +185,22 @@ def _draw(
         axes.axvline(0.5, color="#bdbdbd", linewidth=0.8, linestyle=(0, (4, 3)))
     axes.set_title(title, loc="left", fontweight="bold", pad=8 + 12 * len(subtitles))
     axes.text(0, 1.02, "\n".join(subtitles), transform=axes.transAxes, fontsize=8.5, color="#606060", va="bottom")
-    figure.legend(loc="outside lower center", ncols=len(series), frameon=False, fontsize=9, handlelength=1.2)
+    figure.legend(
+        loc="outside lower center",
+        ncols=len(series) if len(series) <= 5 else 3,
+        frameon=False,
+        fontsize=9,
+        handlelength=1.2,
+    )
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160)
     write_bytes_atomically(Path(path), drawn.getvalue())
+
+
+def _height(height: float, bold: bool, top: float) -> str:
+    if top < SMALL:  # no percentages
+        return f"{height:.3f}" if bold else f"{height:.2f}"
+    return f"{height:.1f}" if bold else f"{height:.0f}"
 
 
 def _draw_bars(axes, bars: Bars, offset: float, colour: str, label: str, bold: bool, top: float) -> None:
@@ -167,11 +219,11 @@ def _draw_bars(axes, bars: Bars, offset: float, colour: str, label: str, bold: b
         # Above the interval, unless that reaches far up: the number would seem to be the height up there.
         is_far = high - height > FAR * top
         axes.annotate(
-            f"{height:.1f}" if bold else f"{height:.0f}", (place, height if is_far else max(high, height)), (0, 2.5),
+            _height(height, bold, top), (place, height if is_far else max(high, height)), (0, 2.5),
             textcoords="offset points", ha="center", va="bottom", fontsize=8.5 if bold else 7, zorder=5,
             fontweight="bold" if bold else "normal", color="#202020" if bold else "#606060",
             bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none"} if is_far else None,
         )  # fmt: skip
 
 
-__all__ = ["FLOOR_NAMES", "draw_report", "draw_summary", "floor_label", "metric_of", "title_of"]
+__all__ = ["FLOOR_NAMES", "compared_with", "draw_report", "draw_summary", "floor_label", "metric_of", "title_of"]

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ..modeling.atomic_folder import write_text_atomically
-from .report_figure import FLOOR_NAMES, draw_report, draw_summary, floor_label, metric_of, title_of
+from .report_figure import FLOOR_NAMES, compared_with, draw_report, draw_summary, floor_label, metric_of, title_of
 
 SUMMARY_STEM = "summary"
 UNREADABLE = 1e7  # from here on numbers are written with an exponent
@@ -25,10 +25,10 @@ def report_markdown(results: Mapping[str, Any]) -> str:
     Returns:
         `str`: Markdown, accuracies in percent.
     """
-    floors, metric = results["floors"], metric_of(results)
+    floors, metric = compared_with(results), metric_of(results)
     label = metric["label"] + (", %" if _is_share(metric) else "")
     names = [floor_label(name, floor) for name, floor in floors.items()]
-    header = ["questions", "number", f"{label} (95 % interval)", *names]
+    header = [results.get("asked", "questions"), "number", f"{label} (95 % interval)", *names]
     rows, of_floors = [], [_rows(floor) for floor in floors.values()]
     for name, measured in _rows(results).items():
         cells = [name, f"{measured['num_questions']:,}"]
@@ -39,11 +39,12 @@ def report_markdown(results: Mapping[str, Any]) -> str:
     parts = [_table(header, rows, "lr" + "r" * (1 + len(floors)))]
     if further := [other for other in results.get("measured_by", [])[1:] if other["name"] in results["metrics"]]:
         parts.append(_metrics_table(results, further))
+    parts += [table for table in (_tokens_table(results), _distances_table(results)) if table]
     return "\n\n".join([*parts, _remarks(results)]) + "\n"
 
 
 def _metrics_table(results, further: Sequence[Mapping[str, Any]]) -> str:
-    floors, rows = results["floors"], []
+    floors, rows = compared_with(results), []
     for metric in further:
         measured = results["metrics"][metric["name"]]
         label = metric["label"] + (", %" if _is_share(metric) else "")
@@ -53,6 +54,33 @@ def _metrics_table(results, further: Sequence[Mapping[str, Any]]) -> str:
         rows.append(cells)
     header = ["also", "this model (95 % interval)", *(floor_label(name, floor) for name, floor in floors.items())]
     return _table(header, rows, "l" + "r" * (1 + len(floors)))
+
+
+def _tokens_table(results) -> str:
+    """How many tokens images were written with, beside how many the images that are right have."""
+    found = results.get("num_tokens")
+    if not found:
+        return ""
+    label = {"written": "written" if "true" in found else "of the images", "true": "of the true images"}
+    rows = [
+        [label[name], f"{counts['mean']:.1f}", f"{counts['std']:.1f}", str(counts["min"]), str(counts["max"])]
+        for name in ("written", "true")
+        if (counts := found.get(name))
+    ]
+    return _table(["tokens", "mean", "standard deviation", "least", "most"], rows, "lrrrr")
+
+
+def _distances_table(results) -> str:
+    found = results.get("frechet_distance")
+    if not found:
+        return ""
+    rows = []
+    for name, distance in found.items():
+        label = "this model" if name == "given" else FLOOR_NAMES.get(name, name)
+        counts = f"{distance['num_real']:,} and {distance['num_images']:,}"
+        rows.append([label, f"{distance['frechet_distance']:.2f}", counts])
+    extractor = next(iter(found.values()))["extractor"]
+    return _table([f"Fréchet distance ({extractor})", "distance", "true and other images"], rows, "lrr")
 
 
 def _table(header: Sequence[str], rows: Sequence[Sequence[str]], alignment: str) -> str:
@@ -71,21 +99,26 @@ def _rows(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 def _remarks(results) -> str:
     sentences = [
         f"{results['model'] or 'The model'}, {results['task']}, {results['split']} split: "
-        f"{results['num_questions']:,} questions about {results['num_images']:,} images, "
+        f"{results['num_questions']:,} {results.get('asked', 'questions')} about {results['num_images']:,} images, "
         f"{results['unanswered']:,} of them left without an answer."
     ]
     sentences += [f"{text}." for text in gain_texts(results)]
     if answer := results["floors"].get("majority", {}).get("answer"):
         label = floor_label("majority", results["floors"]["majority"])
         sentences.append(f"The {label} is “{answer}”.")
-    for name, floor in results["floors"].items():
+    for name, floor in compared_with(results).items():
         if floor["num_questions"] != results["num_questions"]:
-            sentences.append(f"{floor_label(name, floor).capitalize()}: on {floor['num_questions']:,} questions.")
+            number = f"{floor['num_questions']:,} {results.get('asked', 'questions')}"
+            sentences.append(f"{floor_label(name, floor).capitalize()}: on {number}.")
     sentences += results.get("notes", [])
+    sentences += _token_texts(results.get("num_tokens", {}))
+    if any("warning" in distance for distance in results.get("frechet_distance", {}).values()):
+        sentences.append("Fréchet distances of so few images are too large: compare those of equal numbers alone.")
     if missing := results.get("num_missing"):
         sentences.append(f"{missing:,} further questions were left out, their image is missing.")
+    over = results.get("resampled", "images")
     sentences.append(
-        "Intervals are bootstrapped over images, or exact where all of them are alike; – where there is none."
+        f"Intervals are bootstrapped over {over}, or exact where all of them are alike; – where there is none."
     )
     settings = results.get("settings", {})
     if style := settings.get("prompt_style"):
@@ -96,14 +129,24 @@ def _remarks(results) -> str:
     return " ".join(sentences).replace(" \n\n", "\n\n")
 
 
+def _token_texts(found: Mapping[str, Any]) -> Iterator[str]:
+    if "mean_difference" in found:
+        yield f"The number of tokens is {found['mean_difference']:.2f} off the true one on average."
+    if (correlation := found.get("rank_correlation")) is not None:
+        ends = " to ".join(f"{end:.2f}" for end in correlation["interval"] or [])
+        yield f"Rank correlation of both numbers: {correlation['value']:.2f}{f' ({ends})' if ends else ''}."
+
+
 def gain_texts(results: Mapping[str, Any]) -> Iterator[str]:
     """How far the model is above the majority answer and above the prior, in words."""
     metric = metric_of(results)
     for floor, gain in results.get("gains", {}).items():
-        points = f"{metric['scale'] * gain[metric['name']]:+.1f}"
-        ends = [f"{metric['scale'] * end:+.1f}" for end in gain["interval"] or []]
+        digits = 1 if metric["scale"] == 100 else 3
+        points = f"{metric['scale'] * gain[metric['name']]:+.{digits}f}"
+        ends = [f"{metric['scale'] * end:+.{digits}f}" for end in gain["interval"] or []]
         over = floor_label(floor, results["floors"].get(floor, {}))
-        yield f"{points} points{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {over}"
+        unit = "points" if metric["scale"] == 100 else metric["label"]
+        yield f"{points} {unit}{f' ({ends[0]} to {ends[1]})' if ends else ''} over the {over}"
 
 
 def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
@@ -116,7 +159,7 @@ def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
     Returns:
         `str`: Markdown.
     """
-    names = list(dict.fromkeys(name for result in results for name in result["floors"]))
+    names = list(dict.fromkeys(name for result in results for name in compared_with(result)))
     header = ["task", "questions", "metric", "score (95 % interval)", *(FLOOR_NAMES[name] for name in names)]
     header += ["gain over the better guess", "unanswered"]
     rows = []
@@ -125,10 +168,11 @@ def summary_markdown(results: Sequence[Mapping[str, Any]]) -> str:
         cells = [title_of(result), f"{result['num_questions']:,}", metric["label"]]
         cells.append(_with_interval(metric, result[metric["name"]], result["interval"]))
         for name in names:
-            floor = result["floors"].get(name)
+            floor = compared_with(result).get(name)
             cells.append("–" if floor is None else _number(metric, floor[metric["name"]]))
         gains = [gain[metric["name"]] for gain in result.get("gains", {}).values()]
-        cells += [f"{metric['scale'] * min(gains):+.1f}" if gains else "–", f"{result['unanswered']:,}"]
+        digits = 1 if metric["scale"] == 100 else 3
+        cells += [f"{metric['scale'] * min(gains):+.{digits}f}" if gains else "–", f"{result['unanswered']:,}"]
         rows.append(cells)
     table = _table(header, rows, "lrl" + "r" * (3 + len(names)))
     guesses = "Guesses: majority (of VQA and captions the best constant) answer, question-only prior."

@@ -57,10 +57,10 @@ def normalised_report(report: Mapping[str, Any]) -> dict[str, Any]:
         if floor is not None
     }
     values = list(_scores(recorded, name))
-    most = 100 if name == "accuracy" else math.inf
+    least, most = -1 if name == "ssim" else 0, 100 if name == "accuracy" else math.inf
     for where, value in [(task, recorded.get(name)), *((f"{task}, {where}", value) for where, value in values)]:
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= most:
-            expected = "a percentage from 0 to 100 or a share" if name == "accuracy" else "a number from 0 on"
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= most:
+            expected = "a percentage from 0 to 100 or a share" if name == "accuracy" else f"a number from {least} on"
             raise ValueError(f"The {name} of {where} is {value!r}, expected {expected}.")
     _check_interval(recorded, name)
     if "measured_by" not in recorded:

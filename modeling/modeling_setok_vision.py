@@ -95,6 +95,7 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
         pixel_values: torch.Tensor | None = None,
         patch_features: torch.Tensor | None = None,
         grid_size: tuple[int, int] | None = None,
+        assignment: torch.Tensor | None = None,
         **kwargs,
     ) -> SeTokVisionOutput:
         """
@@ -104,6 +105,8 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
             patch_features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`, *optional*):
                 In their place the features that the tower gave of their patches, without [CLS] and registers.
             grid_size (`tuple[int, int]`, *optional*): height and width in patches, of these; by default a square.
+            assignment (`torch.LongTensor` of shape `(batch, num_patches)`, *optional*):
+                Clusters in place of the tokenizer's own: see [`SeTokTokenizer`].
 
         Returns:
             [`SeTokVisionOutput`].
@@ -125,7 +128,7 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
         else:
             raise ValueError("SeTok reads pixel_values, or the patch_features of a tower: give one of the two.")
         patch_features = patch_features.to(computing_dtype(self.tokenizer, self.vision_tower))
-        outputs = self.tokenizer(patch_features, grid_size)
+        outputs = self.tokenizer(patch_features, grid_size, assignment=assignment)
         return SeTokVisionOutput(**outputs, patch_features=patch_features, grid_size=grid_size)
 
 

@@ -127,6 +127,41 @@ def cluster_patches(
     return _finished(candidates, peaks.scores, assignment, straight_through, grid_size)
 
 
+def given_clusters(assignment: torch.Tensor, grid_size: tuple[int, int] | None = None) -> PatchClusters:
+    """
+    Hard clusters that are already known, such as a plain grid's, in the form that [`cluster_patches`] gives them.
+
+    Args:
+        assignment (`torch.LongTensor` of shape `(batch, num_patches)`):
+            The cluster of each patch, from 0 on; numbers may be left out.
+        grid_size (`tuple[int, int]`, *optional*):
+            Height and width of the images in patches: clusters are then in raster order of their centres of mass,
+            and otherwise in that of their numbers.
+
+    Returns:
+        [`PatchClusters`] without scores (zeros); the centre of a cluster is its first patch.
+
+    Raises:
+        ValueError: if numbers are negative or no whole numbers, or the grid has another number of patches.
+    """
+    if assignment.ndim != 2 or assignment.is_floating_point() or not assignment.numel() or int(assignment.min()) < 0:
+        raise ValueError(
+            f"assignment has the shape {tuple(assignment.shape)} and dtype {assignment.dtype}: expected the number of "
+            "a cluster, from 0 on, for each patch of each image, (batch, num_patches)."
+        )
+    num_patches = assignment.shape[1]
+    if grid_size is not None and grid_size[0] * grid_size[1] != num_patches:
+        raise ValueError(
+            f"assignment is of {num_patches} patches, the grid of {grid_size[0]} × {grid_size[1]}: give one for each."
+        )
+    labels = assignment.long()
+    places = torch.arange(num_patches, device=labels.device).expand_as(labels)
+    first = torch.full((len(labels), int(labels.max()) + 1), num_patches, device=labels.device)
+    first = first.scatter_reduce(1, labels, places, "amin")
+    found = _Candidates(first, first < num_patches, labels, None)
+    return _finished(found, torch.zeros(labels.shape, device=labels.device), "hard", False, grid_size)
+
+
 def _iterative_candidates(features, peaks: DensityPeaks, squared_scale, stop_threshold, bounds) -> _Candidates:
     seeds, num_seeds, next_seed = _find_seeds(
         peaks, squared_scale.detach(), features.shape[-1], stop_threshold, bounds
@@ -247,4 +282,4 @@ def _check(method, assignment, kernel_scale, min_tokens, max_tokens, grid_size, 
         )
 
 
-__all__ = ["Assignment", "Method", "PatchClusters", "cluster_patches"]
+__all__ = ["Assignment", "Method", "PatchClusters", "cluster_patches", "given_clusters"]

@@ -12,7 +12,7 @@ from ..configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
 from .cluster_layers import ClusterLayer
 from .cluster_merger import ClusterMerger
 from .density_peaks import computing_precision
-from .patch_clusters import PatchClusters, cluster_patches
+from .patch_clusters import PatchClusters, cluster_patches, given_clusters
 from .sine_positions import sine_positions
 from .visual_tokenizer import VisualTokenizer, VisualTokenizerOutput
 
@@ -93,6 +93,7 @@ class SeTokTokenizer(VisualTokenizer):
         patch_features: torch.Tensor,
         grid_size: tuple[int, int] | None = None,
         num_prefix_tokens: int | None = 0,
+        assignment: torch.Tensor | None = None,
         **kwargs,
     ) -> SeTokTokenizerOutput:
         """
@@ -102,6 +103,9 @@ class SeTokTokenizer(VisualTokenizer):
             grid_size (`tuple[int, int]`, *optional*):
                 Height and width of the image in patches. Where it is unknown, of cached features, a square is assumed.
             num_prefix_tokens (`int`, *optional*): how many features come before the first patch.
+            assignment (`torch.LongTensor` of shape `(batch, num_patches)`, *optional*):
+                Clusters in place of the tokenizer's own, such as a plain grid's, to compare with: see
+                [`given_clusters`]. They are merged as its own are.
 
         Returns:
             [`SeTokTokenizerOutput`]. The maps of a token refer to patches alone.
@@ -111,7 +115,10 @@ class SeTokTokenizer(VisualTokenizer):
                 them are patches or what grid they are of.
         """
         patches, grid_size = self._patches(patch_features, grid_size, num_prefix_tokens)
-        clusters = self.cluster(patches, grid_size)
+        if assignment is None:
+            clusters = self.cluster(patches, grid_size)
+        else:
+            clusters = given_clusters(assignment.to(patches.device), grid_size)
         tokens, weights = self.merger(patches, clusters, grid_size)
         return SeTokTokenizerOutput(
             tokens=tokens,

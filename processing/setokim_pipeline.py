@@ -11,6 +11,7 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
+from .drawn_images import picture_of
 from .images import ImageSource, load_image
 from .processing_setokim import SetokimProcessor, Task
 
@@ -148,7 +149,7 @@ class SetokimPipeline:
         pictures = _paired(images, texts, "expressions")
         masks: list[np.ndarray] = []
         for part in _batches(len(texts), batch_size):
-            inputs = self._inputs("segment", texts[part], pictures[part])
+            inputs = self.task_inputs("segment", texts[part], pictures[part])
             sizes = [(picture.height, picture.width) for picture in pictures[part]]
             masks += [mask.cpu().numpy() for mask in self.model.segment(**inputs, sizes=sizes, **kwargs).masks or []]
         return masks
@@ -156,16 +157,29 @@ class SetokimPipeline:
     def _draw(self, task: Task, pictures, texts, seed, batch_size, kwargs) -> list[Image.Image]:
         drawn: list[Image.Image] = []
         for part in _batches(len(texts), batch_size):
-            inputs = self._inputs(task, texts[part], None if pictures is None else pictures[part])
+            inputs = self.task_inputs(task, texts[part], None if pictures is None else pictures[part])
             generators = None
             if seed is not None:
                 generators = [torch.Generator().manual_seed(seed + index) for index in range(part.start, part.stop)]
             with _seeded(None if seed is None else seed + part.start):
                 images: Any = self.model.generate_images(**inputs, **{"generator": generators, **kwargs}).images
-            drawn += [_picture(image) for image in images]
+            drawn += [picture_of(image) for image in images]
         return drawn
 
-    def _inputs(self, task: Task, texts: Sequence[str], pictures) -> dict[str, Any]:
+    def task_inputs(
+        self, task: Task, texts: Sequence[str], pictures: Sequence[Image.Image] | None = None
+    ) -> dict[str, Any]:
+        """
+        What the model takes to write an image or a mask for each text.
+
+        Args:
+            task (`"generate"`, `"edit"` or `"segment"`): what is asked for.
+            texts (`list[str]`): prompts, instructions or expressions.
+            pictures (`list[PIL.Image.Image]`, *optional*): the image that each is about; none to generate.
+
+        Returns:
+            `dict`: `input_ids`, `attention_mask` and, with pictures, `pixel_values`, on the model's device.
+        """
         prompts = [self.processor.task_prompt(task, text) for text in texts]
         images = {} if pictures is None else {"images": [[picture] for picture in pictures]}
         inputs = self.processor(text=prompts, **images, return_tensors="pt", padding=True)
@@ -198,10 +212,6 @@ def _batches(length: int, batch_size: int) -> Iterator[slice]:
         raise ValueError(f"batch_size is {batch_size}: give 1 or more.")
     for start in range(0, length, batch_size):
         yield slice(start, min(start + batch_size, length))
-
-
-def _picture(image: torch.Tensor) -> Image.Image:
-    return Image.fromarray((image.permute(1, 2, 0).float().cpu().numpy() * 255).round().astype(np.uint8))
 
 
 @contextlib.contextmanager

@@ -18,7 +18,13 @@ from .image_answers import TASK_FEATURES, image_answer, mask_image
 
 INSTANCES_FILE = "instances.json"
 REFERRING_FEATURES = Features(
-    {**TASK_FEATURES, "expression": Value("string"), "ref_id": Value("string"), "category": Value("string")}
+    {
+        **TASK_FEATURES,
+        "expression": Value("string"),
+        "ref_id": Value("string"),
+        "category": Value("string"),
+        "kind": Value("string"),
+    }
 )
 # The images of RefCOCO, RefCOCO+ and RefCOCOg are COCO's of 2014; `vistok scenes` writes `images`.
 IMAGE_FOLDERS = ("images", "train2014", "images/train2014", "images/mscoco/images/train2014")
@@ -52,7 +58,8 @@ def refcoco(source: DataSource, split_by: str | None = None) -> Dataset | Iterab
         split_by (`str`, *optional*): which expressions to take where the folder holds several, as in `"umd"`.
 
     Returns:
-        one example per sentence, with the columns `task`, `expression` (without the prompt), `ref_id` and `category`.
+        one example per sentence, with the columns `task`, `expression` (without the prompt), `ref_id`, `category` and
+        `kind` (of the expression, where the sentence says it, as those of `vistok scenes` do).
 
     Raises:
         FileNotFoundError: if a file or the folder of images is missing.
@@ -167,6 +174,7 @@ def referring_examples(
                 text, number = _sentence(sentence)
                 identity = row if number is None else number
                 named = {"expression": text, "ref_id": str(ref["ref_id"]), "category": category}
+                named |= {"kind": sentence.get("kind")}
                 yield image_answer(source, row, "segment", text, [image, mask], prompt, id=identity, **named)
             except BadSampleError as error:
                 located = BadSampleError(f"reference {ref['ref_id']}: {error.reason}", error.file or file)

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from ..processing.drawn_images import drawing_targets
 from ..processing.feature_cache import FeatureCache
 from ..processing.images import BadSampleError, image_key, load_example_images
 from ..processing.object_masks import patch_coverage, seen_objects
@@ -99,9 +100,7 @@ class SeTokCollator:
         Returns:
             `torch.FloatTensor` of shape `(batch, 3, side, side)`, 0 to 1.
         """
-        seen = self.image_processor(images=list(images), return_tensors="pt", do_normalize=False)["pixel_values"]
-        resized = nn.functional.interpolate(seen.float(), size=(side, side), mode="bilinear", antialias=True)
-        return resized.clamp(0, 1)
+        return drawing_targets(self.image_processor, images, side)
 
     def _mask_batch(self, examples: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
         layers = [torch.from_numpy(self._layers(example)).float() / LEVELS for example in examples]

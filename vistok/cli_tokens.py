@@ -10,7 +10,10 @@ from .given_options import given_options
 
 PICTURE, TABLE = "tokens.png", "tokens.csv"
 OF_PICTURES = ("output", "table")
-OF_MEASURES = ("report", "limit", "batch_size", "resamples", "skip_empty", "by_background")
+OF_MEASURES = ("resamples", "skip_empty", "by_background")
+OF_COSTS = ("rounds", "scores")
+OF_TABLES = ("report", "limit", "batch_size")
+OF_TOKENS = ("model", "compare", "method", "tokens", "layer", "image_size")
 DEFAULT_MODEL = "vistok:dinov2-small"
 
 SUMMARY = "show and measure the tokens of images"
@@ -31,12 +34,17 @@ tokens, one token, and the objects themselves: adjusted Rand index, best IoU of 
 objects, with 95 % intervals. The file is of COCO's instances, as `vistok scenes` writes it, or panoptic segmentation,
 or a folder of SA-1B; IMAGE is the folder of its images, whose features are computed once and kept.
 
+With --costs, what the visual tokens of trained models cost stands side by side (all patches, a fixed number, soft or
+hard clusters, a resampler): FLOPs, time of the prefill and of a step of training, and the scores of the reports of
+`vistok evaluate` that --scores names.
+
 example:
   vistok tokens photo.jpg
   vistok tokens photo.jpg --compare iterative threshold kmeans grid
   vistok tokens photo.jpg --compare score_threshold=0.4 score_threshold=0.5 score_threshold=0.6
   vistok tokens photo.jpg --tokens 8 --compare model=vistok:dinov2-small model=facebook/convnextv2-tiny-22k-224
   vistok tokens scenes/images --measure scenes/instances.json --tokens objects+1 --compare threshold iterative
+  vistok tokens scenes/images --limit 32 --costs all=runs/all hard=runs/hard --scores runs/all/vqa runs/hard/vqa
 """
 
 
@@ -63,7 +71,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of k-means and the bootstrap (default 0)")
     measures = parser.add_argument_group("cluster quality")
     measures.add_argument("--measure", metavar="FILE", help="COCO instances or panoptic JSON, or folder of SA-1B")
-    measures.add_argument("--report", metavar="DIR", help="write cluster_quality.json and .md there")
+    measures.add_argument(
+        "--report", metavar="DIR", help="write cluster_quality.json and .md there, or those of costs"
+    )
     measures.add_argument("--limit", type=int, metavar="N", help="the first N images only")
     measures.add_argument("--skip-empty", action="store_true", help="leave out objects without a pixel")
     measures.add_argument("--by-background", action="store_true", help="resample the photographs behind scenes, so "
@@ -71,6 +81,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     measures.add_argument("--batch-size", type=int, default=8, metavar="N", help="images at once (default 8)")
     measures.add_argument("--resamples", type=int, default=2000, metavar="N", help="of the bootstrap that gives "
                           "intervals (default 2000)")  # fmt: skip
+    costs = parser.add_argument_group("costs")
+    costs.add_argument("--costs", metavar="[LABEL=]MODEL", nargs="+", default=[], help="trained models that read "
+                       "images and answer; ratios are to the first")  # fmt: skip
+    costs.add_argument("--scores", metavar="PATH", nargs="+", default=[], help="reports of vistok evaluate of these "
+                       "models, or folders of them")  # fmt: skip
+    costs.add_argument("--rounds", type=int, default=5, metavar="N", help="how often each is timed (default 5)")
 
 
 def run(options: argparse.Namespace) -> None:
@@ -79,6 +95,9 @@ def run(options: argparse.Namespace) -> None:
 
     # What is wrong or missing is told before a model is loaded.
     _refuse_other_options(options)
+    if options.costs:
+        _compare_costs(options)
+        return
     variants = _variants(options)
     if options.measure:
         images = _masked_images(options)
@@ -93,13 +112,24 @@ def run(options: argparse.Namespace) -> None:
 def _refuse_other_options(options: argparse.Namespace) -> None:
     from .evaluation.prediction_checks import check_positive
 
-    given = given_options(options, add_arguments, OF_PICTURES if options.measure else OF_MEASURES)
-    if given and options.measure:
-        raise ValueError(f"{', '.join(given)} is for pictures of tokens: leave it out, or leave out --measure.")
-    if given:
-        raise ValueError(f"{', '.join(given)} is for cluster quality: leave it out, or give --measure FILE.")
+    if options.measure and options.costs:
+        raise ValueError("--measure is about tokens and objects, --costs about models: give one of the two.")
+    mode = "costs" if options.costs else "measure" if options.measure else "pictures"
+    for names, what, modes in (
+        (OF_PICTURES, "pictures of tokens", ("pictures",)),
+        (OF_TOKENS, "pictures of tokens and for cluster quality", ("pictures", "measure")),
+        (OF_MEASURES, "cluster quality", ("measure",)),
+        (OF_COSTS, "costs of models", ("costs",)),
+        (OF_TABLES, "cluster quality and costs of models", ("measure", "costs")),
+    ):
+        if mode not in modes and (given := given_options(options, add_arguments, names)):
+            raise ValueError(f"{', '.join(given)} is for {what}: leave it out, or ask for that (--help).")
     check_positive(
-        image_size=options.image_size, limit=options.limit, batch_size=options.batch_size, resamples=options.resamples
+        image_size=options.image_size,
+        limit=options.limit,
+        batch_size=options.batch_size,
+        resamples=options.resamples,
+        rounds=options.rounds,
     )
 
 
@@ -143,6 +173,31 @@ def _files(options: argparse.Namespace, variants: list[Any]) -> list[Path]:
     for file in files:
         load_image(file)
     return files
+
+
+def _compare_costs(options: argparse.Namespace) -> None:
+    from .answering import model_folder
+    from .evaluation.processes import Share, local_device
+    from .evaluation.token_costs import CostedModel, costs_markdown, measure_costs, write_costs
+    from .processing.images import find_images, load_image
+
+    models = [CostedModel.parse(text) for text in options.costs]
+    models = [dataclasses.replace(model, path=model_folder(model.path)) for model in models]
+    if options.report and Path(options.report).is_file():
+        raise ValueError(f"--report is {options.report!r}, a file: name a folder.")
+    images = [load_image(file) for file in find_images(options.images)[: options.limit]]
+    results = measure_costs(
+        models,
+        images,
+        rounds=options.rounds,
+        batch_size=options.batch_size,
+        device=options.device or local_device(Share()),
+        reports=options.scores,
+    )
+    results["command"] = options.command_line
+    written = write_costs(results, options.report) if options.report else []
+    print(costs_markdown(results))
+    print("\n".join(map(str, written)), file=sys.stderr, end="\n" if written else "")
 
 
 def _masked_images(options: argparse.Namespace) -> list[Any]:
