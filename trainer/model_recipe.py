@@ -8,8 +8,10 @@ import torch
 
 from ..hub_cards.card_facts import is_hub_id
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
+from ..modeling.modeling_setokim import SetokimForConditionalGeneration
 from ..modeling.modeling_vtlmm import VTLMMForCausalLM
 from ..processing.processing_gvt import GVTProcessor
+from ..processing.processing_setokim import SetokimProcessor
 from ..processing.processing_vtlmm import VTLMMProcessor
 from ..processing.square_images import prepared_side
 
@@ -23,10 +25,11 @@ class ModelKind:
 
     Args:
         model_class, processor_class (`type`): its classes.
-        tokenizer (`str`): the recipe's section for its visual tokenizer: `"resampler"` or `"adapter"`.
+        tokenizer (`str`): the recipe's section for its visual tokenizer: `"resampler"`, `"adapter"` or `"setok"`.
         one_token_per_patch (`bool`, *optional*, defaults to `False`): whether the number of visual tokens follows the
             size of images, and nothing else.
         switches (`tuple[str, ...]`, *optional*): fields of its config that a checkpoint may be loaded with otherwise.
+        trained_part (`str`, *optional*): what is trained where a recipe does not say so; by default the tokenizer.
     """
 
     model_class: Any
@@ -34,11 +37,19 @@ class ModelKind:
     tokenizer: str
     one_token_per_patch: bool = False
     switches: tuple[str, ...] = ()
+    trained_part: str | None = None
 
 
 KINDS = {
     "gvt": ModelKind(GVTForConditionalGeneration, GVTProcessor, "resampler"),
     "vtlmm": ModelKind(VTLMMForCausalLM, VTLMMProcessor, "adapter", True, ("pseudo_image_features",)),
+    "setokim": ModelKind(
+        SetokimForConditionalGeneration,
+        SetokimProcessor,
+        "setok",
+        switches=("visual_loss_weight", "length_loss_weight"),
+        trained_part="projections",
+    ),
 }
 
 
@@ -50,10 +61,11 @@ class ModelRecipe:
     Args:
         vision, text (`str`, *optional*): base models: names of vistok, folders or Hub ids. By default the small ones
             of `vistok fetch`, or those of the checkpoint.
-        kind (`str`): `"gvt"` or `"vtlmm"`; by default the kind that the trainer of the recipe is for.
+        kind (`str`): `"gvt"`, `"vtlmm"` or `"setokim"`; by default the kind that the trainer of the recipe is for.
         checkpoint (`str`, *optional*):
-            Starts from the model in this folder. What `vision`, `text`, `config`, `resampler` and `adapter` say must
-            then be true of it; but `pseudo_image_features` of the config is switched as they say.
+            Starts from the model in this folder. What `vision`, `text`, `config`, `resampler`, `adapter` and `setok`
+            say must then be true of it; but `pseudo_image_features`, or weights of losses, of the config are switched
+            as they say.
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
         attn_implementation (`str`, *optional*): as in `from_pretrained`.
         image_size (`int`, *optional*): side of the images in pixels; by default what the tower's processor says.
@@ -63,6 +75,7 @@ class ModelRecipe:
         config (`dict`): fields of the model's config.
         resampler (`dict`): of `gvt`: fields of the visual tokenizer's config.
         adapter (`dict`): the same of `vtlmm`.
+        setok (`dict`): the same of `setokim`: of [`SeTokConfig`].
     """
 
     vision: str | None = None
@@ -77,6 +90,7 @@ class ModelRecipe:
     config: dict[str, Any] = field(default_factory=dict)
     resampler: dict[str, Any] = field(default_factory=dict)
     adapter: dict[str, Any] = field(default_factory=dict)
+    setok: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self):
         if self.kind not in KINDS:

@@ -53,7 +53,8 @@ class VisualLanguageRecipe(Recipe):
     @classmethod
     def default_trainable(cls, model: ModelRecipe) -> dict[str, str]:
         """What is trained where the recipe does not say so."""
-        return {"vision": "frozen", KINDS[model.kind].tokenizer: "full", "llm": "frozen"}
+        kind = KINDS[model.kind]
+        return {"vision": "frozen", kind.trained_part or kind.tokenizer: "full", "llm": "frozen"}
 
     def _arguments(self) -> dict[str, Any]:
         return {"trainable": self.trainable, "lora": self.lora, **super()._arguments()}
