@@ -78,7 +78,9 @@ def nearest_cluster_tokens(tokens: torch.Tensor, cluster_masks: torch.Tensor, co
 def _check(coverage: torch.Tensor) -> None:
     empty = (coverage.amax(1) <= 0).nonzero().flatten().tolist()
     if empty:
-        raise ValueError(f"Masks {empty} are empty: a token stands for an object that covers at least a part of a patch.")
+        raise ValueError(
+            f"Masks {empty} are empty: a token stands for an object that covers at least a part of a patch."
+        )
 
 
 __all__ = ["merged_mask_tokens", "nearest_cluster_tokens"]

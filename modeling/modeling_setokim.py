@@ -49,6 +49,7 @@ class SetokimModel(SetokimPreTrainedModel, ReadsTokenRows, MultimodalModel):
         language_model = build_language_model(config)
         self.input_projection = nn.Linear(self.visual_tokenizer.output_size, embedding_width(language_model))
         self._set_language_model(language_model)
+        self.token_rows = None
         if config.trained_token_rows:
             self._add_rows_of_embeddings()
         self.post_init()
@@ -179,6 +180,7 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
         super().__init__(config)
         self.model = SetokimModel(config)
         self._build_head()
+        self.head_rows = None
         if config.trained_token_rows:
             self._add_rows_of_head()
         text_config: Any = config.text_config

@@ -27,7 +27,7 @@ class ReadsTokenRows:
 
     config: Any
     get_input_embeddings: Any
-    token_rows: TokenRows | None = None
+    token_rows: Any
 
     def _add_rows_of_embeddings(self) -> None:
         embeddings = self.get_input_embeddings()
@@ -50,7 +50,7 @@ class WritesTokenRows:
     lm_head: nn.Linear
     get_input_embeddings: Any
     named_modules: Any
-    head_rows: TokenRows | None = None
+    head_rows: Any
 
     def _add_rows_of_head(self) -> None:
         if not self.config.tie_word_embeddings:

@@ -169,4 +169,12 @@ def take_masks(batch: dict[str, Any], image_token_id: int, num_image_tokens: int
     )
 
 
-__all__ = ["IMAGES", "WrittenMasks", "are_written", "count_items", "rows_of_images", "take_masks", "with_visual_tokens"]
+__all__ = [
+    "IMAGES",
+    "WrittenMasks",
+    "are_written",
+    "count_items",
+    "rows_of_images",
+    "take_masks",
+    "with_visual_tokens",
+]

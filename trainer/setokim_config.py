@@ -91,8 +91,8 @@ class SetokimTrainingConfig(VisualLanguageConfig):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number of at least {least}.")
         if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
             raise ValueError(
-                "FSDP leaves each process a part of every weight, of which visual tokens need the whole before a step: "
-                "leave fsdp out, and train with DeepSpeed's stage 2 (training.deepspeed: "
+                "FSDP leaves each process a part of every weight, of which visual tokens need the whole before a "
+                "step: leave fsdp out, and train with DeepSpeed's stage 2 (training.deepspeed: "
                 "recipes/deepspeed/zero2.json)."
             )
         self.trainable = trained_in(self.stage, self.trainable)
@@ -137,9 +137,9 @@ def trained_in(stage: str, otherwise: Any = None) -> dict[str, str]:
     wrong = [part for part, mode in trainable.items() if mode != "frozen" and part not in MAY_BE_TRAINED]
     if wrong:
         raise ValueError(
-            f"{wrong[0]} is to be trained ({trainable[wrong[0]]}), but SeTok is trained in stage I, with SeTokTrainer: "
-            f"visual tokens stay as they are while a language model learns to write them. What may be trained is "
-            f"{', '.join(MAY_BE_TRAINED)}."
+            f"{wrong[0]} is to be trained ({trainable[wrong[0]]}), but SeTok is trained in stage I, with "
+            f"SeTokTrainer: visual tokens stay as they are while a language model learns to write them. What may be "
+            f"trained is {', '.join(MAY_BE_TRAINED)}."
         )
     if trainable["llm"] == "full" and trainable["token_rows"] != "frozen":
         raise ValueError("token_rows are a part of llm, which is trained in full already: leave token_rows out.")

@@ -44,7 +44,9 @@ class SetokimRecipe(VisualLanguageRecipe):
 
     def __post_init__(self):
         if self.model.kind != KIND:
-            raise ValueError(f"model.kind is {self.model.kind!r}, but the trainer {KIND} trains models of kind {KIND}.")
+            raise ValueError(
+                f"model.kind is {self.model.kind!r}, but the trainer {KIND} trains models of kind {KIND}."
+            )
         self.trainable = trained_in(known("stage", self.training.get("stage", STAGES[0]), STAGES), self.trainable)
 
     @classmethod
