@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
-from . import card_facts, distillation_card, setok_card, vtlmm_card
+from . import card_facts, distillation_card, setok_card, setokim_card, vtlmm_card
 from .card_evaluation import (
     evaluation_table,
     further_metrics,
@@ -33,12 +33,14 @@ TEMPLATES = {
     vtlmm_card.KIND: "vtlmm_card.md.jinja",
     distillation_card.KIND: "distillation_card.md.jinja",
     setok_card.KIND: "setok_card.md.jinja",
+    setokim_card.KIND: "setokim_card.md.jinja",
 }
 PIPELINE_TAGS = {
     "gvt": "image-text-to-text",
     vtlmm_card.KIND: "image-text-to-text",
     distillation_card.KIND: "image-feature-extraction",
     setok_card.KIND: "image-feature-extraction",
+    setokim_card.KIND: "image-text-to-text",
 }
 _MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
@@ -186,6 +188,8 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
         values |= distillation_card.distillation_card_values(folder, results, config)
     if kind == setok_card.KIND:
         values |= setok_card.setok_card_values(results)
+    if kind == setokim_card.KIND:
+        values |= setokim_card.setokim_card_values(folder, results, config)
     values["header"] = _header(kind, config, results, values)
     return published_text(environment.get_template(TEMPLATES[kind]).render(values))
 
