@@ -53,9 +53,9 @@ def setokim_card_values(folder: Path, results: Mapping[str, Any], config: PreTra
 def _summary(models: Sequence[card_facts.BaseModel]) -> str:
     names = {entry.part: f" ({entry.name})" for entry in models}
     return (
-        f"A Setokim, which reads text and images and writes both: SeTok{names.get('vision', '')} clusters an image into "
-        f"as many visual tokens as it has parts, a language model{names.get('text', '')} reads them among its text and "
-        "writes them, and SeTok's decoders turn what it wrote into images and masks."
+        f"A Setokim, which reads text and images and writes both: SeTok{names.get('vision', '')} clusters an image "
+        f"into as many visual tokens as it has parts, a language model{names.get('text', '')} reads them among its "
+        "text and writes them, and SeTok's decoders turn what it wrote into images and masks."
     )
 
 
