@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..hub_cards.card_facts import is_hub_id
+from ..modeling.base_weights import PREFIX
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
 from ..modeling.modeling_vtlmm import VTLMMForCausalLM
@@ -103,6 +104,15 @@ class ModelRecipe:
                 )
         if self.checkpoint is None:
             self.vision, self.text = self.vision or DEFAULT_VISION, self.text or DEFAULT_TEXT
+
+    @property
+    def starts_from(self) -> str | None:
+        """The folder of an earlier run that this one starts from: its checkpoint, or else the SeTok of a Setokim."""
+        if self.checkpoint is not None or self.kind != "setokim":
+            return self.checkpoint
+        vision = str(self.vision)
+        is_elsewhere = vision.startswith(PREFIX) or is_hub_id(vision)
+        return None if is_elsewhere and not os.path.isdir(vision) else vision
 
 
 def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:

@@ -63,9 +63,19 @@ def described_run(recipe: Recipe) -> dict[str, Any]:
     Args:
         recipe ([`Recipe`]): of the run.
     """
-    checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
-    digest = weights_digest(checkpoint)
+    digest = weights_digest(start_of(recipe))
     return {**recipe.to_dict(), **({} if digest is None else {STARTED_FROM: digest})}
+
+
+def start_of(recipe: Recipe) -> str | None:
+    """
+    The folder, or the Hub id, of what an earlier run left and a recipe starts from.
+
+    Args:
+        recipe ([`Recipe`]): of the run.
+    """
+    model: Any = getattr(recipe, "model", None)
+    return getattr(model, "starts_from", getattr(model, "checkpoint", None))
 
 
 def run_is_finished(recipe: Recipe) -> bool:
@@ -106,4 +116,4 @@ def _weights(folder: Path) -> list[Path]:
                    *folder.glob(SAFE_WEIGHTS_INDEX_NAME)])  # fmt: skip
 
 
-__all__ = ["STARTED_FROM", "described_run", "is_checkpoint", "run_is_finished", "weights_digest"]
+__all__ = ["STARTED_FROM", "described_run", "is_checkpoint", "run_is_finished", "start_of", "weights_digest"]

@@ -88,6 +88,8 @@ class SetokimTrainer(VisualLanguageTrainer):
             model.add_token_rows()
         if args.trainable["llm"] == "lora" and args.lora is None and model.config.lora_config is None:
             args.lora = dict(LORA)
+        if args.ddp_find_unused_parameters is None:
+            args.ddp_find_unused_parameters = False  # all take part in every step, the mask decoder behind the forward
         self.weights = loss_weights(model, args)
         _check_mask_decoder(model, args, self.weights, train_dataset)
         kwargs.setdefault("compute_metrics", SetokimMetrics(self.weights))

@@ -23,11 +23,14 @@ from tests.trainer.tiny_setokim_training import (
 )
 from tests.trainer.tiny_training import largest_difference, moved, parameters, questions
 from vistok import SetokimForConditionalGeneration, SetokimModel, SetokimTrainingConfig
+from vistok.configuration.shipped import here_or_shipped
 from vistok.modeling.mask_tokens import merged_mask_tokens, nearest_cluster_tokens
 from vistok.modeling.patch_clusters import PatchClusters
 from vistok.modeling.trained_weights import read_trained_weights
 from vistok.processing.images import BadSampleError
 from vistok.trainer.image_answers import mask_image
+from vistok.trainer.recipe import load_recipe
+from vistok.trainer.recipe_chain import check_starts, load_recipes
 from vistok.trainer.setokim_batches import are_written, count_items, take_masks, with_visual_tokens
 
 STAGES = ("pretraining", "instruction")
@@ -354,3 +357,30 @@ def test_with_visual_tokens_leaves_batches_of_text_alone(trainer_for):
     trainer = trainer_for("instruction", task_examples(2))
     batch = trainer.data_collator([task_example(0, None)])
     assert with_visual_tokens(trainer.model.model, batch, "mask").keys() == batch.keys()
+
+
+class TestRecipes:
+    def test_a_setokim_starts_from_the_setok_before_it(self, tmp_path):
+        names = ("setok/demo/1b-reconstruction", "setokim/demo/2-pretraining", "setokim/demo/3-instruction")
+        paths = [here_or_shipped(f"recipes/{name}.yaml") for name in names]
+        setok, second, third = load_recipes(paths, ["--1.training.output_dir", str(tmp_path / "setok")])
+        assert second.model.vision == setok.training["output_dir"] and second.model.checkpoint is None
+        assert second.model.text == "vistok:smollm2-135m"
+        assert third.model.checkpoint == second.training["output_dir"]
+        with pytest.raises(FileNotFoundError, match="where there is no trained model"):
+            check_starts([second])
+        check_starts([setok_that_is_new(setok), second, third])
+
+    @pytest.mark.parametrize("name", ["2-pretraining", "3-instruction", "demo/2-pretraining", "demo/3-instruction"])
+    def test_recipes_say_what_their_stage_trains(self, name):
+        recipe = load_recipe(here_or_shipped(f"recipes/setokim/{name}.yaml"))
+        stage = recipe.training["stage"]
+        assert recipe.trainable["projections"] == "full" and recipe.trainable["vision"] == "frozen"
+        whole = stage == "pretraining" and "demo" not in name
+        assert recipe.trainable["llm"] == ("full" if whole else "lora")
+        assert recipe.trainable["token_rows"] == ("frozen" if whole else "full")
+
+
+def setok_that_is_new(recipe):
+    recipe.model.checkpoint = None
+    return recipe
