@@ -10,7 +10,7 @@ from typing import Any
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ..hub_cards.card_facts import is_hub_id
-from ..hub_cards.published_text import published_values
+from ..hub_cards.published_text import base_name, published_values
 from ..hub_cards.run_results import read_results
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
 from .recipe_sections import Recipe
@@ -93,8 +93,9 @@ def run_is_finished(recipe: Recipe) -> bool:
         return False
     before, now = recorded.get("recipe") or {}, json.loads(json.dumps(published_values(described)))
     for name in ("vision", "text"):  # a run records the base models also where a checkpoint names them
-        if (now.get("model") or {}).get(name) is None:
-            before = {**before, "model": {**(before.get("model") or {}), name: None}}
+        asked, found = ((one.get("model") or {}).get(name) for one in (now, before))
+        if asked is None or (found and base_name(asked) == base_name(found)):  # of a folder its last component
+            before = {**before, "model": {**(before.get("model") or {}), name: asked}}
     return _identity(before) == _identity(now)
 
 
