@@ -372,7 +372,8 @@ def _check_mask_decoder(model: Any, args: SetokimTrainingConfig, weights, train_
     learns = weights["mask_bce"] or weights["mask_dice"]
     if not learns or SEGMENT not in _tasks(train_dataset) or args.trainable["mask_decoder"] != "frozen":
         return
-    prefixes, new = part_prefixes(model, "mask_decoder"), getattr(model, "added_weights", set())
+    prefixes = part_prefixes(model, "mask_decoder")
+    new: set[str] = getattr(model, "added_weights", set())
     is_composed = not os.path.isdir(str(getattr(model, "name_or_path", "") or ""))
     if is_composed and any(name.startswith(prefixes) for name in new):
         raise ValueError(
