@@ -31,6 +31,9 @@ class SetokimConfig(PreTrainedConfig):
         length_loss_weight (`float`, *optional*, defaults to 1.0):
             Factor of the cross-entropy of "one more visual token", from which the model learns how many tokens an
             image has. At 0 the loss is the paper's, and the length of images that are written is not learned.
+        trained_token_rows (`bool`, *optional*, defaults to `False`):
+            Whether the rows of placeholder, `[Img]` and `[/Img]` are weights of their own, apart from embeddings and
+            head of the language model: they were trained where these were not.
         base_models (`dict[str, str]`, *optional*):
             Checkpoints (`{"vision": …, "text": …}`: names, folders or Hub ids) which complete a folder that holds only
             the trained weights; `./name` lies in that folder. `None` for a folder that holds all weights. The first
@@ -66,6 +69,7 @@ class SetokimConfig(PreTrainedConfig):
     image_end_token_id: int = 32002
     visual_loss_weight: float | int = 1.0
     length_loss_weight: float | int = 1.0
+    trained_token_rows: bool = False
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None
     tie_word_embeddings: bool = False

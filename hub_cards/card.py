@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
-from . import card_facts, distillation_card, setok_card, setok_llava_card, vtlmm_card
+from . import card_facts, distillation_card, setok_card, setok_llava_card, setokim_card, vtlmm_card
 from .card_evaluation import (
     evaluation_table,
     further_metrics,
@@ -34,6 +34,7 @@ TEMPLATES = {
     distillation_card.KIND: "distillation_card.md.jinja",
     setok_card.KIND: "setok_card.md.jinja",
     setok_llava_card.KIND: "setok_llava_card.md.jinja",
+    setokim_card.KIND: "setokim_card.md.jinja",
 }
 PIPELINE_TAGS = {
     "gvt": "image-text-to-text",
@@ -41,6 +42,7 @@ PIPELINE_TAGS = {
     distillation_card.KIND: "image-feature-extraction",
     setok_card.KIND: "image-feature-extraction",
     setok_llava_card.KIND: "image-text-to-text",
+    setokim_card.KIND: "image-text-to-text",
 }
 _MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
@@ -190,6 +192,8 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
         values |= setok_card.setok_card_values(results)
     if kind == setok_llava_card.KIND:
         values |= setok_llava_card.setok_llava_card_values(folder, results, config)
+    if kind == setokim_card.KIND:
+        values |= setokim_card.setokim_card_values(folder, results, config)
     values["header"] = _header(kind, config, results, values)
     return published_text(environment.get_template(TEMPLATES[kind]).render(values))
 

@@ -34,9 +34,11 @@ def ordinary_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> 
     """
     config = copy.deepcopy(model.config)
     config.lora_config = config.base_models = None
+    weights = _merged_state_dict(model)
+    if getattr(config, "trained_token_rows", False) and hasattr(model, "merge_rows_into"):
+        weights, config.trained_token_rows = model.merge_rows_into(weights), False
     with torch.device("meta"):
         ordinary = type(model)._from_config(config)
-    weights = _merged_state_dict(model)
     ordinary.load_state_dict({name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.items()}, assign=True)
     ordinary.tie_weights()
     ordinary.generation_config = model.generation_config

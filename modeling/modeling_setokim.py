@@ -16,6 +16,7 @@ from .multimodal_model import MultimodalModel, build_language_model, embedding_w
 from .outputs_setokim import SetokimImageFeatures, SetokimOutput
 from .plain_matrix import matrix_of
 from .setokim_composition import SetokimPreTrainedModel
+from .setokim_token_rows import ReadsTokenRows, WritesTokenRows
 from .setokim_writing import SetokimWriting
 from .visual_positions import predicted_image_positions
 from .visual_regression import visual_regression_loss
@@ -24,7 +25,7 @@ from .visual_tokenizer import VisualTokenizer, computing_dtype
 IGNORED = -100
 
 
-class SetokimModel(SetokimPreTrainedModel, MultimodalModel):
+class SetokimModel(SetokimPreTrainedModel, ReadsTokenRows, MultimodalModel):
     """
     SeTok with its decoders, input projection and language model, without heads (SeTok, Section 2.2). Its `forward` is
     that of [`MultimodalModel`], and returns a [`SetokimOutput`].
@@ -48,6 +49,9 @@ class SetokimModel(SetokimPreTrainedModel, MultimodalModel):
         language_model = build_language_model(config)
         self.input_projection = nn.Linear(self.visual_tokenizer.output_size, embedding_width(language_model))
         self._set_language_model(language_model)
+        self.token_rows = None
+        if config.trained_token_rows:
+            self._add_rows_of_embeddings()
         self.post_init()
 
     @property
@@ -161,7 +165,7 @@ class SetokimModel(SetokimPreTrainedModel, MultimodalModel):
         return nn.functional.pad(image, (0, 0, 0, length - len(image)))
 
 
-class SetokimForConditionalGeneration(SetokimPreTrainedModel, SetokimWriting):
+class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, SetokimWriting):
     """
     Setokim: reads text and images and writes both. Images are written as visual tokens, which SeTok's decoders turn
     into pixels or masks (SeTok, Section 2.2).
@@ -176,6 +180,9 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, SetokimWriting):
         super().__init__(config)
         self.model = SetokimModel(config)
         self._build_head()
+        self.head_rows = None
+        if config.trained_token_rows:
+            self._add_rows_of_head()
         text_config: Any = config.text_config
         self.output_projection = nn.Linear(text_config.hidden_size, self.model.visual_tokenizer.output_size)
         self.post_init()
@@ -330,6 +337,8 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, SetokimWriting):
     def _text_loss(self, hidden_states, labels, num_items, implementation) -> torch.Tensor:
         predicts = labels != IGNORED
         weight, bias = matrix_of(self.lm_head, hidden_states.shape[-1], hidden_states)
+        if self.config.trained_token_rows:
+            weight = self._rows_of_head().in_matrix(weight)
         return language_modeling_loss(
             hidden_states[predicts].to(weight.device),
             weight,

@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import initialization as init
 
 from ..configuration.configuration_setok import SeTokConfig
 from ..configuration.configuration_setok_vision import SeTokVisionConfig
@@ -16,6 +17,7 @@ from .composition import FROM_CHECKPOINTS, add_image_token, add_special_token, g
 from .modeling_setok import SeTokForPreTraining
 from .modeling_setok_vision import SeTokVisionModel
 from .multimodal_model import MultimodalPreTrainedModel
+from .token_rows import TokenRows
 from .trained_weights import one_checkpoint_error
 
 IMAGE_START_TOKEN, IMAGE_END_TOKEN = "[Img]", "[/Img]"
@@ -51,8 +53,15 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
     trainable_parts = {
         **{part: _inside(prefixes) for part, prefixes in SeTokForPreTraining.trainable_parts.items()},
         "projections": ("model.input_projection", "output_projection"),
+        "token_rows": ("model.token_rows", "head_rows"),
         "llm": ("model.language_model", "lm_head"),
     }
+
+    @torch.no_grad()
+    def _init_weights(self, module):
+        super()._init_weights(module)
+        if isinstance(module, TokenRows):
+            init.normal_(module.weight, mean=0.0, std=0.02)
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: str, text: str, **kwargs):

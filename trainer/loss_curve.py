@@ -9,6 +9,9 @@ from typing import Any
 
 from ..configuration.optional import require
 
+COLORS = ("tab:blue", "tab:gray", "tab:olive", "tab:cyan", "tab:pink", "tab:brown")
+"""Of the parts of the training loss."""
+
 
 @dataclass(frozen=True)
 class CurveLabels:
@@ -49,7 +52,7 @@ def draw_loss_curve(log_history: list[dict[str, Any]], path: str | os.PathLike, 
     figure = figure_module.Figure(figsize=(8, 4.5), layout="constrained")
     losses = figure.add_subplot()
     parts = {key: name for key, name in labels.parts.items() if series(log_history, key)[0]}
-    for color, (key, name) in zip(("tab:blue", "tab:gray"), (parts or {"loss": "training loss"}).items()):
+    for color, (key, name) in zip(COLORS, (parts or {"loss": "training loss"}).items()):
         losses.plot(*series(log_history, key), color=color, linewidth=0.8, alpha=0.8, label=name)
     losses.set_xlabel("step")
     losses.set_ylabel(labels.loss)

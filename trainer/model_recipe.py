@@ -9,13 +9,16 @@ import torch
 from transformers import LlavaProcessor
 
 from ..hub_cards.card_facts import is_hub_id
+from ..modeling.base_weights import PREFIX
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
 from ..modeling.modeling_setok_llava import SeTokLlavaForConditionalGeneration
+from ..modeling.modeling_setokim import SetokimForConditionalGeneration
 from ..modeling.modeling_vtlmm import VTLMMForCausalLM
 from ..modeling.vision_features import patch_grid
 from ..processing.chat_templates import get_chat_template
 from ..processing.composed_llava_processor import compose_llava_processor
 from ..processing.processing_gvt import GVTProcessor
+from ..processing.processing_setokim import SetokimProcessor
 from ..processing.processing_vtlmm import VTLMMProcessor
 from ..processing.square_images import prepared_side
 
@@ -32,8 +35,8 @@ class ModelKind:
         tokenizer (`str`): the recipe's section for its visual tokenizer: `"resampler"`, `"adapter"` or `"setok"`.
         one_token_per_patch (`bool`, *optional*, defaults to `False`): whether the number of placeholders follows the
             size of images, unless the visual tokenizer is another than its usual one.
-        trained (`str`, *optional*): the part that is trained where a recipe does not say; by default the tokenizer.
         switches (`tuple[str, ...]`, *optional*): fields of its config that a checkpoint may be loaded with otherwise.
+        trained_part (`str`, *optional*): what is trained where a recipe does not say so; by default the tokenizer.
     """
 
     model_class: Any
@@ -41,10 +44,10 @@ class ModelKind:
     tokenizer: str
     one_token_per_patch: bool = False
     switches: tuple[str, ...] = ()
-    trained: str = ""
+    trained_part: str = ""
 
     def __post_init__(self):
-        object.__setattr__(self, "trained", self.trained or self.tokenizer)
+        object.__setattr__(self, "trained_part", self.trained_part or self.tokenizer)
 
 
 _LLAVA_PROCESSOR = SimpleNamespace(
@@ -55,7 +58,18 @@ KINDS = {
     "gvt": ModelKind(GVTForConditionalGeneration, GVTProcessor, "resampler"),
     "vtlmm": ModelKind(VTLMMForCausalLM, VTLMMProcessor, "adapter", True, ("pseudo_image_features",)),
     "setok_llava": ModelKind(
-        SeTokLlavaForConditionalGeneration, _LLAVA_PROCESSOR, "setok", one_token_per_patch=True, trained="projector"
+        SeTokLlavaForConditionalGeneration,
+        _LLAVA_PROCESSOR,
+        "setok",
+        one_token_per_patch=True,
+        trained_part="projector",
+    ),
+    "setokim": ModelKind(
+        SetokimForConditionalGeneration,
+        SetokimProcessor,
+        "setok",
+        switches=("visual_loss_weight", "length_loss_weight"),
+        trained_part="projections",
     ),
 }
 
@@ -68,12 +82,14 @@ class ModelRecipe:
     Args:
         vision, text (`str`, *optional*): base models: names of vistok, folders or Hub ids. By default the small ones
             of `vistok fetch`, or those of the checkpoint.
-        kind (`str`): `"gvt"`, `"vtlmm"` or `"setok_llava"`; by default the kind that the trainer of the recipe is for.
+        kind (`str`): `"gvt"`, `"vtlmm"`, `"setok_llava"` or `"setokim"`; by default the kind that the trainer of the
+            recipe is for.
         llava (`str`, *optional*): of `setok_llava`, in place of `vision` and `text`: the LLaVA that SeTok is plugged
             into, a folder or Hub id.
         checkpoint (`str`, *optional*):
             Starts from the model in this folder. What `vision`, `text`, `config` and its visual tokenizer's section
-            say must then be true of it; but `pseudo_image_features` of the config is switched as they say.
+            say must then be true of it; but `pseudo_image_features`, or weights of losses, of the config are switched
+            as they say.
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
         attn_implementation (`str`, *optional*): as in `from_pretrained`.
         image_size (`int`, *optional*): side of the images in pixels; by default what the tower's processor says.
@@ -83,7 +99,7 @@ class ModelRecipe:
         config (`dict`): fields of the model's config.
         resampler (`dict`): of `gvt`: fields of the visual tokenizer's config.
         adapter (`dict`): the same of `vtlmm`.
-        setok (`dict`): the same of `setok_llava`.
+        setok (`dict`): the same of `setok_llava`, and of `setokim`: of [`SeTokConfig`].
     """
 
     vision: str | None = None
@@ -121,6 +137,15 @@ class ModelRecipe:
         others = [name for name in ("vision", "text", "checkpoint", "config") if getattr(self, name)]
         if others:
             raise ValueError(f"model.{others[0]} does not go with model.llava, which says it already: leave one out.")
+
+    @property
+    def starts_from(self) -> str | None:
+        """The folder of an earlier run that this one starts from: its checkpoint, or else the SeTok of a Setokim."""
+        if self.checkpoint is not None or self.kind != "setokim":
+            return self.checkpoint
+        vision = str(self.vision)
+        is_elsewhere = vision.startswith(PREFIX) or is_hub_id(vision)
+        return None if is_elsewhere and not os.path.isdir(vision) else vision
 
 
 def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:

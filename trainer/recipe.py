@@ -11,12 +11,16 @@ from .feature_distillation_recipe import FeatureDistillationRecipe
 from .model_recipe import ModelRecipe
 from .recipe_sections import DEFAULT_TRAINER, DataRecipe, Recipe, mapping
 from .setok_recipe import SeTokRecipe
+from .setokim_recipe import SetokimRecipe
 from .visual_language_recipe import VisualLanguageRecipe
 from .visual_modeling_recipe import VisualModelingRecipe
 
 TRAINERS: dict[str, type[Recipe]] = {
     recipe_class.trainer: recipe_class
-    for recipe_class in (VisualLanguageRecipe, FeatureDistillationRecipe, VisualModelingRecipe, SeTokRecipe)
+    for recipe_class in (
+        *(VisualLanguageRecipe, FeatureDistillationRecipe, VisualModelingRecipe),
+        *(SeTokRecipe, SetokimRecipe),
+    )
 }
 """The recipe class of each trainer, by the name that `trainer` has in a recipe: the one place to add another."""
 

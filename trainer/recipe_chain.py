@@ -13,7 +13,7 @@ from transformers.utils import logging
 from ..hub_cards.run_results import read_results
 from .recipe import load_recipe
 from .recipe_sections import Recipe
-from .run_lineage import is_checkpoint, run_is_finished
+from .run_lineage import is_checkpoint, run_is_finished, start_of
 from .run_recipe import run_recipe
 
 logger = logging.get_logger(__name__)
@@ -32,7 +32,8 @@ def load_recipes(paths: Sequence[str | os.PathLike], overrides: Sequence[str] = 
             and counts more.
 
     Returns:
-        `list[Recipe]`: a recipe whose `model` names no checkpoint starts from the output folder of the one before it.
+        `list[Recipe]`: a recipe whose `model` names no checkpoint starts from the output folder of the one before it,
+        and a Setokim behind a SeTok has this SeTok as its `vision`.
         Where the output folder of an earlier one is overridden, so is the checkpoint that named it.
 
     Raises:
@@ -56,7 +57,9 @@ def load_recipes(paths: Sequence[str | os.PathLike], overrides: Sequence[str] = 
         model: Any = getattr(recipe, "model", None)
         if model is None:
             continue
-        if model.checkpoint is None:
+        if model.checkpoint is None and (model.kind, _kind(recipes[number - 1])) == ("setokim", "setok"):
+            model.vision = folders[number - 1]
+        elif model.checkpoint is None:
             model.checkpoint, model.vision, model.text = folders[number - 1], None, None
         else:
             model.checkpoint = moved.get(os.path.normpath(model.checkpoint), model.checkpoint)
@@ -145,14 +148,18 @@ def check_starts(recipes: Sequence[Recipe]) -> None:
     """
     left = set()
     for recipe in recipes:
-        checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
+        checkpoint = start_of(recipe)
         if checkpoint is not None and os.path.normpath(checkpoint) not in left and not _is_there(recipe, checkpoint):
             raise FileNotFoundError(
                 f"The run in {_folder(recipe)} starts from {checkpoint}, where there is no trained model: run the "
                 "recipe that leaves it first, or both in a row (vistok train FIRST SECOND), or name another one as "
-                "model.checkpoint."
+                "model.checkpoint (of a Setokim its SeTok as model.vision)."
             )
         left.add(_folder(recipe))
+
+
+def _kind(recipe: Recipe) -> str | None:
+    return getattr(getattr(recipe, "model", None), "kind", None)
 
 
 def _is_there(recipe: Recipe, checkpoint: str) -> bool:

@@ -34,7 +34,8 @@ def leave_out_refused(dataset: Any, collator: Callable) -> Any:
     accepted = _Accepted(collator, report)
     if isinstance(dataset, IterableDataset):
         return dataset.filter(accepted)
-    texts = dataset.select_columns(["images", "messages", "row", "source"])
+    columns = ("images", "messages", "row", "source", "task")
+    texts = dataset.select_columns([name for name in columns if name in dataset.column_names])
     kept = [index for index, example in enumerate(texts) if accepted(example)]
     if not kept:
         raise ValueError(f"nothing is left to train on. {report.summary()}")

@@ -10,7 +10,7 @@ from typing import Any
 from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 
 from ..hub_cards.card_facts import is_hub_id
-from ..hub_cards.published_text import published_values
+from ..hub_cards.published_text import base_name, published_values
 from ..hub_cards.run_results import read_results
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
 from .recipe_sections import Recipe
@@ -63,9 +63,19 @@ def described_run(recipe: Recipe) -> dict[str, Any]:
     Args:
         recipe ([`Recipe`]): of the run.
     """
-    checkpoint = getattr(getattr(recipe, "model", None), "checkpoint", None)
-    digest = weights_digest(checkpoint)
+    digest = weights_digest(start_of(recipe))
     return {**recipe.to_dict(), **({} if digest is None else {STARTED_FROM: digest})}
+
+
+def start_of(recipe: Recipe) -> str | None:
+    """
+    The folder, or the Hub id, of what an earlier run left and a recipe starts from.
+
+    Args:
+        recipe ([`Recipe`]): of the run.
+    """
+    model: Any = getattr(recipe, "model", None)
+    return getattr(model, "starts_from", getattr(model, "checkpoint", None))
 
 
 def run_is_finished(recipe: Recipe) -> bool:
@@ -83,8 +93,9 @@ def run_is_finished(recipe: Recipe) -> bool:
         return False
     before, now = recorded.get("recipe") or {}, json.loads(json.dumps(published_values(described)))
     for name in ("vision", "text"):  # a run records the base models also where a checkpoint names them
-        if (now.get("model") or {}).get(name) is None:
-            before = {**before, "model": {**(before.get("model") or {}), name: None}}
+        asked, found = ((one.get("model") or {}).get(name) for one in (now, before))
+        if asked is None or (found and base_name(asked) == base_name(found)):  # of a folder its last component
+            before = {**before, "model": {**(before.get("model") or {}), name: asked}}
     return _identity(before) == _identity(now)
 
 
@@ -106,4 +117,4 @@ def _weights(folder: Path) -> list[Path]:
                    *folder.glob(SAFE_WEIGHTS_INDEX_NAME)])  # fmt: skip
 
 
-__all__ = ["STARTED_FROM", "described_run", "is_checkpoint", "run_is_finished", "weights_digest"]
+__all__ = ["STARTED_FROM", "described_run", "is_checkpoint", "run_is_finished", "start_of", "weights_digest"]

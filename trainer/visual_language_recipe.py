@@ -53,7 +53,7 @@ class VisualLanguageRecipe(Recipe):
     @classmethod
     def default_trainable(cls, model: ModelRecipe) -> dict[str, str]:
         """What is trained where the recipe does not say so."""
-        return {"vision": "frozen", KINDS[model.kind].trained: "full", "llm": "frozen"}
+        return {"vision": "frozen", KINDS[model.kind].trained_part: "full", "llm": "frozen"}
 
     def _arguments(self) -> dict[str, Any]:
         return {"trainable": self.trainable, "lora": self.lora, **super()._arguments()}

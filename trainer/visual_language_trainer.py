@@ -244,7 +244,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
 
 
 def _has_images(inputs: Mapping[str, Any]) -> bool:
-    return "pixel_values" in inputs or "vision_features" in inputs
+    return any(name in inputs for name in ("pixel_values", "vision_features", "visual_tokens"))
 
 
 def _check_datasets(args: VisualLanguageConfig, train_dataset, eval_dataset) -> None:

@@ -49,6 +49,8 @@ _PUBLIC = {
     "SetokimModel": "modeling.modeling_setokim",
     "SetokimPipeline": "processing.setokim_pipeline",
     "SetokimProcessor": "processing.processing_setokim",
+    "SetokimTrainer": "trainer.setokim_trainer",
+    "SetokimTrainingConfig": "trainer.setokim_config",
     "VTLMMConfig": "configuration.configuration_vtlmm",
     "VTLMMForCausalLM": "modeling.modeling_vtlmm",
     "VTLMMModel": "modeling.modeling_vtlmm",
@@ -250,6 +252,8 @@ if TYPE_CHECKING:  # what type checkers and editors see of the lazy names
     from .trainer.scene_set import write_scenes as write_scenes
     from .trainer.setok_config import SeTokTrainingConfig as SeTokTrainingConfig
     from .trainer.setok_trainer import SeTokTrainer as SeTokTrainer
+    from .trainer.setokim_config import SetokimTrainingConfig as SetokimTrainingConfig
+    from .trainer.setokim_trainer import SetokimTrainer as SetokimTrainer
     from .trainer.visual_language_config import VisualLanguageConfig as VisualLanguageConfig
     from .trainer.visual_language_trainer import VisualLanguageTrainer as VisualLanguageTrainer
     from .trainer.visual_modeling_config import VisualModelingConfig as VisualModelingConfig

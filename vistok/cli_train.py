@@ -16,7 +16,7 @@ recipe and the same start, are passed over (--resume never runs all anew).
 
 Behind the recipes any field can be overridden: by --section.field value in all of them, by --2.section.field value in
 the second alone. Where that moves an output folder, what starts from it follows. The sections of a recipe:
-  trainer           visual-language (the default), visual-modeling or feature-distillation
+  trainer           visual-language (the default), visual-modeling, feature-distillation, setok or setokim
   data              train and eval, lists of data sources; their mixture
   training          any field of transformers' TrainingArguments, and of the trainer's own
   card              title, license, language, description, limits
@@ -25,6 +25,8 @@ of visual-language, which trains a multimodal language model on images and conve
   trainable         frozen, full or lora for each part: vision, resampler, llm
   lora              fields of peft.LoraConfig
 of visual-modeling, which trains a VT-LMM in one of four stages (training.stage), the same sections
+of setok, which trains a SeTok in one of the two phases of stage I (training.phase): model
+of setokim, which trains a Setokim in stage II or III (training.stage), the sections of visual-language
 of feature-distillation, which trains a vision tower to have another's features:
   teacher           whose features: model, feature_layer …
   student           what learns them: same, wei or a checkpoint
@@ -35,6 +37,7 @@ example:
   vistok train recipes/gvt/demo.yaml --training.max_steps 100 --training.output_dir runs/try
   vistok train recipes/gvt/distill-demo.yaml
   vistok train recipes/vtlmm/demo/1-alignment.yaml recipes/vtlmm/demo/2-instruction.yaml --2.training.max_steps 100
+  vistok train recipes/setokim/demo/2-pretraining.yaml recipes/setokim/demo/3-instruction.yaml
 """
 
 TAKES_OVERRIDES = True
@@ -84,7 +87,9 @@ def _tell(results: dict[str, Any], folder: str, name: str) -> None:
     for metric, value in results["metrics"].items():
         if metric.endswith("answer_accuracy"):
             print(f"{metric}: {100 * value:.2f} %")
-        elif metric.endswith(("cosine_similarity", "explained_variance", "loss_vm")):
+        elif metric.endswith(("ciou", "giou")):
+            print(f"{metric}: {100 * value:.1f} %")
+        elif metric.endswith(("cosine_similarity", "explained_variance", "loss_vm", "loss_visual")):
             print(f"{metric}: {value:.3f}")
     for metric, scores in (results.get("representation") or {}).items():
         if isinstance(scores, dict):

@@ -1,0 +1,109 @@
+"""What the card of a Setokim says, gathered from its config and from what its training recorded."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from transformers import PreTrainedConfig
+
+from . import card_facts
+
+KIND = "setokim"
+"""The trainer in the recipe of a Setokim, and the type of its config."""
+
+_STAGES = {
+    "pretraining": "II, multimodal pre-training: it learned to read and to write visual tokens",
+    "instruction": "III, instruction tuning: conversations, expressions to segment, images to draw and to edit",
+}
+_MEASURED = {
+    "loss_lm": ("text: loss (nats per label)", 1.0, "{:.4g}"),
+    "answer_accuracy": ("answers right (%)", 100.0, "{:.2f}"),
+    "loss_visual": ("visual tokens: squared error", 1.0, "{:.4g}"),
+    "loss_length": ("one more visual token (nats)", 1.0, "{:.4g}"),
+    "ciou": ("cIoU (%)", 100.0, "{:.1f}"),
+    "giou": ("gIoU (%)", 100.0, "{:.1f}"),
+}
+
+
+def setokim_card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConfig | None) -> dict[str, Any]:
+    """
+    What the template of a Setokim shows, beside what all cards show.
+
+    Args:
+        folder (`Path`): of the model.
+        results (`Mapping`): as they stand in `results.json`.
+        config (`PreTrainedConfig`, *optional*): the model's.
+
+    Returns:
+        `dict`: values of the template.
+    """
+    recipe = results.get("recipe") or {}
+    training = recipe.get("training") or {}
+    models = card_facts.base_models(getattr(config, "base_models", None), folder)
+    detokenizer = getattr(getattr(config, "setok_config", None), "detokenizer_config", None)
+    return {
+        "summary": _summary(models),
+        "architecture": [] if config is None else _architecture(config, (recipe.get("model") or {}).get("image_size")),
+        "draws": config is not None and detokenizer is not None,
+        "stage": _stage(recipe.get("trainer"), training),
+        "while_training": _while_training(results.get("metrics") or {}),
+    }
+
+
+def _summary(models: Sequence[card_facts.BaseModel]) -> str:
+    names = {entry.part: f" ({entry.name})" for entry in models}
+    return (
+        f"A Setokim, which reads text and images and writes both: SeTok{names.get('vision', '')} clusters an image "
+        f"into as many visual tokens as it has parts, a language model{names.get('text', '')} reads them among its "
+        "text and writes them, and SeTok's decoders turn what it wrote into images and masks."
+    )
+
+
+def _architecture(config: Any, image_size: int | None) -> list[card_facts.Row]:
+    vision, text, setok = config.tokenizer_config, config.text_config, config.setok_config
+    token_size = vision.output_size or vision.patch_hidden_size
+    detokenizer = getattr(setok, "detokenizer_config", None)
+    rows = [
+        ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
+        ("vision tower", card_facts.tower_in_words(config)),
+        ("clusters", f"{vision.method}, {vision.assignment}, {vision.min_tokens} to {vision.max_tokens} of an image"),
+        ("visual tokens", f"{card_facts.number(token_size)} wide"),
+        ("projections", f"{token_size} → {text.hidden_size} and back"),
+        ("language model", card_facts.language_model_in_words(config)),
+        ("draws images", "no: it has no detokenizer" if detokenizer is None else "with its own diffusion model"),
+        ("LoRA", card_facts.lora_in_words(config)),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _stage(trainer: Any, training: Mapping[str, Any]) -> list[card_facts.Row]:
+    if trainer != KIND:
+        return []
+    stage = _STAGES.get(training.get("stage") or "pretraining", "")
+    return [("stage", stage)] if stage else []
+
+
+def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
+    """The trainer's own measurements: a row for each data set, a column for each measure that any of them has."""
+    names = dict.fromkeys(
+        key.removeprefix("eval_").removesuffix("loss_lm").strip("_")
+        for key in metrics
+        if key.startswith("eval_") and key.endswith("loss_lm")
+    )
+
+    def of(name: str, measure: str) -> Any:
+        return metrics.get(f"eval_{name}_{measure}" if name else f"eval_{measure}")
+
+    columns = [measure for measure in _MEASURED if any(of(name, measure) is not None for name in names)]
+    rows = [
+        [name or "evaluation data", *(_value(of(name, measure), *_MEASURED[measure][1:]) for measure in columns)]
+        for name in names
+    ]
+    return [["on", *(_MEASURED[measure][0] for measure in columns)], *rows] if rows and columns else []
+
+
+def _value(value: Any, factor: float, form: str) -> str:
+    return "–" if value is None else form.format(factor * value)
+
+
+__all__ = ["KIND", "setokim_card_values"]
