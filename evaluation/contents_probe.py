@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..modeling.atomic_folder import write_folder_atomically
+from ..modeling.vision_features import FeatureLayer
 from .token_sources import TokenSource, load_token_source
 
 NO_COLOR = ""
@@ -45,7 +46,7 @@ class ProbeConfig:
     classes: tuple[str, ...]
     colors: tuple[str, ...]
     tower: str
-    layer: int | str
+    layer: FeatureLayer
     tower_size: int
     image_size: int
     feature_size: int
@@ -278,8 +279,9 @@ class ProbeReader:
             raise FileNotFoundError(f"There is no probe in {path}: expected {_CONFIG} and {_WEIGHTS}.")
         try:
             described = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-            values = {name: tuple(value) if isinstance(value, list) else value
-                      for name, value in described["config"].items()}  # fmt: skip
+            values: dict[str, Any] = {
+                name: tuple(value) if isinstance(value, list) else value for name, value in described["config"].items()
+            }
             probe = ContentsProbe(ProbeConfig(**values))
             probe.load_state_dict(load_file(path / _WEIGHTS))
         except Exception as error:  # safetensors raises errors of its own

@@ -297,8 +297,6 @@ def _frechet_distances(
     task: ImageTask, written: Mapping[str, list[WrittenImage]], extractor: FrechetExtractor, run: ImageRun
 ) -> dict[str, Any]:
     """Of the images of each condition that draws some to those that are right, and of two halves of these."""
-    extractor = run.extractor
-    assert extractor is not None
     names = [name for name in written if name not in (task.dealt, "blank_images")]
     features = {
         name: representations_of(

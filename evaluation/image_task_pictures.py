@@ -61,7 +61,7 @@ def draw_pictures(
         cells[0].text(
             0, 0.5, _text(examples[row], written, row), fontsize=7, va="center", transform=cells[0].transAxes
         )
-        pictures = [None if task.name == "generation" else shown]
+        pictures: list[Any] = [None if task.name == "generation" else shown]
         if shows_tokens:
             pictures.append(_tokens(written["given"][row].facts, shown))
         for name in names:

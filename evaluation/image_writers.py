@@ -17,6 +17,7 @@ from ..modeling.modeling_setok import SeTokForPreTraining
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
 from ..processing.drawn_images import drawing_targets, picture_of
 from ..processing.images import load_example_images
+from ..processing.processing_setokim import Task
 from ..processing.setokim_pipeline import SetokimPipeline
 from .cluster_baselines import grid_clusters
 from .image_controls import GREY
@@ -162,7 +163,7 @@ class CaptionWriter:
             return self.tokenizer(condition, examples)
         shown = [load_example_images({**example, "images": example["images"][:-1]}) for example in examples]
         pictures = [images[0] for images in shown] if all(shown) else None
-        task = "generate" if pictures is None else "edit"
+        task: Task = "generate" if pictures is None else "edit"
         inputs = self.pipeline.task_inputs(task, [example["text"] for example in examples], pictures)
         tokens, mask = self.pipeline.model.write_image(**inputs)
         return self.tokenizer.drawn(tokens, mask, examples)

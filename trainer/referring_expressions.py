@@ -171,23 +171,23 @@ def referring_examples(
                 if isinstance(shown, BadSampleError):
                     raise shown
                 image, mask, category = shown
-                text, number = _sentence(sentence)
+                text, number, kind = _sentence(sentence)
                 identity = row if number is None else number
-                named = {"expression": text, "ref_id": str(ref["ref_id"]), "category": category}
-                named |= {"kind": sentence.get("kind")}
+                named = {"expression": text, "ref_id": str(ref["ref_id"]), "category": category, "kind": kind}
                 yield image_answer(source, row, "segment", text, [image, mask], prompt, id=identity, **named)
             except BadSampleError as error:
                 located = BadSampleError(f"reference {ref['ref_id']}: {error.reason}", error.file or file)
                 yield bad_example(source, row, located, REFERRING_FEATURES)
 
 
-def _sentence(sentence: Any) -> tuple[str, Any]:
+def _sentence(sentence: Any) -> tuple[str, Any, str | None]:
     if not isinstance(sentence, Mapping):
         raise BadSampleError(f"a sentence must be an object with 'sent', got {sentence!r}")
     text = sentence.get("sent") or sentence.get("raw")
     if not isinstance(text, str) or not text.strip():
         raise BadSampleError(f"a sentence is empty: {dict(sentence)!r}")
-    return text.strip(), sentence.get("sent_id")
+    kind = sentence.get("kind")
+    return text.strip(), sentence.get("sent_id"), None if kind is None else str(kind)
 
 
 def _instances(file: str) -> tuple[dict[Any, Any], dict[Any, Any], dict[Any, str]]:
