@@ -104,6 +104,7 @@ def _register_auto_classes() -> None:
         AutoProcessor,
     )
 
+    # exist_ok: a model that was loaded with code of its own may have made parts of its own known.
     from .configuration.configuration_eva import EvaVisionConfig
     from .configuration.configuration_feature_mapper import FeatureMapperConfig
     from .configuration.configuration_gvt import GVTConfig
@@ -117,18 +118,18 @@ def _register_auto_classes() -> None:
     from .configuration.configuration_setokim import SetokimConfig
     from .configuration.configuration_vtlmm import VTLMMConfig
 
-    AutoConfig.register("eva_vision", EvaVisionConfig)
-    AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
-    AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig)
-    AutoConfig.register("setok_feature_mapper", FeatureMapperConfig)
-    AutoConfig.register("setok_detokenizer", ImageDetokenizerConfig)
-    AutoConfig.register("setok_mask_decoder", MaskDecoderConfig)
-    AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig)
-    AutoConfig.register("setok_vision", SeTokVisionConfig)
-    AutoConfig.register("setok", SeTokConfig)
-    AutoConfig.register("setokim", SetokimConfig)
-    AutoConfig.register("gvt", GVTConfig)
-    AutoConfig.register("vtlmm", VTLMMConfig)
+    AutoConfig.register("eva_vision", EvaVisionConfig, exist_ok=True)
+    AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig, exist_ok=True)
+    AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig, exist_ok=True)
+    AutoConfig.register("setok_feature_mapper", FeatureMapperConfig, exist_ok=True)
+    AutoConfig.register("setok_detokenizer", ImageDetokenizerConfig, exist_ok=True)
+    AutoConfig.register("setok_mask_decoder", MaskDecoderConfig, exist_ok=True)
+    AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig, exist_ok=True)
+    AutoConfig.register("setok_vision", SeTokVisionConfig, exist_ok=True)
+    AutoConfig.register("setok", SeTokConfig, exist_ok=True)
+    AutoConfig.register("setokim", SetokimConfig, exist_ok=True)
+    AutoConfig.register("gvt", GVTConfig, exist_ok=True)
+    AutoConfig.register("vtlmm", VTLMMConfig, exist_ok=True)
 
     from .modeling.feature_mapper import FeatureMapper
     from .modeling.image_detokenizer import ImageDetokenizer
