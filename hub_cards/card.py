@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
-from . import card_facts, distillation_card, setok_card, vtlmm_card
+from . import card_facts, distillation_card, setok_card, setokim_card, tower_card, vtlmm_card
 from .card_evaluation import (
     evaluation_table,
     further_metrics,
@@ -33,12 +33,16 @@ TEMPLATES = {
     vtlmm_card.KIND: "vtlmm_card.md.jinja",
     distillation_card.KIND: "distillation_card.md.jinja",
     setok_card.KIND: "setok_card.md.jinja",
+    setokim_card.KIND: "setokim_card.md.jinja",
+    **dict.fromkeys(tower_card.KINDS, "tower_card.md.jinja"),
 }
 PIPELINE_TAGS = {
     "gvt": "image-text-to-text",
     vtlmm_card.KIND: "image-text-to-text",
     distillation_card.KIND: "image-feature-extraction",
     setok_card.KIND: "image-feature-extraction",
+    setokim_card.KIND: "image-text-to-text",
+    **dict.fromkeys(tower_card.KINDS, "image-feature-extraction"),
 }
 _MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
@@ -150,13 +154,20 @@ def check_has_results(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def render_card(folder: Path, results: Mapping[str, Any]) -> str:
+def render_card(
+    folder: Path, results: Mapping[str, Any], name: str | None = None, code: str = "package", complete: bool = False
+) -> str:
     """
     The text of a card.
 
     Args:
         folder (`Path`): of the model.
         results (`Mapping`): as they stand in `results.json`, with the section `card`.
+        name (`str`, *optional*): what loads the model; by default the folder's name.
+        code (`str`, *optional*, defaults to `"package"`): where its code is: `"package"` (vistok, which has to be
+            imported), `"stub"` (vistok, which `trust_remote_code=True` imports too) or `"self-contained"`.
+        complete (`bool`, *optional*, defaults to `False`): whether all weights are published, and not only those that
+            were trained, whatever the folder holds.
 
     Returns:
         `str`: Markdown below a YAML header.
@@ -180,12 +191,19 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
     )
     environment.filters["table"] = markdown_table
     values = card_values(folder, results, config)
+    values |= {"code": code, "trust": ", trust_remote_code=True" if code == "self-contained" else ""}
+    values |= {"name": name} if name else {}
+    values |= {"fetch": "", "only_trained": False} if complete else {}
     if kind == vtlmm_card.KIND:
         values |= vtlmm_card.vtlmm_card_values(folder, results, config)
     if kind == distillation_card.KIND:
         values |= distillation_card.distillation_card_values(folder, results, config)
     if kind == setok_card.KIND:
         values |= setok_card.setok_card_values(results)
+    if kind == setokim_card.KIND:
+        values |= setokim_card.setokim_card_values(folder, config)
+    if kind in tower_card.KINDS and config is not None:
+        values |= tower_card.tower_card_values(config)
     values["header"] = _header(kind, config, results, values)
     return published_text(environment.get_template(TEMPLATES[kind]).render(values))
 
@@ -296,6 +314,7 @@ def _run(results: Mapping[str, Any]) -> list[card_facts.Row]:
         "training loss, as last logged": f"{losses[-1]:.4g}" if losses else "",
         "time": card_facts.duration(results["train_seconds"]) if results.get("train_seconds") else "",
         **{name: str(value) for name, value in environment.items()},
+        "cost": card_facts.device_hours(str(environment.get("hardware") or ""), results.get("train_seconds")),
     }
     return [(name, value) for name, value in rows.items() if value]
 

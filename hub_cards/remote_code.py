@@ -158,6 +158,19 @@ def _with_auto_map(path: Path, auto_map: Mapping[str, str]) -> str:
     return json.dumps(values, indent=2, sort_keys=True, ensure_ascii=False) + "\n"
 
 
+def processor_name(folder: Path) -> str | None:
+    """
+    The class of the processor in a folder.
+
+    Args:
+        folder (`Path`): of a model or a processor.
+    """
+    for name in PROCESSOR_FILES:
+        if (folder / name).is_file():
+            return json.loads((folder / name).read_text(encoding="utf-8")).get("processor_class")
+    return None
+
+
 def load_config(folder: Path) -> PreTrainedConfig | None:
     """
     The config of a model's folder, read without running code from it.
@@ -182,6 +195,7 @@ __all__ = [
     "load_config",
     "model_types_within",
     "processor_classes",
+    "processor_name",
     "stub_files",
     "stub_module",
 ]

@@ -169,6 +169,10 @@ def _register_auto_classes() -> None:
     AutoProcessor.register(VTLMMConfig, VTLMMProcessor)
     AutoProcessor.register(SetokimConfig, SetokimProcessor)
 
+    from .configuration.package_code import keep_code_in_package
+
+    keep_code_in_package(list(locals().values()))
+
 
 _register_auto_classes()
 
