@@ -5,8 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import yaml
-from huggingface_hub import EvalResultEntry
-from huggingface_hub._eval_results import eval_result_entries_to_yaml
+from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
 from .card_evaluation import FLOORS, primary_metric
 from .card_facts import is_hub_id, number

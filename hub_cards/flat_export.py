@@ -10,7 +10,7 @@ from pathlib import Path
 
 from transformers import PreTrainedConfig
 
-from .remote_code import auto_classes, configs_naming_code, model_types_within, processor_classes
+from .remote_code import auto_classes, classes_around, configs_naming_code, model_types_within
 
 PARTS_NAME = "vistok_parts.py"
 MANIFEST_NAME = "vistok_code.json"
@@ -72,7 +72,9 @@ def flat_files(folder: Path, config: PreTrainedConfig | None, processor: str | N
     Raises:
         ExportError: if a module imports what cannot be flattened.
     """
-    classes = auto_classes(config.model_type) if config is not None else processor_classes(processor)
+    classes = auto_classes(config.model_type) if config is not None else classes_around(processor)
+    if config is None:
+        classes = {name: kind for name, kind in classes.items() if name == "AutoProcessor"}
     if not classes:
         return {}
     modules = _modules_of(classes, model_types_within(config) if config is not None else [])

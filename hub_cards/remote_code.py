@@ -110,7 +110,7 @@ def stub_files(folder: Path, config: PreTrainedConfig | None, processor: str | N
     Returns:
         `dict[str, str]`: files by name: the stub, and the configs that name it; empty where all is transformers' own.
     """
-    classes = auto_classes(config.model_type) if config is not None else processor_classes(processor)
+    classes = auto_classes(config.model_type) if config is not None else classes_around(processor)
     if not classes:
         return {}
     module = STUB_NAME.removesuffix(".py")
@@ -118,15 +118,17 @@ def stub_files(folder: Path, config: PreTrainedConfig | None, processor: str | N
     return {STUB_NAME: stub_module(classes), **configs_naming_code(folder, references)}
 
 
-def processor_classes(name: str | None) -> dict[str, type]:
+def classes_around(processor: str | None) -> dict[str, type]:
     """
-    The class of a processor that comes without its model.
+    The classes of the model that a processor prepares the inputs of, its own among them.
 
     Args:
-        name (`str`, *optional*): of the class.
+        processor (`str`, *optional*): name of its class.
     """
-    found = [kind for kind in PROCESSOR_MAPPING._extra_content.values() if is_ours(kind) and kind.__name__ == name]
-    return {"AutoProcessor": found[0]} if found else {}
+    for config_class, kind in PROCESSOR_MAPPING._extra_content.items():
+        if is_ours(kind) and kind.__name__ == processor:
+            return auto_classes(config_class.model_type)
+    return {}
 
 
 def configs_naming_code(folder: Path, references: Mapping[str, str]) -> dict[str, str]:
@@ -190,11 +192,11 @@ __all__ = [
     "PROCESSOR_FILES",
     "STUB_NAME",
     "auto_classes",
+    "classes_around",
     "configs_naming_code",
     "is_ours",
     "load_config",
     "model_types_within",
-    "processor_classes",
     "processor_name",
     "stub_files",
     "stub_module",

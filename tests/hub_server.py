@@ -80,6 +80,7 @@ class HubServer(ThreadingHTTPServer):
         self.faults = Faults()
         self.requests: list[str] = []
         self.uploads: list[str] = []
+        self.tokens_at_storage = 0
         self.lock = threading.RLock()
 
     @property
@@ -137,6 +138,7 @@ class _Handler(BaseHTTPRequestHandler):
         body = self._body() if method == "POST" else b""
         with self.server.lock:
             if path[:1] == ["storage"]:
+                self.server.tokens_at_storage += "Authorization" in self.headers
                 return self._send_file(self.server.blobs[path[1]], {"ETag": f'"{path[1]}"'})
             if path == ["lfs", "verify"]:
                 return self._verify(json.loads(body))
@@ -284,7 +286,8 @@ class _Handler(BaseHTTPRequestHandler):
             elif item["key"] == "deletedFile":
                 files.pop(value["path"], None)
         oid = repository.commit(branch, files, message)
-        return self._json({"success": True, "commitOid": oid, "commitUrl": f"{self.server.endpoint}/{repo_id}/{oid}"})
+        url = f"{self.server.endpoint}/{repo_id}/commit/{oid}"
+        return self._json({"success": True, "commitOid": oid, "commitUrl": url})
 
     def _batch(self, asked: dict) -> None:
         if not self._may_write():
@@ -331,7 +334,8 @@ class _Handler(BaseHTTPRequestHandler):
         if not entry.is_lfs:
             return self._send_file(entry.content, {**commit, "ETag": f'"{entry.etag}"'})
         linked = {"X-Linked-ETag": f'"{entry.etag}"', "X-Linked-Size": str(len(entry.content))}
-        location = f"{self.server.endpoint}/storage/{entry.etag}"
+        # Another host, as that of the Hub's storage: it is not to be told the token.
+        location = f"http://localhost:{self.server.server_port}/storage/{entry.etag}"
         return self._answer(302, b"", {**commit, **linked, "Location": location})
 
 

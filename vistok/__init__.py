@@ -93,6 +93,13 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
 
+def _publish(published, repo_id: str, **options) -> str:
+    """`push_to_hub` of models and processors."""
+    from .hub_cards.push_objects import push_object
+
+    return push_object(published, repo_id, **options)
+
+
 def _register_auto_classes() -> None:
     from transformers import (
         AutoConfig,
@@ -172,6 +179,10 @@ def _register_auto_classes() -> None:
     from .configuration.package_code import keep_code_in_package
 
     keep_code_in_package(list(locals().values()))
+
+    from .configuration.hub_pushing import publish_with
+
+    publish_with(_publish)
 
 
 _register_auto_classes()

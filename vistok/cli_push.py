@@ -6,9 +6,9 @@ from pathlib import Path
 
 SUMMARY = "publish a model on the Hugging Face Hub"
 DESCRIPTION = """
-Sends a model's folder to the Hub, in one commit: weights (safetensors alone), configs, processor, a checked card, results
-that the Hub can read, and what trust_remote_code=True needs. Checkpoints, optimizer states and logs stay. FOLDER stays
-as it is. An upload that was interrupted goes on where it ended when the same is run again.
+Sends a model's folder to the Hub, in one commit: weights (safetensors alone), configs, processor, a checked card,
+results that the Hub can read, and what trust_remote_code=True needs. Checkpoints, optimizer states and logs stay.
+FOLDER stays as it is. An upload that was interrupted goes on where it ended when the same is run again.
 
 The code: by default two lines that load vistok's classes where vistok is installed. --self-contained publishes the
 modules themselves, flattened: the model then loads where vistok is not installed.
