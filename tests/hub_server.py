@@ -263,7 +263,9 @@ class _Handler(BaseHTTPRequestHandler):
             for name, entry in sorted(repository.commits[oid].items())
         ]
         if rest[:1] == ["tree"]:
-            return self._json(listed)
+            folder = "".join(f"{part}/" for part in rest[2:])
+            inside = [file for file in listed if file["path"].startswith(folder)]
+            return self._json(inside) if inside or not folder else self._failed("EntryNotFound")
         siblings = [{"rfilename": file["path"]} for file in listed]
         return self._json({"id": repo_id, "modelId": repo_id, "sha": oid, "siblings": siblings, "tags": []})
 
