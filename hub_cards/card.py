@@ -27,6 +27,13 @@ from .run_results import RESULTS_NAME, merge_results
 
 CARD_NAME = "README.md"
 LOSS_CURVE_NAME = "loss.png"
+# What vistok draws of a model, by the names that its commands give to pictures.
+PICTURES = {
+    "attention.png": "Where each visual token looks",
+    "words.png": "The word that each patch is read as",
+    "tokens.png": "The patches that each visual token is made of",
+    "samples.png": "Images and what is made of them",
+}
 # By the kind of model: its type, or the trainer of the recipe that made it.
 TEMPLATES = {
     "gvt": "gvt_card.md.jinja",
@@ -261,6 +268,7 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "command": results.get("command") or "",
         "run": _run(results),
         "loss_curve": LOSS_CURVE_NAME if (folder / LOSS_CURVE_NAME).is_file() else "",
+        "pictures": [(name, caption) for name, caption in PICTURES.items() if (folder / name).is_file()],
         "while_training": _while_training(results.get("metrics") or {}),
         "hyper_parameters": card_facts.hyper_parameters(recipe.get("training") or {}),
         "evaluation": evaluation_table(reports),

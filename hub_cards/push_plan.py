@@ -2,6 +2,7 @@
 
 import fnmatch
 import re
+import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -211,6 +212,9 @@ def _completed(folder: Path, work: Path, found: Mapping[str, Path]) -> dict[str,
         raise ValueError(f"{folder} holds a model of type {config and config.model_type}, which is none of vistok's.")
     kind.from_pretrained(folder, dtype="auto").save_pretrained(work)
     _complete_config(work)
+    for name in PROCESSOR_FILES:
+        if name in found:  # beside the config, to name the same code
+            shutil.copyfile(found[name], work / name)
     stay = {name: path for name, path in found.items() if not _is_one_of(name, (*ADAPTER_NAMES, *_WHOLE_NAMES))}
     return {**stay, **{path.relative_to(work).as_posix(): path for path in work.rglob("*") if path.is_file()}}
 
