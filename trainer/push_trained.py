@@ -1,5 +1,6 @@
 """Publishing what a trainer has trained."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -61,7 +62,7 @@ def _results(trainer: Any) -> dict[str, Any]:
     losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
     seconds = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
     parameters = list(trainer.model.parameters())
-    recipe = {"training": trainer.args.to_dict()}
+    recipe: dict[str, Any] = {"training": _chosen(trainer.args)}
     if trainer.card_kind:
         recipe["trainer"] = trainer.card_kind
     return {
@@ -77,6 +78,16 @@ def _results(trainer: Any) -> dict[str, Any]:
         "metrics": {name: value for entry in history for name, value in entry.items() if name.startswith("eval_")},
         "recipe": recipe,
         "log_history": history,
+    }
+
+
+def _chosen(args: Any) -> dict[str, Any]:
+    """The arguments that are not at their defaults, as a recipe would name them."""
+    defaults = {field.name: field.default for field in dataclasses.fields(args)}
+    return {
+        name: value
+        for name, value in args.to_dict().items()
+        if isinstance(value, str | int | float | bool) and value != defaults.get(name)
     }
 
 
