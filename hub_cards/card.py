@@ -64,6 +64,7 @@ def write_card(
     limits: str | Sequence[str] | None = None,
     datasets: str | Sequence[str] | None = None,
     tags: str | Sequence[str] | None = None,
+    benchmarks: Mapping[str, str] | None = None,
 ) -> Path:
     """
     Writes the card of a model, `README.md`, and brings its `results.json` up to date. What a folder lacks (an
@@ -82,6 +83,8 @@ def write_card(
         limits (`str` or `list[str]`, *optional*): what the model is not to be used for, or does badly.
         datasets (`str` or `list[str]`, *optional*): for the header, in place of the names of the training data.
         tags (`str` or `list[str]`, *optional*): further ones for the header.
+        benchmarks (`Mapping[str, str]`, *optional*): data sets of the Hub by the tasks of evaluations, for the results
+            that go with the model (see [`eval_result_files`]).
 
     Returns:
         `Path`: the card.
@@ -99,6 +102,7 @@ def write_card(
         "limits": limits,
         "datasets": datasets,
         "tags": tags,
+        "benchmarks": benchmarks,
     }
     given = check_card_fields({name: value for name, value in fields.items() if value is not None})
     recorded = merge_results(folder, results or {}) if results or (folder / RESULTS_NAME).is_file() else {}

@@ -40,7 +40,7 @@ def check_complete(text: str, folder: Path) -> None:
         target = name.partition("#")[0]
         if target and "://" not in target and not target.startswith("mailto:") and not (folder / target).is_file():
             raise ValueError(f"The card links to {name}, which is not in {folder}: put it there, or take it out.")
-    for result in card.data.eval_results or []:
+    for result in getattr(card.data, "eval_results", None) or []:
         value = result.metric_value
         if isinstance(value, bool) or not isinstance(value, int | float) or value != value:
             raise ValueError(f"{result.metric_name} on {result.dataset_name} is {value!r}, expected a number.")

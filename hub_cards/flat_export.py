@@ -168,8 +168,9 @@ def flat_source(name: str) -> str:
     for node, target in _relative_imports(name):
         before = lines[node.lineno - 1]
         lines[node.lineno - 1] = re.sub(r"from\s+\.+[\w.]*\s+import", f"from .{target} import", before, count=1)
-    for node in _imports_of_optional_packages(ast.parse(source)):
-        lines[node.lineno - 1 : node.end_lineno] = _guarded(node, lines[node.lineno - 1 : node.end_lineno])
+    for optional in _imports_of_optional_packages(ast.parse(source)):
+        span = slice(optional.lineno - 1, optional.end_lineno)
+        lines[span] = _guarded(optional, lines[span])
     return _header(f"{path.parent.name}/{path.name}") + "\n".join(lines) + "\n"
 
 

@@ -207,7 +207,7 @@ def _completed(folder: Path, work: Path, found: Mapping[str, Path]) -> dict[str,
     classes = auto_classes(config.model_type) if config is not None else {}
     wanted = (getattr(config, "architectures", None) or [""])[0]
     kinds: dict[str, Any] = {kind.__name__: kind for kind in classes.values()}
-    kind = kinds.get(wanted) or classes.get("AutoModelForImageTextToText") or classes.get("AutoModel")
+    kind: Any = kinds.get(wanted) or classes.get("AutoModelForImageTextToText") or classes.get("AutoModel")
     if kind is None:
         raise ValueError(f"{folder} holds a model of type {config and config.model_type}, which is none of vistok's.")
     kind.from_pretrained(folder, dtype="auto").save_pretrained(work)

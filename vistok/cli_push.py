@@ -53,9 +53,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> None:
     """`vistok push`"""
     from .hub_cards.push import send
-    from .hub_cards.push_plan import planned_push
+    from .hub_cards.push_plan import Weights, planned_push
 
-    weights = "full" if options.full else "adapter" if options.adapter_only else "as they are"
+    weights: Weights = "full" if options.full else "adapter" if options.adapter_only else "as they are"
     benchmarks = dict(_benchmark(text) for text in options.benchmark)
     with planned_push(options.folder, options.repo_id, weights, options.self_contained, benchmarks) as plan:
         print(_table(plan))

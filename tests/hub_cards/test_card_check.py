@@ -69,7 +69,8 @@ def test_what_is_not_filled_or_not_there_is_refused(tmp_path, body, message):
 
 
 def test_code_and_links_to_elsewhere_are_no_faults(tmp_path):
-    body = "Use `{{ x }}`, [a page](https://example.org/a), [below](#below).\n\n```python\n# TODO {{ }}\n```\n\n## Below\n\nEnd."
+    text = "Use `{{ x }}`, [a page](https://example.org/a), [below](#below)."
+    body = f"{text}\n\n```python\n# TODO {{{{ }}}}\n```\n\n## Below\n\nEnd."
     check_complete(f"{HEADER}\n# Title\n\n{body}\n", tmp_path)
 
 
