@@ -10,7 +10,15 @@ from transformers import AutoConfig, PreTrainedConfig
 from ..modeling.atomic_folder import write_text_atomically
 from ..modeling.base_weights import PREFIX
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
-from . import card_facts, distillation_card, setok_card, setok_llava_card, setokim_card, vtlmm_card
+from . import (
+    card_facts,
+    distillation_card,
+    setok_card,
+    setok_llava_card,
+    setokim_card,
+    tower_card,
+    vtlmm_card,
+)
 from .card_evaluation import (
     evaluation_table,
     further_metrics,
@@ -27,6 +35,13 @@ from .run_results import RESULTS_NAME, merge_results
 
 CARD_NAME = "README.md"
 LOSS_CURVE_NAME = "loss.png"
+# What vistok draws of a model, by the names that its commands give to pictures.
+PICTURES = {
+    "attention.png": "Where each visual token looks",
+    "words.png": "The word that each patch is read as",
+    "tokens.png": "The patches that each visual token is made of",
+    "samples.png": "Images and what is made of them",
+}
 # By the kind of model: its type, or the trainer of the recipe that made it.
 TEMPLATES = {
     "gvt": "gvt_card.md.jinja",
@@ -35,6 +50,7 @@ TEMPLATES = {
     setok_card.KIND: "setok_card.md.jinja",
     setok_llava_card.KIND: "setok_llava_card.md.jinja",
     setokim_card.KIND: "setokim_card.md.jinja",
+    **dict.fromkeys(tower_card.KINDS, "tower_card.md.jinja"),
 }
 PIPELINE_TAGS = {
     "gvt": "image-text-to-text",
@@ -43,6 +59,7 @@ PIPELINE_TAGS = {
     setok_card.KIND: "image-feature-extraction",
     setok_llava_card.KIND: "image-text-to-text",
     setokim_card.KIND: "image-text-to-text",
+    **dict.fromkeys(tower_card.KINDS, "image-feature-extraction"),
 }
 _MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
@@ -57,6 +74,7 @@ def write_card(
     limits: str | Sequence[str] | None = None,
     datasets: str | Sequence[str] | None = None,
     tags: str | Sequence[str] | None = None,
+    benchmarks: Mapping[str, str] | None = None,
 ) -> Path:
     """
     Writes the card of a model, `README.md`, and brings its `results.json` up to date. What a folder lacks (an
@@ -75,6 +93,8 @@ def write_card(
         limits (`str` or `list[str]`, *optional*): what the model is not to be used for, or does badly.
         datasets (`str` or `list[str]`, *optional*): for the header, in place of the names of the training data.
         tags (`str` or `list[str]`, *optional*): further ones for the header.
+        benchmarks (`Mapping[str, str]`, *optional*): data sets of the Hub by the tasks of evaluations, for the results
+            that go with the model (see [`eval_result_files`]).
 
     Returns:
         `Path`: the card.
@@ -92,6 +112,7 @@ def write_card(
         "limits": limits,
         "datasets": datasets,
         "tags": tags,
+        "benchmarks": benchmarks,
     }
     given = check_card_fields({name: value for name, value in fields.items() if value is not None})
     recorded = merge_results(folder, results or {}) if results or (folder / RESULTS_NAME).is_file() else {}
@@ -154,13 +175,20 @@ def check_has_results(folder: str | os.PathLike) -> Path:
     return folder
 
 
-def render_card(folder: Path, results: Mapping[str, Any]) -> str:
+def render_card(
+    folder: Path, results: Mapping[str, Any], name: str | None = None, code: str = "package", complete: bool = False
+) -> str:
     """
     The text of a card.
 
     Args:
         folder (`Path`): of the model.
         results (`Mapping`): as they stand in `results.json`, with the section `card`.
+        name (`str`, *optional*): what loads the model; by default the folder's name.
+        code (`str`, *optional*, defaults to `"package"`): where its code is: `"package"` (vistok, which has to be
+            imported), `"stub"` (vistok, which `trust_remote_code=True` imports too) or `"self-contained"`.
+        complete (`bool`, *optional*, defaults to `False`): whether all weights are published, and not only those that
+            were trained, whatever the folder holds.
 
     Returns:
         `str`: Markdown below a YAML header.
@@ -184,6 +212,9 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
     )
     environment.filters["table"] = markdown_table
     values = card_values(folder, results, config)
+    values |= {"code": code, "trust": ", trust_remote_code=True" if code == "self-contained" else ""}
+    values |= {"name": name} if name else {}
+    values |= {"fetch": "", "only_trained": False} if complete else {}
     if kind == vtlmm_card.KIND:
         values |= vtlmm_card.vtlmm_card_values(folder, results, config)
     if kind == distillation_card.KIND:
@@ -194,6 +225,8 @@ def render_card(folder: Path, results: Mapping[str, Any]) -> str:
         values |= setok_llava_card.setok_llava_card_values(folder, results, config)
     if kind == setokim_card.KIND:
         values |= setokim_card.setokim_card_values(folder, results, config)
+    if kind in tower_card.KINDS and config is not None:
+        values |= tower_card.tower_card_values(config)
     values["header"] = _header(kind, config, results, values)
     return published_text(environment.get_template(TEMPLATES[kind]).render(values))
 
@@ -251,6 +284,7 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "command": results.get("command") or "",
         "run": _run(results),
         "loss_curve": LOSS_CURVE_NAME if (folder / LOSS_CURVE_NAME).is_file() else "",
+        "pictures": [(name, caption) for name, caption in PICTURES.items() if (folder / name).is_file()],
         "while_training": _while_training(results.get("metrics") or {}),
         "hyper_parameters": card_facts.hyper_parameters(recipe.get("training") or {}),
         "evaluation": evaluation_table(reports),
@@ -306,6 +340,7 @@ def _run(results: Mapping[str, Any]) -> list[card_facts.Row]:
         "training loss, as last logged": f"{losses[-1]:.4g}" if losses else "",
         "time": card_facts.duration(results["train_seconds"]) if results.get("train_seconds") else "",
         **{name: str(value) for name, value in environment.items()},
+        "cost": card_facts.device_hours(str(environment.get("hardware") or ""), results.get("train_seconds")),
     }
     return [(name, value) for name, value in rows.items() if value]
 

@@ -49,7 +49,7 @@ def normalised_report(report: Mapping[str, Any]) -> dict[str, Any]:
     task = report["task"]
     if not isinstance(report.get("num_questions"), int) or report["num_questions"] < 1:
         raise ValueError(f"num_questions of {task} is {report.get('num_questions')!r}, expected a positive number.")
-    name = _metric(report)["name"]
+    name = primary_metric(report)["name"]
     recorded = {key: report[key] for key in (*_RECORDED, name) if report.get(key) is not None}
     recorded["floors"] = {
         floor_name: dict(floor) if isinstance(floor, Mapping) else {name: floor}
@@ -71,13 +71,21 @@ def normalised_report(report: Mapping[str, Any]) -> dict[str, Any]:
     return scaled
 
 
-def _metric(report: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What there is to know of the metric that a report is about first."""
+def primary_metric(report: Mapping[str, Any]) -> Mapping[str, Any]:
+    """
+    What there is to know of the metric that a report is about first.
+
+    Args:
+        report (`Mapping`): a report.
+
+    Returns:
+        `Mapping`: `name`, `label` and `scale`.
+    """
     return (report.get("measured_by") or [_ACCURACY])[0]
 
 
 def _score(report: Mapping[str, Any], measured: Mapping[str, Any]) -> float:
-    return measured[_metric(report)["name"]]
+    return measured[primary_metric(report)["name"]]
 
 
 def _scores(measured: Mapping[str, Any], name: str, where: str = "all") -> Iterator[tuple[str, Any]]:
@@ -163,7 +171,7 @@ def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
             row[_BEST_GAIN] = f"{gain[0]:+.2f}" + ("" if gain[1] == "clear" else f" ({gain[1]})")
         row["unanswered"] = "" if report.get("unanswered") is None else number(report["unanswered"])
         rows.append(row)
-    labels = [_metric(report)["label"] for report in reports if _metric(report)["name"] != "accuracy"]
+    labels = [primary_metric(report)["label"] for report in reports if primary_metric(report)["name"] != "accuracy"]
     return _table(rows, ["task", "split"], [*map(_gain_name, FLOORS), _BEST_GAIN, "unanswered"], labels)
 
 
@@ -175,7 +183,7 @@ def _gain_cells(report: Mapping[str, Any]) -> dict[str, str]:
     """Gains with their intervals, which are over the same questions and so narrower than the score's."""
     cells = {}
     for floor, gain in (report.get("gains") or {}).items():
-        if isinstance(value := gain.get(_metric(report)["name"]), int | float):
+        if isinstance(value := gain.get(primary_metric(report)["name"]), int | float):
             ends = " to ".join(f"{end:+.2f}" for end in gain.get("interval") or [])
             cells[_gain_name(floor)] = f"{value:+.2f}" + (f" ({ends})" if ends else "")
     return cells
@@ -225,7 +233,7 @@ def further_metrics(report: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _measured_cells(report: Mapping[str, Any], measured: Mapping[str, Any]) -> dict[str, str]:
-    name, label = _metric(report)["name"], _metric(report)["label"]
+    name, label = primary_metric(report)["name"], primary_metric(report)["label"]
     low_high = [f"{end:.2f}" for end in measured.get("interval") or []]
     return {
         "questions": number(measured["num_questions"]) if measured.get("num_questions") else "",
@@ -271,7 +279,7 @@ def unclear_gains(reports: Sequence[Mapping[str, Any]]) -> list[str]:
 
 
 def _name_in_words(report: Mapping[str, Any]) -> str:
-    metric = _metric(report)
+    metric = primary_metric(report)
     return "accuracy" if metric["name"] == "accuracy" else metric["label"]
 
 
@@ -299,7 +307,7 @@ def model_index(reports: Sequence[Mapping[str, Any]], task_type: str) -> list[Ev
             "dataset_name": report_title(report),
             "dataset_split": str(report["split"]) if report.get("split") else None,
         }
-        metric, name = _metric(report)["name"], _name_in_words(report)
+        metric, name = primary_metric(report)["name"], _name_in_words(report)
         unit = " (%)" if metric == "accuracy" else ""
         floors = {
             floor_name: _score(report, floor)
@@ -330,6 +338,7 @@ __all__ = [
     "gain_over_floors",
     "model_index",
     "normalised_report",
+    "primary_metric",
     "report_title",
     "type_table",
     "unclear_gains",

@@ -298,11 +298,29 @@ def duration(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes else f"{rest} s"
 
 
+def device_hours(hardware: str, seconds: float | None) -> str:
+    """
+    What a run cost, in hours of a device.
+
+    Args:
+        hardware (`str`): as recorded: `8 × NVIDIA H200` or `4 CPU cores (x86_64)`.
+        seconds (`float`, *optional*): duration of the run.
+
+    Returns:
+        `str`: `1.5 GPU hours`; empty where one of both is unknown.
+    """
+    match = re.match(r"(\d+) (×|CPU cores)", hardware)
+    if match is None or not seconds:
+        return ""
+    return f"{int(match[1]) * seconds / 3600:.2g} {'GPU' if match[2] == '×' else 'CPU-core'} hours"
+
+
 __all__ = [
     "BaseModel",
     "base_models",
     "data_packages",
     "data_table",
+    "device_hours",
     "duration",
     "gvt_architecture",
     "hyper_parameters",

@@ -9,9 +9,10 @@ import yaml  # as huggingface_hub itself reads and writes headers
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 
+from .eval_result_files import check_benchmarks
 from .published_text import published_text
 
-CARD_FIELDS = ("title", "license", "language", "description", "limits", "datasets", "tags")
+CARD_FIELDS = ("title", "license", "language", "description", "limits", "datasets", "tags", "benchmarks")
 """What a user may set: the fields of a recipe's section `card`."""
 
 _LISTS = ("language", "limits", "datasets", "tags")
@@ -39,7 +40,7 @@ def check_card_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         fields (`Mapping`): `title`, `license` and `description` (text); `language`, `limits`, `datasets` and `tags`
-            (text or a list of texts).
+            (text or a list of texts); `benchmarks` (see [`eval_result_files`]).
 
     Returns:
         `dict`: the same.
@@ -50,6 +51,9 @@ def check_card_fields(fields: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in fields.items():
         if name not in CARD_FIELDS:
             raise ValueError(f"{name!r} is no field of a card, which has: {', '.join(CARD_FIELDS)}.")
+        if name == "benchmarks":
+            check_benchmarks({} if value is None else value)
+            continue
         if name in _LISTS and isinstance(value, list | tuple) and all(isinstance(entry, str) for entry in value):
             continue
         if value is not None and not isinstance(value, str):

@@ -42,11 +42,22 @@ def published_text(text: str) -> str:
     Args:
         text (`str`): prose, a command line, a URL …; relative paths and URLs stay as they are.
     """
+    text = without_secrets(text)
+    text = _QUOTED_PATH.sub(lambda match: base_name(match[0]), text)
+    return _PATH.sub(lambda match: base_name(match[0]), text)
+
+
+def without_secrets(text: str) -> str:
+    """
+    Text without credentials.
+
+    Args:
+        text (`str`): prose, a command line, a URL …
+    """
     text = _ASSIGNED_SECRET.sub(lambda match: match[1] + REMOVED, text)
     for secret in _KNOWN_SECRETS:
         text = secret.sub(REMOVED, text)
-    text = _QUOTED_PATH.sub(lambda match: base_name(match[0]), text)
-    return _PATH.sub(lambda match: base_name(match[0]), text)
+    return text
 
 
 def published_values(value: Any, field: str = "") -> Any:
@@ -87,4 +98,4 @@ def is_absolute(path: str) -> bool:
     return re.match(_START, path) is not None
 
 
-__all__ = ["REMOVED", "base_name", "is_absolute", "published_text", "published_values"]
+__all__ = ["REMOVED", "base_name", "is_absolute", "published_text", "published_values", "without_secrets"]

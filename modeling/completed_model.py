@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel
+from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
 from .base_checkpoints import hub_arguments, located_base_models
+from .hub_weights import DownloadedPreTrainedModel
 from .lora_adapters import add_lora, ordinary_model
 from .trained_weights import (
     HUB_ARGUMENTS,
@@ -25,7 +26,7 @@ from .trained_weights import (
 logger = logging.get_logger(__name__)
 
 
-class CompletedPreTrainedModel(PreTrainedModel):
+class CompletedPreTrainedModel(DownloadedPreTrainedModel):
     """
     A model whose `config.base_models` may name the checkpoints of its frozen parts. A folder of it holds all weights,
     or only those that these checkpoints lack.
@@ -60,6 +61,7 @@ class CompletedPreTrainedModel(PreTrainedModel):
             CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete, or a base model of
                 its trained weights cannot be loaded.
             FetchError: if base models are not in the cache; names the command for all of them.
+            DownloadError: if weights did not arrive from the Hub as they were published.
         """
         name = pretrained_model_name_or_path
         if name is None:

@@ -5,7 +5,6 @@ import math
 
 import torch
 from torch import nn
-from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.activations import ACT2FN
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -15,6 +14,7 @@ from transformers.utils.generic import can_return_tuple, merge_with_config_defau
 from transformers.utils.output_capturing import capture_outputs
 
 from ..configuration.configuration_eva import EvaVisionConfig
+from .hub_weights import DownloadedPreTrainedModel
 from .stochastic_depth import DropPath
 
 
@@ -240,7 +240,7 @@ class EvaVisionLayer(GradientCheckpointingLayer):
         return hidden_states + self.drop_path(self.mlp(self.norm2(hidden_states)))
 
 
-class EvaVisionPreTrainedModel(PreTrainedModel):
+class EvaVisionPreTrainedModel(DownloadedPreTrainedModel):
     config: EvaVisionConfig
     config_class = EvaVisionConfig
     base_model_prefix = "eva_vision"

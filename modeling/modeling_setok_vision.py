@@ -5,11 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from transformers import PreTrainedModel
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_setok_vision import SeTokVisionConfig
 from .base_checkpoints import load_vision_tower
+from .hub_weights import DownloadedPreTrainedModel
 from .setok_tokenizer import SeTokTokenizer, SeTokTokenizerOutput
 from .vision_features import build_vision_tower, extract_vision_features
 from .visual_tokenizer import computing_dtype
@@ -35,7 +35,7 @@ class SeTokVisionOutput(SeTokTokenizerOutput):
         return self.tokens
 
 
-class SeTokVisionPreTrainedModel(PreTrainedModel):
+class SeTokVisionPreTrainedModel(DownloadedPreTrainedModel):
     config: SeTokVisionConfig
     config_class = SeTokVisionConfig
     base_model_prefix = "setok_vision"

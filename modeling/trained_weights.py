@@ -10,7 +10,9 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
-from transformers.utils import cached_file, logging
+from transformers.utils import logging
+
+from .hub_weights import download_weights_file
 
 logger = logging.get_logger(__name__)
 
@@ -180,13 +182,9 @@ def read_trained_weights(name_or_path: str, **hub_arguments) -> dict[str, torch.
 
     Raises:
         CheckpointError: if the file is truncated or damaged.
+        DownloadError: if it did not arrive from the Hub as it was published.
     """
-    path = cached_file(
-        name_or_path,
-        TRAINED_WEIGHTS_NAME,
-        _raise_exceptions_for_missing_entries=False,
-        **hub_arguments,
-    )
+    path = download_weights_file(name_or_path, TRAINED_WEIGHTS_NAME, **hub_arguments)
     if path is None:
         return None
     try:

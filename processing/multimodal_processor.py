@@ -7,12 +7,13 @@ from transformers import AutoImageProcessor, AutoTokenizer, PreTrainedTokenizerB
 from transformers.image_utils import make_flat_list_of_images
 from transformers.processing_utils import MultiModalData, ProcessorMixin
 
+from ..configuration.hub_pushing import PushedToHub
 from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.composition import add_image_token
 from .chat_templates import get_chat_template
 
 
-class MultimodalProcessor(ProcessorMixin):
+class MultimodalProcessor(PushedToHub, ProcessorMixin):
     """
     Turns images and text into the inputs of a composed model. A processor of this kind calls
     [`MultimodalProcessor._prepare`] in its `__init__`, and says what an image becomes in `replace_image_token`.

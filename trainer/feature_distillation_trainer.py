@@ -75,6 +75,8 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
     augmentation (see [`distillation_metrics`]).
     """
 
+    card_kind = "feature-distillation"
+
     def __init__(
         self,
         model: PreTrainedModel | None = None,

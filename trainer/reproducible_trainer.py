@@ -9,6 +9,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from .checkpoints import checkpoint_to_resume
+from .push_trained import push_trained
 
 logger = logging.get_logger(__name__)
 
@@ -38,6 +39,29 @@ class ReproducibleTrainer(Trainer):
         self._train_collator = data_collator
         self._eval_collator = data_collator if eval_collator is None else eval_collator
         super().__init__(args=args, data_collator=data_collator, **kwargs)
+
+    card_kind: str | None = None
+    """The kind of card of what is trained, where the type of the model does not say it."""
+
+    def push_to_hub(self, commit_message=None, blocking=True, token=None, revision=None, private=None, **options):
+        """
+        Publishes what was trained, as `save_final` saves it, with its card, in one commit: what `vistok push` does
+        with the folder of a recipe.
+
+        Args:
+            commit_message (`str`, *optional*, defaults to `"End of training"`): of the commit.
+            blocking (`bool`, *optional*, defaults to `True`): there is no other way.
+            token, revision, private: by default those of `args`, as is the repository, `args.hub_model_id`.
+            options: `self_contained`, to publish the code too.
+
+        Returns:
+            [`Pushed`]; `None` in all but the first process.
+
+        Raises:
+            ValueError: if something is not fit to be published.
+            PushError: if the Hub cannot be reached or refuses; nothing was committed.
+        """
+        return push_trained(self, commit_message, token, revision, private, **options)
 
     def get_eval_dataloader(self, eval_dataset=None):
         return self._with_eval_collator(super().get_eval_dataloader, eval_dataset)

@@ -99,6 +99,13 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_PUBLIC])
 
 
+def _publish(published, repo_id: str, **options) -> str:
+    """`push_to_hub` of models and processors."""
+    from .hub_cards.push_objects import push_object
+
+    return push_object(published, repo_id, **options)
+
+
 def _register_auto_classes() -> None:
     from transformers import (
         AutoConfig,
@@ -111,6 +118,7 @@ def _register_auto_classes() -> None:
         LlavaProcessor,
     )
 
+    # exist_ok: a model that was loaded with code of its own may have made parts of its own known.
     from .configuration.configuration_eva import EvaVisionConfig
     from .configuration.configuration_feature_mapper import FeatureMapperConfig
     from .configuration.configuration_gvt import GVTConfig
@@ -125,19 +133,19 @@ def _register_auto_classes() -> None:
     from .configuration.configuration_setokim import SetokimConfig
     from .configuration.configuration_vtlmm import VTLMMConfig
 
-    AutoConfig.register("eva_vision", EvaVisionConfig)
-    AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig)
-    AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig)
-    AutoConfig.register("setok_feature_mapper", FeatureMapperConfig)
-    AutoConfig.register("setok_detokenizer", ImageDetokenizerConfig)
-    AutoConfig.register("setok_mask_decoder", MaskDecoderConfig)
-    AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig)
-    AutoConfig.register("setok_vision", SeTokVisionConfig)
-    AutoConfig.register("setok", SeTokConfig)
-    AutoConfig.register("setok_llava", SeTokLlavaConfig)
-    AutoConfig.register("setokim", SetokimConfig)
-    AutoConfig.register("gvt", GVTConfig)
-    AutoConfig.register("vtlmm", VTLMMConfig)
+    AutoConfig.register("eva_vision", EvaVisionConfig, exist_ok=True)
+    AutoConfig.register("perceiver_resampler_vistok", PerceiverResamplerConfig, exist_ok=True)
+    AutoConfig.register("mlp_adapter_vistok", MLPAdapterConfig, exist_ok=True)
+    AutoConfig.register("setok_feature_mapper", FeatureMapperConfig, exist_ok=True)
+    AutoConfig.register("setok_detokenizer", ImageDetokenizerConfig, exist_ok=True)
+    AutoConfig.register("setok_mask_decoder", MaskDecoderConfig, exist_ok=True)
+    AutoConfig.register("setok_tokenizer", SeTokTokenizerConfig, exist_ok=True)
+    AutoConfig.register("setok_vision", SeTokVisionConfig, exist_ok=True)
+    AutoConfig.register("setok", SeTokConfig, exist_ok=True)
+    AutoConfig.register("setok_llava", SeTokLlavaConfig, exist_ok=True)
+    AutoConfig.register("setokim", SetokimConfig, exist_ok=True)
+    AutoConfig.register("gvt", GVTConfig, exist_ok=True)
+    AutoConfig.register("vtlmm", VTLMMConfig, exist_ok=True)
 
     from .modeling.feature_mapper import FeatureMapper
     from .modeling.image_detokenizer import ImageDetokenizer
@@ -180,6 +188,14 @@ def _register_auto_classes() -> None:
     AutoProcessor.register(VTLMMConfig, VTLMMProcessor)
     AutoProcessor.register(SetokimConfig, SetokimProcessor)
     AutoProcessor.register(SeTokLlavaConfig, LlavaProcessor)
+
+    from .configuration.package_code import keep_code_in_package
+
+    keep_code_in_package(list(locals().values()))
+
+    from .configuration.hub_pushing import publish_with
+
+    publish_with(_publish)
 
 
 _register_auto_classes()

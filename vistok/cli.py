@@ -15,6 +15,7 @@ from . import (
     cli_demo,
     cli_evaluate,
     cli_fetch,
+    cli_push,
     cli_scenes,
     cli_study,
     cli_tokens,
@@ -35,6 +36,7 @@ COMMANDS = {
     "words": cli_words,
     "tokens": cli_tokens,
     "convert": cli_convert,
+    "push": cli_push,
 }
 
 
@@ -55,7 +57,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         parser.error(f"unrecognized arguments: {' '.join(rest)} (see vistok {options.command} --help)")
     options.rest = rest
     options.command_line = shlex.join(["vistok", *arguments])
-    _show_messages(logging.INFO if options.command in ("fetch", "train", "study") else logging.WARNING)
+    _show_messages(logging.INFO if options.command in ("fetch", "train", "study", "push") else logging.WARNING)
     try:
         code = options.run(options) or 0
         _leave_process_group()

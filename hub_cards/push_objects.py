@@ -1,0 +1,86 @@
+"""Publishing models and processors that lie in memory, and the folder of a training."""
+
+import os
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from huggingface_hub import HfApi
+from transformers import PreTrainedModel
+
+from ..modeling.trained_weights import save_trained_weights
+from .card import CARD_NAME
+from .push import send, told_push_errors
+from .push_plan import Weights, check_repo_id, planned_push
+
+
+def push_object(
+    published: Any,
+    repo_id: str,
+    *,
+    commit_message: str | None = None,
+    private: bool | None = None,
+    token: str | bool | None = None,
+    revision: str | None = None,
+    create_pr: bool = False,
+    max_shard_size: int | str = "5GB",
+    self_contained: bool = False,
+    adapter_only: bool = False,
+    **others: Any,
+) -> str:
+    """
+    What [`PushedToHub.push_to_hub`] does.
+
+    Args:
+        published (`PreTrainedModel` or `ProcessorMixin`): with `save_pretrained`.
+        repo_id, commit_message, private, token, revision, create_pr, max_shard_size, self_contained, adapter_only:
+            see there.
+        others: none.
+
+    Returns:
+        `str`: URL of the repository.
+
+    Raises:
+        PushError: if the Hub cannot be reached or refuses.
+        ValueError: if something is not fit to be published.
+        TypeError: for an option that there is not.
+    """
+    if unknown := [name for name, value in others.items() if value is not None]:
+        raise TypeError(
+            f"push_to_hub of vistok's models takes no {unknown[0]}: see its documentation for what it takes."
+        )
+    check_repo_id(repo_id)
+    is_model = isinstance(published, PreTrainedModel)
+    if adapter_only and not is_model:
+        raise ValueError(f"adapter_only is for models, not for a {type(published).__name__}: leave it out.")
+    with TemporaryDirectory(prefix="vistok-push-") as temporary:
+        folder = Path(temporary) / repo_id.split("/")[-1]
+        if adapter_only:
+            save_trained_weights(published, folder)
+        elif is_model:
+            published.save_pretrained(folder, max_shard_size=max_shard_size)
+        else:
+            published.save_pretrained(folder)
+        with_card = is_model and not _has_card(repo_id, revision, token)
+        weights: Weights = "adapter" if adapter_only else "as they are"
+        with planned_push(folder, repo_id, weights, self_contained, with_card=with_card) as plan:
+            kind = "model" if is_model else "processor"
+            sent = send(
+                plan,
+                private=private,
+                revision=revision,
+                message=commit_message or f"Upload {kind} with vistok",
+                token=token,
+                create_pr=create_pr,
+                replaced=("weights",) if is_model else (),
+            )
+    return sent.url
+
+
+def _has_card(repo_id: str, revision: str | None, token: str | bool | None) -> bool:
+    api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
+    with told_push_errors(repo_id, token):
+        return api.file_exists(repo_id, CARD_NAME, revision=revision)
+
+
+__all__ = ["push_object"]
