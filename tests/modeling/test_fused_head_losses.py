@@ -72,7 +72,11 @@ class TestAgreement:
                 assert all(torch.allclose(found[name], expected[name], rtol=1e-12) for name in reaches)
 
     @each_loss
-    @pytest.mark.parametrize("transform", [lambda z: z, lambda z: 5 * torch.tanh(z / 5), lambda z: z / 3], ids=str)
+    @pytest.mark.parametrize(
+        "transform",
+        [lambda z: z, lambda z: 5 * torch.tanh(z / 5), lambda z: z / 3],
+        ids=["unchanged", "capped", "scaled"],
+    )
     def test_what_a_model_does_to_its_logits_is_differentiated(self, loss, transform):
         arguments = inputs(loss, scale=3.0) | {"lm_head_bias": torch.randn(VOCAB_SIZE).double().requires_grad_()}
         plain = value_and_gradients(loss, arguments, transform_logits=transform, implementation="plain")
