@@ -29,7 +29,6 @@ CAPTIONS_FILE, INSTANCES_FILE = "drawing_captions.json", "instances.json"
 VALIDATION_SHARE = 0.1
 FEWEST_SCENES = 20
 EPOCHS, TRAINING_BATCH, LEARNING_RATE, WEIGHT_DECAY = 40, 32, 4e-3, 0.05
-COLOR_WEIGHT, COUNT_WEIGHT = 1.0, 0.5
 _THRESHOLDS = [step / 20 for step in range(2, 19)]
 _REVISION = 1  # of the recipe below: another one is another probe
 
@@ -151,9 +150,9 @@ def train_probe(
     scenes: Sequence[Scene], source: TokenSource, image_size: int, tower_size: int, seed: int = 0, epochs: int = EPOCHS
 ) -> ProbeReader:
     """
-    Trains a probe: densities of each class by patch and their sums to the numbers of objects (Poisson likelihoods, and
-    squared errors of the sums), and colours of classes (cross-entropy). Of the scenes a tenth is held out: it decides
-    on the epoch that is kept and from which count on a class is there.
+    Trains a probe: densities of each class by patch and their sums to the numbers of objects (Poisson likelihoods),
+    and colours of classes (cross-entropy). Of the scenes a tenth is held out: it decides on the epoch that is kept
+    and from which count on a class is there.
 
     Args:
         scenes (`list[Scene]`): to train on.
@@ -281,17 +280,14 @@ def _fit(probe: ContentsProbe, data: _TrainingData, train, held_out, epochs: int
 def _loss(probe: ContentsProbe, data: _TrainingData, rows: torch.Tensor) -> torch.Tensor:
     densities, colors = probe(data.features[rows])
     in_patches = _poisson(densities, data.densities[rows].float()).sum((1, 2)).mean()
-    sums, counts = densities.sum(1), data.counts[rows]
-    in_image = _poisson(sums, counts).sum(1).mean()
-    # To be one off counts little among likelihoods of hundreds of patches, and is what counts are read for.
-    off = (sums - counts).square().sum(1).mean() + (sums.sum(1) - counts.sum(1)).square().mean()
+    in_image = _poisson(densities.sum(1), data.counts[rows]).sum(1).mean()
     painted = data.painted[rows]
     there = painted.sum(-1) > 0
     weights = densities.detach().transpose(1, 2)
     mixed = (weights @ colors.softmax(-1)) / weights.sum(-1, keepdim=True).clamp_min(1e-6)
     wanted = painted[there] / painted[there].sum(-1, keepdim=True)
     in_color = -(wanted * mixed[there].clamp_min(1e-6).log()).sum(-1).sum() / max(1, len(rows))
-    return in_patches + in_image + COUNT_WEIGHT * off + COLOR_WEIGHT * in_color
+    return in_patches + in_image + in_color
 
 
 def _poisson(rates: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
