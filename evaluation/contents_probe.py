@@ -38,8 +38,8 @@ class ProbeConfig:
         image_size (`int`): side in pixels to which images are reduced before, as a generator's are.
         feature_size (`int`): width of the features.
         grid_size (`tuple[int, int]`): height and width of images in patches.
-        hidden_size (`int`, *optional*, defaults to 192): of the probe's own layers.
-        dropout (`float`, *optional*, defaults to 0.2): of the features and of hidden states in training.
+        hidden_size (`int`, *optional*, defaults to 128): of the probe's own layers.
+        dropout (`float`, *optional*, defaults to 0.3): of the features and of hidden states in training.
         thresholds (`tuple[float, ...]`, *optional*): for each class the count from which it is there.
     """
 
@@ -51,8 +51,8 @@ class ProbeConfig:
     image_size: int
     feature_size: int
     grid_size: tuple[int, int]
-    hidden_size: int = 192
-    dropout: float = 0.2
+    hidden_size: int = 128
+    dropout: float = 0.3
     thresholds: tuple[float, ...] = ()
 
 
