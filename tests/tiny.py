@@ -228,14 +228,15 @@ def example(messages: list[dict], images: int | list[dict] = 0, row: int = 0) ->
 
 
 def save_base_models(folder, vision_config=None, text_config=None, **tokenizer_options):
-    """Saves a tiny vision and a tiny language checkpoint as users have them; returns the paths of both."""
+    """Saves a tiny vision and a tiny language checkpoint as users have them, always the same; returns both paths."""
     vision, text = folder / "vision", folder / "text"
-    tower = livelier(build_vision_tower(vision_config or tiny_dinov2_config()))
-    tower.save_pretrained(vision)
-    tiny_image_processor().save_pretrained(vision)
     text_config = text_config or tiny_llama_config(vocab_size=340)
     auto_class = AutoModelForSeq2SeqLM if text_config.is_encoder_decoder else AutoModelForCausalLM
-    livelier(auto_class.from_config(text_config)).save_pretrained(text)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        livelier(build_vision_tower(vision_config or tiny_dinov2_config())).save_pretrained(vision)
+        livelier(auto_class.from_config(text_config)).save_pretrained(text)
+    tiny_image_processor().save_pretrained(vision)
     tiny_tokenizer(**tokenizer_options).save_pretrained(text)
     return str(vision), str(text)
 

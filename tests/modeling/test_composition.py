@@ -204,7 +204,9 @@ def test_encoder_decoder_is_composed_with_its_own_head(tmp_path, tied):
 
 def test_model_without_a_head_is_composed_too(base_models):
     torch.manual_seed(3)
-    core = livelier(GVTModel.from_vision_text_pretrained(*base_models, **RESAMPLER_SIZES))
+    core = GVTModel.from_vision_text_pretrained(*base_models, **RESAMPLER_SIZES)
+    livelier(core.resampler)
+    livelier(core.projector)
     model = compose(base_models)
     inputs = inputs_for(model)
     assert same(core(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state, 1e-4)

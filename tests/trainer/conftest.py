@@ -15,7 +15,6 @@ RESAMPLER |= {"intermediate_size": 40, "num_latents": NUM_LATENTS}
 @pytest.fixture(scope="session")
 def base_models(tmp_path_factory) -> tuple[str, str]:
     """Folders of a tiny vision tower and a tiny language model."""
-    torch.manual_seed(0)
     return save_base_models(tmp_path_factory.mktemp("base"))
 
 

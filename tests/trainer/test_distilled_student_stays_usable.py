@@ -5,6 +5,8 @@ import torch
 from transformers import AutoModel
 from transformers import trainer as transformers_trainer
 
+from tests.hub_client import turned_to
+from tests.hub_server import running_hub
 from tests.tiny import IMAGE_SIZE, pixels, same, tiny_clip_config
 from tests.trainer.tiny_distillation import distillation_trainer, image_rows, tiny_student
 from vistok.modeling.vision_features import build_vision_tower
@@ -57,8 +59,8 @@ def test_a_training_that_fails_leaves_the_student_as_it_was_too(tmp_path):
 
 
 @pytest.fixture
-def hub(monkeypatch):
-    """Uploads that go nowhere: what the folder held then."""
+def uploads(monkeypatch):
+    """Uploads of transformers that go nowhere: what the folder held then."""
     pushed = []
 
     class Hub:
@@ -70,15 +72,17 @@ def hub(monkeypatch):
     return pushed
 
 
-def test_what_is_pushed_is_the_student(tmp_path, hub):
-    trainer = distillation_trainer(tmp_path, image_rows(4), max_steps=2, save_strategy="steps", save_steps=2)
+def test_what_is_pushed_is_the_student(tmp_path, uploads, monkeypatch):
+    options = {"save_strategy": "steps", "save_steps": 2, "hub_model_id": "org/tower"}
+    trainer = distillation_trainer(tmp_path, image_rows(4), max_steps=2, **options)
     trainer.hub_model_id, trainer.push_in_progress = "org/tower", None
     trainer.train()
-    trainer.create_model_card = lambda **kwargs: None
-    trainer.push_to_hub()
     trainer._push_from_checkpoint(str(tmp_path / "checkpoint-2"))
-    assert len(hub) == 2
-    for pushed, found in [*hub, AutoModel.from_pretrained(tmp_path, output_loading_info=True)]:
+    with running_hub() as server, turned_to(server, tmp_path / "cache", monkeypatch):
+        trainer.push_to_hub()
+        uploads.append(AutoModel.from_pretrained("org/tower", output_loading_info=True))
+    assert len(uploads) == 2
+    for pushed, found in [*uploads, AutoModel.from_pretrained(tmp_path, output_loading_info=True)]:
         assert not found["missing_keys"] and not found["unexpected_keys"]
         assert same(pushed(pixels(1)).last_hidden_state, trainer.student.eval()(pixels(1)).last_hidden_state)
     assert pushed.config.image_size == IMAGE_SIZE

@@ -10,7 +10,6 @@ from vistok import GVTForConditionalGeneration, GVTProcessor, save_trained_weigh
 @pytest.fixture(scope="session")
 def base_models(tmp_path_factory):
     """Paths of a vision and a language checkpoint."""
-    torch.manual_seed(0)
     return save_base_models(tmp_path_factory.mktemp("base"))
 
 
