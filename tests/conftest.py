@@ -1,5 +1,6 @@
 """What every test runs under: no network, a seed, caches of its own, and real weights where they have been fetched."""
 
+import contextlib
 import gc
 import ipaddress
 import os
@@ -10,6 +11,10 @@ import tempfile
 from pathlib import Path
 
 import pytest
+
+# torch's compiler imports it in several threads at once, where it may fail (its own replacement of distutils).
+with contextlib.suppress(ImportError):
+    import setuptools  # noqa: F401
 
 # Before torch and transformers are imported: tests neither read nor fill the user's caches of the Hub, and tiny models
 # are faster on one thread.
