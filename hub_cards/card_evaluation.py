@@ -332,10 +332,43 @@ def _eval_result(
     return EvalResult(**about, metric_type=metric, metric_name=name, metric_value=value, metric_args=args or None)
 
 
+def measured_while_training(
+    metrics: Mapping[str, Any], measured: Mapping[str, tuple[str, float, str]], always: str
+) -> list[list[str]]:
+    """
+    A trainer's own measurements, `eval_<name>_<measure>` or, with one data set, `eval_<measure>`.
+
+    Args:
+        metrics (`Mapping`): what the trainer evaluated.
+        measured (`Mapping`): by measure what it is called, the factor to the unit that is shown, and its format.
+        always (`str`): the measure that every data set has.
+
+    Returns:
+        `list[list[str]]`: a header, and a row for each data set, with the measures that any of them has; or nothing.
+    """
+    names = dict.fromkeys(
+        key.removeprefix("eval_").removesuffix(always).strip("_")
+        for key in metrics
+        if key.startswith("eval_") and key.endswith(always)
+    )
+
+    def of(name: str, measure: str) -> Any:
+        return metrics.get(f"eval_{name}_{measure}" if name else f"eval_{measure}")
+
+    def shown(name: str, measure: str) -> str:
+        value, (_, factor, form) = of(name, measure), measured[measure]
+        return "–" if value is None else form.format(factor * value)
+
+    columns = [measure for measure in measured if any(of(name, measure) is not None for name in names)]
+    rows = [[name or "evaluation data", *(shown(name, measure) for measure in columns)] for name in names]
+    return [["on", *(measured[measure][0] for measure in columns)], *rows] if rows and columns else []
+
+
 __all__ = [
     "evaluation_table",
     "further_metrics",
     "gain_over_floors",
+    "measured_while_training",
     "model_index",
     "normalised_report",
     "primary_metric",

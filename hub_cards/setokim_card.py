@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from . import card_facts
+from .card_evaluation import measured_while_training
 
 KIND = "setokim"
 """The trainer in the recipe of a Setokim, and the type of its config."""
@@ -46,7 +47,7 @@ def setokim_card_values(folder: Path, results: Mapping[str, Any], config: PreTra
         "architecture": [] if config is None else _architecture(config, (recipe.get("model") or {}).get("image_size")),
         "draws": config is not None and detokenizer is not None,
         "stage": _stage(recipe.get("trainer"), training),
-        "while_training": _while_training(results.get("metrics") or {}),
+        "while_training": measured_while_training(results.get("metrics") or {}, _MEASURED, "loss_lm"),
     }
 
 
@@ -81,29 +82,6 @@ def _stage(trainer: Any, training: Mapping[str, Any]) -> list[card_facts.Row]:
         return []
     stage = _STAGES.get(training.get("stage") or "pretraining", "")
     return [("stage", stage)] if stage else []
-
-
-def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """The trainer's own measurements: a row for each data set, a column for each measure that any of them has."""
-    names = dict.fromkeys(
-        key.removeprefix("eval_").removesuffix("loss_lm").strip("_")
-        for key in metrics
-        if key.startswith("eval_") and key.endswith("loss_lm")
-    )
-
-    def of(name: str, measure: str) -> Any:
-        return metrics.get(f"eval_{name}_{measure}" if name else f"eval_{measure}")
-
-    columns = [measure for measure in _MEASURED if any(of(name, measure) is not None for name in names)]
-    rows = [
-        [name or "evaluation data", *(_value(of(name, measure), *_MEASURED[measure][1:]) for measure in columns)]
-        for name in names
-    ]
-    return [["on", *(_MEASURED[measure][0] for measure in columns)], *rows] if rows and columns else []
-
-
-def _value(value: Any, factor: float, form: str) -> str:
-    return "–" if value is None else form.format(factor * value)
 
 
 __all__ = ["KIND", "setokim_card_values"]

@@ -7,6 +7,7 @@ from typing import Any
 from transformers import PreTrainedConfig
 
 from . import card_facts
+from .card_evaluation import measured_while_training
 
 KIND = "vtlmm"
 """The type of such a model."""
@@ -52,7 +53,7 @@ def vtlmm_card_values(folder: Path, results: Mapping[str, Any], config: PreTrain
         "summary": _summary(config, models),
         "architecture": [] if config is None else _architecture(config, model.get("image_size")),
         "stage": _stage(recipe.get("trainer"), training),
-        "while_training": _while_training(results.get("metrics") or {}),
+        "while_training": measured_while_training(results.get("metrics") or {}, _MEASURED, "loss"),
     }
 
 
@@ -97,29 +98,6 @@ def _stage(trainer: Any, training: Mapping[str, Any]) -> list[card_facts.Row]:
     if training.get("stage") == "visual_modeling" and weight is not None and weight != 1:
         loss = f"Loss_LM + {weight:g} · Loss_VM" if weight else "Loss_LM alone: a control for visual modelling"
     return [("stage", what), ("loss", loss)] if what else []
-
-
-def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
-    """The trainer's own measurements: of `eval_<name>_<measure>` a row each name, a column each measure."""
-    names = dict.fromkeys(
-        key.removeprefix("eval_").removesuffix("loss").strip("_")
-        for key in metrics
-        if key.startswith("eval_") and key.endswith("loss")
-    )
-
-    def of(name: str, measure: str) -> Any:
-        return metrics.get(f"eval_{name}_{measure}" if name else f"eval_{measure}")
-
-    columns = [measure for measure in _MEASURED if any(of(name, measure) is not None for name in names)]
-    rows = [
-        [name or "evaluation data", *(_value(of(name, measure), *_MEASURED[measure][1:]) for measure in columns)]
-        for name in names
-    ]
-    return [["on", *(_MEASURED[measure][0] for measure in columns)], *rows] if rows and columns else []
-
-
-def _value(value: Any, factor: float, form: str) -> str:
-    return "–" if value is None else form.format(factor * value)
 
 
 __all__ = ["KIND", "vtlmm_card_values"]
