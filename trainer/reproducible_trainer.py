@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
@@ -144,6 +145,16 @@ class ReproducibleTrainer(Trainer):
             self._globalstep_last_logged = since_log["last_logged_step"]
             for name, value in since_log.get("sums", {}).items():  # the next step may have begun to count
                 self._since_log[name] = self._since_log.get(name, 0.0) + value
+
+    def _taken_together(self, sums: dict[str, Any]) -> dict[str, float]:
+        """Empties sums by name, and returns those of all processes together; a name may be known to some alone."""
+        own = [{name: float(value) for name, value in sums.items()}]
+        sums.clear()
+        total: dict[str, float] = {}
+        for part in gather_object(own) if self.args.world_size > 1 else own:
+            for name, value in part.items():
+                total[name] = total.get(name, 0.0) + value
+        return total
 
     def _loss_file(self, checkpoint: str) -> Path:
         return Path(checkpoint, f"loss_since_log_{self.args.process_index}.pt")

@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import TrainerCallback
 
@@ -198,12 +197,7 @@ class SeTokTrainer(ReproducibleTrainer):
         super().log(logs, start_time)
 
     def _means_since_log(self) -> dict[str, float]:
-        own = [{name: float(value) for name, value in self._since_log.items()}]
-        self._since_log.clear()
-        sums: dict[str, float] = {}
-        for part in gather_object(own) if self.args.world_size > 1 else own:
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
+        sums = self._taken_together(self._since_log)
         found = {
             f"loss_{name}": sums[f"sum/{name}"] / sums[f"count/{name}"]
             for name in LOSS_TERMS

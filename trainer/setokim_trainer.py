@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
@@ -198,12 +197,7 @@ class SetokimTrainer(VisualLanguageTrainer):
         super().log(logs, start_time)
 
     def _means_since_log(self) -> dict[str, float]:
-        own = [{name: float(value) for name, value in self._since_log.items()}]
-        self._since_log.clear()
-        sums: dict[str, float] = {}
-        for part in gather_object(own) if self.args.world_size > 1 else own:
-            for name, value in part.items():
-                sums[name] = sums.get(name, 0.0) + value
+        sums = self._taken_together(self._since_log)
         means = SetokimMetrics(self.weights).losses({**dict.fromkeys(TERMS, 0.0), **sums})
         return {name: value for name, value in means.items() if name != "loss"}
 
