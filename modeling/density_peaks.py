@@ -19,12 +19,16 @@ class DensityPeaks:
         scores (`torch.FloatTensor` of shape `(batch, num_patches)`): density times distance, s_i = ρ_i δ_i.
         densities (`torch.FloatTensor` of shape `(batch, num_patches)`): ρ_i, from 0 to 1.
         distances (`torch.FloatTensor` of shape `(batch, num_patches)`): δ_i, to the nearest denser patch.
+        relative_scores (`torch.FloatTensor` of shape `(batch, num_patches)`):
+            Scores over the density of the image's densest patch. They have the order of the scores, also where
+            features lie so far apart that all densities, and with them all scores, are too small to differ from 0.
         squared (`torch.FloatTensor` of shape `(batch, num_patches, num_patches)`): ‖x_i - x_j‖², which is D d_ij².
     """
 
     scores: torch.Tensor
     densities: torch.Tensor
     distances: torch.Tensor
+    relative_scores: torch.Tensor
     squared: torch.Tensor
 
 
@@ -77,7 +81,8 @@ def find_density_peaks(features: torch.Tensor, num_neighbors: int) -> DensityPea
             "or their squares are not: check the vision tower and its dtype."
         )
     densities, distances = torch.exp(-energies), (nearest_denser / hidden_size).sqrt()
-    return DensityPeaks(densities * distances, densities, distances, squared)
+    relative_scores = torch.exp(energies.amin(-1, keepdim=True) - energies) * distances
+    return DensityPeaks(densities * distances, densities, distances, relative_scores, squared)
 
 
 def computing_precision(features: torch.Tensor) -> torch.dtype:

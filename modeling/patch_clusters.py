@@ -189,19 +189,20 @@ def _find_seeds(peaks: DensityPeaks, squared_scale, hidden_size: int, stop_thres
         goes_on = (num_seeds == step) & ((scope.mean(-1) >= stop_threshold) | (step < min_tokens - 1))
         if not bool(goes_on.any()):
             break
-        seed = (peaks.scores * scope).argmax(-1)
+        seed = (peaks.relative_scores * scope).argmax(-1)
         kernel = torch.exp(-peaks.squared[images, seed] / squared_scale)
         scope = torch.where(goes_on.unsqueeze(1), scope * (1 - kernel), scope)
         num_seeds = num_seeds + goes_on
         seeds.append(seed)
     found = torch.stack(seeds, dim=1) if seeds else images.new_empty(len(images), 0)
-    return found, num_seeds, (peaks.scores * scope).argmax(-1)
+    return found, num_seeds, (peaks.relative_scores * scope).argmax(-1)
 
 
 def _threshold_candidates(features, peaks: DensityPeaks, squared_scale, score_threshold, bounds) -> _Candidates:
     num_patches = features.shape[1]
     num_centers = (peaks.scores > score_threshold).sum(-1, keepdim=True).clamp(*bounds)
-    best = peaks.scores.argsort(dim=-1, descending=True, stable=True)[:, : int(num_centers.max())]
+    order = peaks.relative_scores.argsort(dim=-1, descending=True, stable=True)
+    best = order[:, : int(num_centers.max())]
     slots = torch.arange(best.shape[1], device=best.device)
     is_center = slots < num_centers
     centers = best.masked_fill(~is_center, num_patches).sort(dim=-1).values
@@ -273,7 +274,8 @@ def _check(method, assignment, kernel_scale, min_tokens, max_tokens, grid_size, 
     if isinstance(kernel_scale, torch.Tensor):
         if kernel_scale.numel() != 1:
             raise ValueError(f"kernel_scale has shape {tuple(kernel_scale.shape)}, expected one number.")
-    elif not 0 < kernel_scale < math.inf:
+        kernel_scale = kernel_scale.item()
+    if not 0 < kernel_scale < math.inf:
         raise ValueError(f"kernel_scale is {kernel_scale}: the scale of a kernel is a number above 0.")
     if grid_size is not None and features.ndim == 3 and math.prod(grid_size) != features.shape[1]:
         raise ValueError(

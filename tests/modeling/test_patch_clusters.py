@@ -258,6 +258,21 @@ def test_planted_objects_become_clusters():
         assert len(pairs) == 4, "each region is one cluster"
 
 
+def test_features_that_lie_far_apart_have_clusters_too():
+    """Their densities and scores are 0 in float32, and their clusters are those that float64 finds."""
+    generator = torch.Generator().manual_seed(0)
+    kinds = 30 * torch.randn(4, 64, generator=generator)
+    features = (kinds[torch.arange(64) // 16] + 11 * torch.randn(64, 64, generator=generator)).unsqueeze(0)
+    relative = {"method": "iterative", "relative_kernel_scale": True, "kernel_scale": 0.7, "max_tokens": 8}
+    for options in (relative, {"method": "threshold", "min_tokens": 4, "max_tokens": 4}):
+        found, expected = (cluster_patches(features.to(dtype), **options) for dtype in (torch.float32, torch.float64))
+        assert not found.scores.any() and expected.scores.all()
+        assert torch.equal(found.centers, expected.centers)
+        assert torch.equal(found.assignment, expected.assignment)
+    planted = cluster_patches(features, **relative).assignment[0].view(4, 16)
+    assert (planted == planted[:, :1]).all() and len(planted[:, 0].unique()) == 4
+
+
 def test_what_contradicts_itself_is_named():
     features = torch.randn(1, 6, 4)
     with pytest.raises(ValueError, match="method is 'kmeans': choose 'iterative' or 'threshold'"):
@@ -268,8 +283,9 @@ def test_what_contradicts_itself_is_named():
         with pytest.raises(ValueError, match=f"min_tokens={bounds[0]} and max_tokens={bounds[1]} are no bounds"):
             cluster_patches(features, method="threshold", min_tokens=bounds[0], max_tokens=bounds[1])
     for scale in (0, -1.0, float("nan"), float("inf")):
-        with pytest.raises(ValueError, match="scale of a kernel is a number above 0"):
-            cluster_patches(features, method="iterative", kernel_scale=scale)
+        for given in (scale, torch.tensor([float(scale)])):
+            with pytest.raises(ValueError, match="scale of a kernel is a number above 0"):
+                cluster_patches(features, method="iterative", kernel_scale=given)
     with pytest.raises(ValueError, match="expected one number"):
         cluster_patches(features, method="iterative", kernel_scale=torch.ones(2))
     with pytest.raises(ValueError, match="2 × 4 has 8 patches, the features are of 6"):
