@@ -35,7 +35,8 @@ class SeTokTokenizerConfig(PreTrainedConfig):
             `learn_kernel_scale` it is where training starts.
         relative_kernel_scale (`bool`, *optional*, defaults to `False`):
             Whether σ is `kernel_scale` times the mean distance between the image's patches instead, which fits
-            features of any scale.
+            features of any scale. Where most of an image is a plain background this σ is small, and objects fall
+            apart: beside `normalize_features`, which brings all images to one scale, leave it out.
         min_tokens (`int`, *optional*, defaults to 1):
             Fewest clusters that are looked for. Hard clusters that win no patch are dropped afterwards.
         max_tokens (`int`, *optional*, defaults to 64):
@@ -119,6 +120,10 @@ class SeTokTokenizerConfig(PreTrainedConfig):
             raise ValueError(
                 f"min_tokens={self.min_tokens} is more than max_tokens={self.max_tokens}: an image cannot have both."
             )
+        if not 0 <= self.stop_threshold <= 1:
+            raise ValueError(f"stop_threshold is {self.stop_threshold}: give a mean scope, from 0 to 1.")
+        if not math.isfinite(self.score_threshold):
+            raise ValueError(f"score_threshold is {self.score_threshold}: give a number.")
         if not 0 < self.kernel_scale < math.inf:
             raise ValueError(f"kernel_scale is {self.kernel_scale}: the scale of a kernel is a number above 0.")
         if (self.cluster_projection_size or 0) > self.patch_hidden_size:

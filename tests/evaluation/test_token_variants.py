@@ -169,6 +169,20 @@ class TestClusters:
         assert torch.equal(found.assignment, expected.assignment[0]) and torch.equal(found.scores, expected.scores[0])
         assert source.model.tokenizer.config.normalize_features is TOWER_SETTINGS["normalize_features"]
 
+    def test_a_plain_background_breaks_no_object_of_a_bare_tower(self, source):
+        """Patches of an object differ by 0.7, and their number of tokens does not follow what is behind them."""
+        num_patches, width = source.grid_size[0] ** 2, 32
+        generator = torch.Generator().manual_seed(1)
+        kinds = torch.arange(num_patches) * 6 // num_patches  # two thirds are background, the rest two objects
+        kinds = (kinds - 3).clamp(min=0)
+        for background in (0.05, 0.5):
+            spread = torch.tensor([background, 0.55, 0.55])[kinds, None] / (width - 3) ** 0.5
+            features = torch.eye(width)[kinds]
+            features[:, 3:] += spread * torch.randn(num_patches, width - 3, generator=generator)
+            found = cluster_image(TokenVariant("tower", method="iterative"), source, 40 * features)
+            assert found.num_tokens == 3
+            assert len(set(zip(kinds.tolist(), found.assignment.tolist()))) == 3
+
     @pytest.mark.parametrize("method", ["threshold", "kmeans", "grid"])
     def test_exactly_so_many_tokens_as_asked(self, source, features, method):
         assert cluster_image(TokenVariant("tower", method=method), source, features, tokens=5).num_tokens == 5

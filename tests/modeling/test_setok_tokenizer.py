@@ -216,6 +216,9 @@ def test_configs_that_contradict_themselves_are_refused():
     for name in ("patch_hidden_size", "num_neighbors", "min_tokens", "max_tokens", "output_size", "merger_num_heads"):
         with pytest.raises(ValueError, match=f"{name} is 0, SeTok needs at least 1"):
             SeTokTokenizerConfig(**{name: 0})
+    for name, value in (("stop_threshold", 5.0), ("stop_threshold", float("nan")), ("score_threshold", float("nan"))):
+        with pytest.raises(ValueError, match=f"{name} is {value}"):
+            SeTokTokenizerConfig(**{name: value})
     with pytest.raises(ValueError, match="min_tokens=9 is more than max_tokens=8"):
         SeTokTokenizerConfig(min_tokens=9, max_tokens=8)
     with pytest.raises(ValueError, match="kernel_scale is 0"):
