@@ -63,7 +63,7 @@ class SetokimModel(SetokimPreTrainedModel, ReadsTokenRows, MultimodalModel):
         return self.setok.vision_model.tokenizer
 
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
-        return self.input_projection(tokens)
+        return self.input_projection(tokens.to(computing_dtype(self.input_projection)))
 
     def _tokenizer_dtype(self) -> torch.dtype:
         return computing_dtype(self.visual_tokenizer, self.input_projection)
@@ -274,9 +274,13 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
                 num_items_in_batch, num_visual_items, implementation,
             )  # fmt: skip
         elif predict_visual_tokens:
-            values["visual_predictions"] = self.output_projection(outputs.last_hidden_state[:, -1])
+            values["visual_predictions"] = self._visual_predictions(outputs.last_hidden_state[:, -1])
         logits = None if skip_logits else self._logits(outputs, logits_to_keep)
         return outputs.with_head(values.pop("loss", None), logits, **values)
+
+    def _visual_predictions(self, states: torch.Tensor) -> torch.Tensor:
+        """The visual tokens that states predict, which may be of a lower dtype than the projection."""
+        return self.output_projection(states.to(computing_dtype(self.output_projection)))
 
     def _predicted_positions(self, inputs, labels, image_features, attention_mask, position_ids) -> dict[str, Any]:
         """Which positions the losses are about: placeholders, unused ones, and visual tokens that are written."""
@@ -309,7 +313,7 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
         text = labels[:, 1:].masked_fill(placeholders[:, 1:].to(labels.device), IGNORED)
         loss_lm = self._text_loss(hidden_states[:, :-1], text, num_items, implementation)
         states = hidden_states[:, :-1][written[:, 1:]]
-        predictions = self.output_projection(states)
+        predictions = self._visual_predictions(states)
         targets = predictions.new_zeros(predictions.shape)
         if image_features is not None and bool(written.any()):
             if image_features.tokens is None:

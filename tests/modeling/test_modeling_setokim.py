@@ -253,6 +253,26 @@ def test_saved_and_loaded_by_every_auto_class(tmp_path):
     assert same(core(**inputs).last_hidden_state, model.model(**inputs).last_hidden_state)
 
 
+def test_projections_may_be_more_precise_than_the_language_model():
+    """As in training: what is trained is in float32, a frozen language model in bfloat16."""
+    model = tiny_setokim()
+    images, _ = images_of_lengths(model)
+    ids = torch.tensor([[*words(2), *SLOTS, *words(4)]] * 3)
+    expected = model(ids, pixel_values=images, labels=ids)
+    for part in (model.model.language_model, model.lm_head):
+        part.bfloat16()
+    found = model(ids, pixel_values=images, labels=ids)
+    assert found.visual_predictions.dtype == torch.float32
+    for name in ("loss", "loss_lm", "loss_visual", "loss_length"):
+        assert found[name].item() == pytest.approx(expected[name].item(), rel=0.05)
+    model.model.visual_tokenizer.bfloat16()
+    output = model.generate(
+        torch.tensor([[*words(2), *SLOTS, *words(4), START]] * 3), pixel_values=images, max_new_tokens=3,
+        return_dict_in_generate=True,
+    )  # fmt: skip
+    assert all(tokens[0].dtype == torch.float32 for tokens in output.visual_tokens)
+
+
 def test_embeddings_may_be_tied():
     model = tiny_setokim(text_config=tiny_llama_config(tie_word_embeddings=True))
     assert model.lm_head.weight is model.get_input_embeddings().weight
