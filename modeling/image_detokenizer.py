@@ -180,7 +180,7 @@ class ImageDetokenizer(PreTrainedModel):
             `torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`: images, 0 to 1.
 
         Raises:
-            ValueError: if there are not as many generators as images, or there is no step.
+            ValueError: if there are not as many generators as images, there is no step, or an image is not finite.
         """
         steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         scale = self.config.guidance_scale if guidance_scale is None else guidance_scale
@@ -243,10 +243,19 @@ class ImageDetokenizer(PreTrainedModel):
 
         Returns:
             `torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`: images, 0 to 1.
+
+        Raises:
+            ValueError: if an image is not finite.
         """
         if self.vae is not None:
             latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
             latents = self.vae.decode(latents.to(self.vae.dtype)).sample
+        broken = (~latents.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
+        if broken:
+            raise ValueError(
+                f"{len(broken)} of {len(latents)} images (the first is number {broken[0]}) are not finite: check "
+                "their visual tokens, and the dtype; the VAE of Stable Diffusion overflows in float16, not in bfloat16."
+            )
         return (latents.float() / 2 + 0.5).clamp(0, 1)
 
     def _check_images(self, images: torch.Tensor) -> None:

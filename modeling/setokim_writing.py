@@ -51,8 +51,10 @@ class SetokimWriting(MultimodalForGeneration):
             token; or, with `return_dict_in_generate=True`, a [`SetokimGenerateOutput`] with the tokens themselves.
 
         Raises:
-            ValueError: if images are wanted where none can be written, or budgets are below 1.
+            ValueError: if images are wanted where none can be written, budgets are below 1, or the prompt has
+                placeholders and no images are given.
         """
+        self._check_images_given(inputs, kwargs)
         emission = self._emission(write_images, max_image_tokens, max_images, kwargs)
         processors = LogitsProcessorList([*(logits_processor or []), ImagesInText(emission, self.config)])
         if emission is None:
@@ -65,6 +67,22 @@ class SetokimWriting(MultimodalForGeneration):
         if isinstance(result, torch.Tensor):
             return result
         return SetokimGenerateOutput(**result, visual_tokens=emission.written(result.sequences, prompt_length))
+
+    def _check_images_given(self, inputs, kwargs) -> None:
+        """Placeholders that nothing takes the place of would be read as the word that they are."""
+        input_ids = kwargs.get("input_ids") if inputs is None else inputs
+        given = (*self.model.image_inputs, "mm_encoder_outputs", "inputs_embeds")
+        if input_ids is None or input_ids.is_floating_point() or any(kwargs.get(name) is not None for name in given):
+            return
+        cache = kwargs.get("past_key_values")
+        if cache is not None and cache.get_seq_length():
+            input_ids = input_ids[:, -1:]  # what comes before was read
+        if num_placeholders := int((input_ids == self.config.image_token_id).sum()):
+            raise ValueError(
+                f"The prompt has {num_placeholders} placeholders of visual tokens that are not known: give its images "
+                "(pixel_values, or visual_tokens of those that the model wrote). An image that max_new_tokens has cut "
+                "off is not gone on with: give more, or a smaller max_image_tokens."
+            )
 
     def _emission(self, write_images, max_image_tokens, max_images, kwargs) -> VisualEmission | None:
         most = self.model.visual_tokenizer.max_num_tokens if max_image_tokens is None else max_image_tokens
@@ -138,7 +156,8 @@ class SetokimWriting(MultimodalForGeneration):
             `tuple`: tokens `(batch, num_tokens, token_size)`, zero at padding, and the mask of real ones.
 
         Raises:
-            ValueError: if prompts are padded on the right, or the budget is below 1.
+            ValueError: if prompts are padded on the right, the budget is below 1, or the tokens that were written are
+                not finite.
         """
         start = self.config.image_start_token_id
         if attention_mask is not None and not bool(attention_mask[:, -1].all()):
@@ -159,7 +178,13 @@ class SetokimWriting(MultimodalForGeneration):
             eos_token_id=self.config.image_end_token_id,
             return_dict_in_generate=True,
         )
-        return padded_tokens([images[0] for images in output.visual_tokens])
+        tokens, mask = padded_tokens([images[0] for images in output.visual_tokens])
+        if not bool(tokens.isfinite().all()):
+            raise ValueError(
+                "The visual tokens that the model wrote are not finite: its weights may be damaged, or overflow in "
+                f"{self.dtype}."
+            )
+        return tokens, mask
 
     @torch.no_grad()
     def generate_images(

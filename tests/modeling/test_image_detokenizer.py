@@ -221,6 +221,9 @@ def test_sampling_that_makes_no_sense_is_refused():
         model.sample(tokens, mask, seeds(1, 2, 3))
     with pytest.raises(ValueError, match="num_inference_steps is 0"):
         model.sample(tokens, mask, num_inference_steps=0)
+    tokens[1] = torch.nan
+    with pytest.raises(ValueError, match=r"1 of 2 images \(the first is number 1\) are not finite"):
+        model.sample(tokens, mask, num_inference_steps=1)
 
 
 @pytest.mark.parametrize(

@@ -232,6 +232,25 @@ def test_what_cannot_be_written_is_refused():
     assert len(tokens) <= MAX_TOKENS
 
 
+def test_placeholders_of_no_known_image_are_refused():
+    model = eager_model()
+    with pytest.raises(ValueError, match="6 placeholders of visual tokens that are not known: give its images"):
+        model.generate(torch.tensor([[*SLOTS, *words(3)]]), max_new_tokens=2)
+    cut = model.generate(torch.tensor([[*words(3), START]]), max_new_tokens=1, return_dict_in_generate=True)
+    assert cut.sequences[0, -1] == IMAGE_TOKEN_ID
+    for cache in (None, cut.past_key_values):
+        with pytest.raises(ValueError, match="1 placeholders of visual tokens that are not known"):
+            model.generate(cut.sequences, past_key_values=cache, max_new_tokens=2)
+
+
+def test_visual_tokens_that_are_not_finite_are_refused():
+    model = eager_model()
+    with torch.no_grad():
+        model.output_projection.weight[0, 0] = torch.inf
+    with pytest.raises(ValueError, match="visual tokens that the model wrote are not finite"):
+        model.segment(torch.tensor([[*SLOTS, *words(3)]]), pixels(1))
+
+
 def test_a_model_learns_which_tokens_an_image_has_and_how_many():
     """Two prompts, two images of different lengths, learned by heart and written again."""
     model = tiny_setokim()
