@@ -1,5 +1,6 @@
 """Configuration of SeTok with its decoders: what stage I trains."""
 
+import math
 from typing import Any, Literal, get_args
 
 from huggingface_hub.dataclasses import strict
@@ -80,7 +81,7 @@ class SeTokConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
         for name in (f"{term}_weight" for term in LOSS_TERMS):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 (the term is only logged) or more.")
         vision: Any = self.vision_config
         token_size = vision.output_size or vision.patch_hidden_size
@@ -114,8 +115,10 @@ class SeTokConfig(PreTrainedConfig):
         if phase == "boundaries":
             learns = vision.learn_kernel_scale or vision.cluster_projection_size is not None
             learns |= vision.cluster_projection_layers > 0
-            # Hard clusters of nearest centres are no function of what is learned, unless the soft ones stand in.
-            learns &= vision.assignment == "soft" or vision.method == "iterative" or vision.straight_through
+            # Hard clusters of nearest centres are no function of what is learned, unless the soft ones stand in; the
+            # object contrast is one of the distances themselves.
+            has_gradient = vision.assignment == "soft" or vision.method == "iterative" or vision.straight_through
+            learns &= has_gradient or self.object_contrast_weight > 0
             return {**({"clustering": "full"} if learns else {}), **trained, "mask_decoder": "full"}
         if detokenizer is None:
             raise ValueError(

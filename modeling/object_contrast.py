@@ -53,10 +53,9 @@ def object_contrast_loss(
             f"There are labels of shape {tuple(labels.shape)} for features of shape {tuple(features.shape)}: expected "
             "one for each patch, (batch, num_patches)."
         )
-    features = features.float()
     squared = _squared_distances(features) / features.shape[-1]
     exponents = squared / squared_scale
-    one_hot = torch.nn.functional.one_hot(labels + 1)[..., 1:].to(features.dtype)
+    one_hot = torch.nn.functional.one_hot(labels + 1)[..., 1:].to(squared.dtype)
     sizes = one_hot.sum(1, keepdim=True)
     weights = (one_hot / sizes.clamp(min=1)).sum(-1)
     pairs = weights.unsqueeze(2) * weights.unsqueeze(1)
@@ -84,7 +83,7 @@ def squared_kernel_scale(
     squared = torch.as_tensor(kernel_scale, dtype=torch.float32, device=features.device).square().reshape(1, 1, 1)
     if is_relative:
         with torch.no_grad():
-            distances = _squared_distances(features.float()).sqrt().mean((1, 2), keepdim=True)
+            distances = _squared_distances(features).sqrt().mean((1, 2), keepdim=True)
         squared = squared * distances.square() / features.shape[-1]
     return squared.clamp(min=torch.finfo(torch.float32).tiny ** 0.5)
 
@@ -95,9 +94,13 @@ def _mean(values: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
 
 
 def _squared_distances(features: torch.Tensor) -> torch.Tensor:
-    norms = features.square().sum(-1)
-    products = torch.bmm(features, features.transpose(1, 2))
-    return (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * products).clamp(min=0)
+    """In float32, and of features around their mean: far from it a matrix product leaves no difference of them."""
+    with torch.autocast(features.device.type, enabled=False):
+        features = features.float()
+        features = features - features.detach().mean(1, keepdim=True)
+        norms = features.square().sum(-1)
+        products = torch.bmm(features, features.transpose(1, 2))
+        return (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * products).clamp(min=0)
 
 
 __all__ = ["object_contrast_loss", "patch_objects", "squared_kernel_scale"]

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from transformers import ViTImageProcessorPil
 
-from tests.tiny_setok import tiny_setok
+from tests.tiny_setok import tiny_setok, tiny_setok_config
 from vistok import SeTokTrainer, SeTokTrainingConfig, load_data_source
-from vistok.modeling.object_contrast import object_contrast_loss, patch_objects
+from vistok.modeling.object_contrast import object_contrast_loss, patch_objects, squared_kernel_scale
 from vistok.processing.images import BadSampleError
 from vistok.trainer.setok_measures import image_metrics
 
@@ -111,6 +111,32 @@ def test_pairs_of_patches():
     assert object_contrast_loss(apart, labels, scale) < 1e-3 < object_contrast_loss(mixed, labels, scale)
     with pytest.raises(ValueError, match="one for each patch"):
         object_contrast_loss(apart, labels[:, :2], scale)
+
+
+def test_pairs_of_patches_are_compared_in_full_precision_wherever_features_lie():
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 12, 64, generator=generator) + 300
+    labels = torch.arange(12).expand(2, 12) // 4
+    scale = torch.full((1, 1, 1), 2.0)
+    squared = torch.cdist(features.double(), features.double()).square() / 64
+    with torch.autocast("cpu", torch.bfloat16):
+        found = object_contrast_loss(features, labels, scale)
+        relative = squared_kernel_scale(features, 0.7, True)
+    torch.testing.assert_close(relative.double(), (0.7 * squared.sqrt().mean((1, 2), keepdim=True)) ** 2)
+    same = labels[:, :, None] == labels[:, None]
+    apart = -torch.log(1 - torch.exp(-squared / 2) + 1e-4)
+    # Three labels of four patches each: every pair weighs the same.
+    expected = torch.stack([(squared / 2)[same].mean(), apart[~same].mean()]).mean()
+    torch.testing.assert_close(found.double(), expected, rtol=1e-4, atol=0)
+
+
+def test_the_object_contrast_trains_clusters_that_no_other_loss_reaches():
+    vision = {"method": "threshold", "straight_through": False}
+    for weight, trains in ((0.0, False), (1.0, True)):
+        config = tiny_setok_config(vision=vision, object_contrast_weight=weight)
+        assert ("clustering" in config.phase_trainable("boundaries")) == trains
+    with pytest.raises(ValueError, match="mask_dice_weight is nan"):
+        tiny_setok_config(mask_dice_weight=float("nan"))
 
 
 def test_images_without_masks_have_no_correlation():
