@@ -10,6 +10,9 @@ from typing import Any
 from .images import image_names
 from .object_masks import MaskedImage
 
+_COCO = {"images": ("id",), "annotations": ("image_id",), "categories": ("id", "name")}
+_SA1B: dict[str, tuple[str, ...]] = {"image": (), "annotations": ()}
+
 
 def coco_instance_images(annotations: str | os.PathLike, images: str | os.PathLike) -> list[MaskedImage]:
     """
@@ -27,7 +30,7 @@ def coco_instance_images(annotations: str | os.PathLike, images: str | os.PathLi
         ValueError: if it is no COCO file, or an annotation is of no image.
     """
     file, folder = Path(annotations), _folder(images)
-    document = _document(file, ("images", "annotations", "categories"))
+    document = _document(file, _COCO)
     of_image: dict[Any, list[Mapping[str, Any]]] = defaultdict(list)
     for annotation in document["annotations"]:
         if "segmentation" not in annotation:
@@ -78,7 +81,7 @@ def coco_panoptic_images(
     """
     file, folder = Path(annotations), _folder(images)
     drawn = _folder(segmentations if segmentations is not None else file.with_suffix(""))
-    document = _document(file, ("images", "annotations", "categories"))
+    document = _document(file, _COCO)
     records = {record["id"]: record for record in document["images"]}
     _check_known(file, [annotation["image_id"] for annotation in document["annotations"]], document["images"])
     names = {category["id"]: str(category["name"]) for category in document["categories"]}
@@ -87,8 +90,9 @@ def coco_panoptic_images(
     for annotation in document["annotations"]:
         if "segments_info" not in annotation:
             raise ValueError(f"{file} holds no panoptic segmentation: image {annotation['image_id']} has no segments.")
+        _check_entries(file, f"segments_info of image {annotation['image_id']}", annotation["segments_info"], ("id",))
         record = records[annotation["image_id"]]
-        segments = [one for one in annotation["segments_info"] if not things_only or one["category_id"] in things]
+        segments = [one for one in annotation["segments_info"] if not things_only or one.get("category_id") in things]
         png = drawn / _file_name(annotation, file)
         place = folder / _file_name(record, file)
         found.append(MaskedImage(place, _size(record, file), tuple(segments), file, names, png))
@@ -115,7 +119,7 @@ def sa1b_images(folder: str | os.PathLike, images: str | os.PathLike | None = No
         raise FileNotFoundError(f"The folder {str(folder)!r} holds no JSON file with masks of SA-1B.")
     found = []
     for file in files:
-        document = _document(file, ("image", "annotations"))
+        document = _document(file, _SA1B)
         place = (file.parent if images is None else _folder(images)) / _file_name(document["image"], file)
         found.append(MaskedImage(place, _size(document["image"], file), tuple(document["annotations"]), file))
     return _existing(found, files[0].parent)
@@ -139,12 +143,13 @@ def masked_images(annotations: str | os.PathLike, images: str | os.PathLike) -> 
     path = Path(annotations)
     if path.is_dir():
         return sa1b_images(path, images)
-    document = _document(path, ("images", "annotations", "categories"))
+    document = _document(path, _COCO)
     is_panoptic = any("segments_info" in annotation for annotation in document["annotations"][:1])
     return (coco_panoptic_images if is_panoptic else coco_instance_images)(path, images)
 
 
-def _document(file: Path, fields: Sequence[str]) -> dict[str, Any]:
+def _document(file: Path, fields: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """A JSON object with these fields, whose entries have these fields in turn."""
     if not file.is_file():
         raise FileNotFoundError(f"There is no annotation file {str(file)!r}.")
     try:
@@ -154,7 +159,16 @@ def _document(file: Path, fields: Sequence[str]) -> dict[str, Any]:
     missing = [name for name in fields if not isinstance(document, dict) or name not in document]
     if missing:
         raise ValueError(f"{file} lacks {', '.join(map(repr, missing))}: expected a JSON object with these.")
+    for name, keys in fields.items():
+        _check_entries(file, name, document[name], keys)
     return document
+
+
+def _check_entries(file: Path, name: str, entries: Any, keys: Sequence[str]) -> None:
+    for number, entry in enumerate(entries if isinstance(entries, list) else [entries]):
+        lacking = [key for key in keys if not isinstance(entry, dict) or key not in entry]
+        if lacking or not isinstance(entry, dict):
+            raise ValueError(f"{file}: entry {number} of {name} lacks {', '.join(lacking) or 'all fields'}.")
 
 
 def _folder(folder: str | os.PathLike) -> Path:

@@ -142,6 +142,10 @@ class SetokimProcessor(MultimodalProcessor):
             "segment": self.segmentation_instruction,
         }
 
+    @property
+    def _image_tokens(self) -> tuple[str, str, str]:
+        return self.image_token, self.image_start_token, self.image_end_token
+
     def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs) -> str:
         return f"{self.image_start_token}{self.image_token * self.num_image_tokens}{self.image_end_token}"
 
@@ -158,14 +162,18 @@ class SetokimProcessor(MultimodalProcessor):
             `list[dict]`: a turn of the user and one of the assistant.
 
         Raises:
-            ValueError: if there is no such task, or no text.
+            ValueError: if there is no such task, no text, or a token of images in it.
         """
         if task not in self._instructions:
             raise ValueError(f"task is {task!r}: choose one of {', '.join(self._instructions)}.")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The text to {task} is {text!r}: give a prompt, an instruction or an expression.")
+        if special := [token for token in self._image_tokens if token in text]:
+            raise ValueError(
+                f"The text to {task} has {' and '.join(special)} in it, which stands for an image: leave it out."
+            )
         shown = [] if task == "generate" else [{"type": "image"}]
-        asked = {"type": "text", "text": self._instructions[task].format(text)}
+        asked = {"type": "text", "text": self._instructions[task].replace("{}", text)}
         return [
             {"role": "user", "content": [*shown, asked]},
             {"role": "assistant", "content": [{"type": "image"}]},

@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from transformers import AutoProcessor
 
+from ..modeling.base_checkpoints import hub_arguments
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
 from .drawn_images import picture_of
 from .images import ImageSource, load_image
@@ -60,10 +61,11 @@ class SetokimPipeline:
 
         Args:
             name_or_path (`str`): folder or Hub id.
-            kwargs: for the model's `from_pretrained`, such as `dtype` and `device_map`.
+            kwargs: for the model's `from_pretrained`, such as `dtype` and `device_map`; those that say where on the
+                Hub it lies, such as `revision` and `token`, for that of the processor too.
         """
         model = SetokimForConditionalGeneration.from_pretrained(name_or_path, **kwargs)
-        return cls(model, AutoProcessor.from_pretrained(name_or_path))
+        return cls(model, AutoProcessor.from_pretrained(name_or_path, **hub_arguments(kwargs)))
 
     def generate_images(
         self, prompts: str | Sequence[str], *, seed: int | None = None, batch_size: int = 8, **kwargs

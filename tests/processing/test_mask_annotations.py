@@ -119,6 +119,19 @@ def panoptic(folder, size=(4, 5)):
     annotations = [{"image_id": 1, "file_name": "a.png", "segments_info": segments}]
     return instances(annotations=annotations)
 
+    @pytest.mark.parametrize(
+        ("name", "field"),
+        [("images", "id"), ("annotations", "image_id"), ("categories", "id"), ("categories", "name")],
+    )
+    def test_an_entry_without_a_field_is_named(self, folder, name, field):
+        document = json.loads(json.dumps(instances()))
+        del document[name][1][field]
+        with pytest.raises(ValueError, match=f"i.json: entry 1 of {name} lacks {field}"):
+            coco_instance_images(write(folder / "i.json", document), folder / "images")
+        document[name][1] = "cow"
+        with pytest.raises(ValueError, match=f"entry 1 of {name} lacks"):
+            coco_instance_images(write(folder / "i.json", document), folder / "images")
+
 
 class TestPanoptic:
     def test_colours_are_segments_and_void_is_ignored(self, folder):

@@ -1,15 +1,17 @@
 """Setokim's processor writes [Img], placeholders and [/Img]; its pipeline goes from pictures and text to pictures."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPImageProcessorPil
+from transformers import AutoProcessor, CLIPImageProcessorPil
 
 from tests.modeling.test_setokim_writing import eager_model
 from tests.tiny import assistant, example, image_bytes, tiny_image, tiny_tokenizer, user
 from tests.tiny_setokim import DRAWN_SIZE, END, MAX_TOKENS, START, tiny_setokim, tiny_setokim_processor
-from vistok import SetokimPipeline, SetokimProcessor, VisualLanguageCollator
+from vistok import SetokimForConditionalGeneration, SetokimPipeline, SetokimProcessor, VisualLanguageCollator
 from vistok.processing.images import BadSampleError
 
 
@@ -48,6 +50,9 @@ def test_a_prompt_for_an_image_is_what_training_shows_up_to_the_image(template):
         processor.task_prompt("draw", "a dog")
     with pytest.raises(ValueError, match="The text to segment is ' '"):
         processor.task_prompt("segment", " ")
+    for token in ("<image>", "[Img]", "[/Img]"):
+        with pytest.raises(ValueError, match=f"has {re.escape(token)} in it, which stands for an image"):
+            processor.task_prompt(task, f"a {token} sign")
     with pytest.raises(ValueError, match="leaves out the images of answers"):
         tiny_setokim_processor(chat_template="question-answer").task_prompt("generate", "a dog")
 
@@ -135,6 +140,24 @@ def test_the_whole_is_loaded_from_one_folder(pipe, tmp_path):
     image = tiny_image(3)
     assert (loaded.segment(image, "a dog")[0] == pipe.segment(image, "a dog")[0]).all()
     assert isinstance(loaded.generate_images("a dog", max_image_tokens=1)[0], Image.Image)
+
+
+def test_model_and_processor_come_from_the_same_revision(pipe, monkeypatch):
+    asked = {}
+
+    def loading(of, value):
+        return lambda name, **kwargs: asked.update({of: (name, kwargs)}) or value
+
+    monkeypatch.setattr(SetokimForConditionalGeneration, "from_pretrained", loading("model", pipe.model))
+    monkeypatch.setattr(AutoProcessor, "from_pretrained", loading("processor", pipe.processor))
+    SetokimPipeline.from_pretrained("org/setokim", revision="v2", dtype="bfloat16")
+    assert asked["model"] == ("org/setokim", {"revision": "v2", "dtype": "bfloat16"})
+    assert asked["processor"] == ("org/setokim", {"revision": "v2"})
+
+
+def test_instructions_may_have_other_braces():
+    processor = tiny_setokim_processor(segmentation_instruction="{} as {json}", chat_template="chatml")
+    assert "a {dog} as {json}" in processor.task_prompt("segment", "a {dog}")
 
 
 @pytest.mark.parametrize("change", [{"generation_instruction": "no place"}, {"segmentation_instruction": "{} and {}"}])
