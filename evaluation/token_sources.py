@@ -24,9 +24,9 @@ TOWER_SETTINGS: dict[str, Any] = {
     "num_neighbors": 20,
     "normalize_features": True,
 }
-"""Of a bare tower: what separates objects without training. Features of any tower are brought to one scale, in which the
-kernel of the iterative method is as wide for all images: one relative to an image's mean distance is narrow where the
-background is plain, and breaks objects into pieces."""
+"""Of a bare tower: what separates objects without training. Features of any tower are brought to one scale, in which
+the kernel of the iterative method is as wide for all images: one relative to an image's mean distance is narrow where
+the background is plain, and breaks objects into pieces."""
 
 
 @dataclass

@@ -11,6 +11,7 @@ from ..configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
 from ..modeling.density_peaks import computing_precision
 from ..modeling.patch_clusters import cluster_patches
 from ..modeling.vision_features import FINAL
+from ..modeling.visual_tokenizer import computing_dtype
 from .cluster_baselines import grid_clusters, kmeans_clusters, single_cluster
 from .token_sources import TokenSource
 
@@ -211,7 +212,7 @@ def cluster_image(
             return ImageClusters(grid_clusters(grid_size, tokens))
         return ImageClusters(_in_raster_order(kmeans_clusters(features[0], tokens, seed), grid_size))
     config = variant_config(variant, source)
-    inputs = _cluster_features(tokenizer, config, features, grid_size)
+    inputs = _cluster_features(tokenizer, config, features.to(computing_dtype(tokenizer)), grid_size)
     kernel_scale: Any = config.kernel_scale
     if tokenizer.log_kernel_scale is not None and "kernel_scale" not in variant.settings:
         kernel_scale = tokenizer.log_kernel_scale.float().exp()

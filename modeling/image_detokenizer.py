@@ -254,7 +254,7 @@ class ImageDetokenizer(PreTrainedModel):
         if broken:
             raise ValueError(
                 f"{len(broken)} of {len(latents)} images (the first is number {broken[0]}) are not finite: check "
-                "their visual tokens, and the dtype; the VAE of Stable Diffusion overflows in float16, not in bfloat16."
+                "their visual tokens, and the dtype: the VAE of Stable Diffusion overflows in float16."
             )
         return (latents.float() / 2 + 0.5).clamp(0, 1)
 

@@ -126,11 +126,12 @@ class TestSources:
         assert len(found.assignment) == source.grid_size[0] * source.grid_size[1]
         assert found.num_tokens >= 1 and found.scores.isfinite().all()
 
-    def test_a_saved_setok_is_read_as_it_was_trained(self, tmp_path):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_a_saved_setok_is_read_as_it_was_trained(self, tmp_path, dtype):
         config = {"method": "iterative", "max_tokens": 4, "vision_feature_layer": -1, "cluster_projection_size": 8}
         save_tower(tmp_path / "tower", build_vision_tower(tiny_dinov2_config()))
         model = SeTokVisionModel.from_vision_pretrained(str(tmp_path / "tower"), merger_num_heads=2, **config)
-        model.save_pretrained(tmp_path / "setok")
+        model.to(dtype).save_pretrained(tmp_path / "setok")
         tiny_image_processor().save_pretrained(tmp_path / "setok")
         source = load_token_source(tmp_path / "setok")
         assert source.is_trained and source.model.tokenizer.config.method == "iterative"
