@@ -92,7 +92,7 @@ def build_scheduler(config: Mapping[str, Any], class_name: str | None = None) ->
 
     Raises:
         ImportError: if the extra `generation` is not installed.
-        ValueError: if diffusers has no such scheduler.
+        ValueError: if diffusers has no such scheduler, or it is one of flow matching.
     """
     diffusers = require("diffusers", EXTRA)
     name = class_name or config.get("_class_name", "DDIMScheduler")
@@ -101,6 +101,11 @@ def build_scheduler(config: Mapping[str, Any], class_name: str | None = None) ->
         raise ValueError(
             f"scheduler_config has _class_name={name!r}, which is no scheduler of diffusers: choose DDIMScheduler, "
             "DDPMScheduler, PNDMScheduler, DPMSolverMultistepScheduler …"
+        )
+    if not hasattr(scheduler_class, "add_noise"):
+        raise ValueError(
+            f"scheduler_config has _class_name={name!r}, which samples with other noise (flow matching) than the "
+            "U-Net is trained with: choose DDIMScheduler, DDPMScheduler, PNDMScheduler …"
         )
     return scheduler_class.from_config(constructor_arguments(config))
 

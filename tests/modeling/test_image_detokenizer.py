@@ -247,5 +247,7 @@ def test_an_unknown_scheduler_or_prediction_is_refused():
     tokens, mask = tokens_of(4, 2)
     with pytest.raises(ValueError, match="'EulerianScheduler', which is no scheduler"):
         tiny_detokenizer(scheduler_config={"_class_name": "EulerianScheduler"}).sample(tokens, mask)
+    with pytest.raises(ValueError, match="'FlowMatchEulerDiscreteScheduler', which samples with other noise"):
+        tiny_detokenizer(scheduler_config={"_class_name": "FlowMatchEulerDiscreteScheduler"}).sample(tokens, mask)
     with pytest.raises(ValueError, match="prediction_type='velocity'"):
         tiny_detokenizer(scheduler_config={"prediction_type": "velocity"})(tokens, mask, images())

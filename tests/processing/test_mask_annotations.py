@@ -53,6 +53,19 @@ class TestInstances:
         assert second.image().size == (5, 4)
 
     @pytest.mark.parametrize(
+        ("name", "field"),
+        [("images", "id"), ("annotations", "image_id"), ("categories", "id"), ("categories", "name")],
+    )
+    def test_an_entry_without_a_field_is_named(self, folder, name, field):
+        document = json.loads(json.dumps(instances()))
+        del document[name][1][field]
+        with pytest.raises(ValueError, match=f"i.json: entry 1 of {name} lacks {field}"):
+            coco_instance_images(write(folder / "i.json", document), folder / "images")
+        document[name][1] = "cow"
+        with pytest.raises(ValueError, match=f"entry 1 of {name} lacks"):
+            coco_instance_images(write(folder / "i.json", document), folder / "images")
+
+    @pytest.mark.parametrize(
         ("segmentation", "message"),
         [
             ({"size": [5, 4], "counts": [20]}, "annotation 10 of a.jpg: A mask is of size"),
@@ -118,19 +131,6 @@ def panoptic(folder, size=(4, 5)):
     segments.append({"id": 4, "category_id": 7, "iscrowd": 1})
     annotations = [{"image_id": 1, "file_name": "a.png", "segments_info": segments}]
     return instances(annotations=annotations)
-
-    @pytest.mark.parametrize(
-        ("name", "field"),
-        [("images", "id"), ("annotations", "image_id"), ("categories", "id"), ("categories", "name")],
-    )
-    def test_an_entry_without_a_field_is_named(self, folder, name, field):
-        document = json.loads(json.dumps(instances()))
-        del document[name][1][field]
-        with pytest.raises(ValueError, match=f"i.json: entry 1 of {name} lacks {field}"):
-            coco_instance_images(write(folder / "i.json", document), folder / "images")
-        document[name][1] = "cow"
-        with pytest.raises(ValueError, match=f"entry 1 of {name} lacks"):
-            coco_instance_images(write(folder / "i.json", document), folder / "images")
 
 
 class TestPanoptic:
