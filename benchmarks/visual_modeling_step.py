@@ -20,6 +20,7 @@ bfloat16. CPU time on one thread, the median over rounds that take turns; memory
 weights, so gradients are in it. Ratios are to stage II.
 """
 
+import copy
 import dataclasses
 import itertools
 import statistics
@@ -46,8 +47,7 @@ STEPS = {
 TUNINGS, DTYPES = ("lora", "full"), ("float32", "bfloat16")
 
 
-def make_trainer(model_recipe, data: Dataset, folder: Path, tuning: str, dtype: str, step: dict):
-    model, processor = build_model(model_recipe)
+def make_trainer(model, processor, data: Dataset, folder: Path, tuning: str, dtype: str, step: dict):
     options = {}
     if step["stage"] != "visual_tokens":
         options["conversations_per_row"] = QUESTIONS_PER_ROW
@@ -84,12 +84,14 @@ class Step:
 
 
 def measure(model_recipe, num_images: int, tuning: str, dtype: str, rounds: int) -> list[dict]:
+    model, processor = build_model(model_recipe)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         single, _ = make_rows(folder, num_images)
         data = Dataset.from_list([{**row, "id": str(row["row"])} for row in single], features=FEATURES)
         steps = {
-            label: Step(make_trainer(model_recipe, data, folder, tuning, dtype, step)) for label, step in STEPS.items()
+            label: Step(make_trainer(copy.deepcopy(model), processor, data, folder, tuning, dtype, step))
+            for label, step in STEPS.items()
         }
         seconds = interleaved_seconds(steps, rounds)
         peaks = {label: peak_bytes(step) for label, step in steps.items()}

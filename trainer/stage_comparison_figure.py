@@ -1,8 +1,11 @@
 """The figures of a comparison of arms: their scores and differences beside the floors, and how they were trained."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from ..configuration.optional import require
 from ..evaluation.seed_replicates import AVERAGE
@@ -20,7 +23,9 @@ LOGGED = {
 """What curves are drawn of, as it is logged, and what it is called."""
 
 _LOGARITHMIC = ("loss", "loss_lm", "loss_vm", "visual_perplexity")
-_SHARED, _GRID = "#303030", "#ececec"
+_LOGARITHMIC_FROM = 4.0  # times the least value; with less, a scale of that kind has hardly a number
+_MARKS = {"o": "score, 95 % interval", ".": "its seeds", "x": "other images", "+": "blank images"}
+_SHARED, _UNCLEAR, _GRID = "#303030", "#909090", "#ececec"
 _LEGEND = {"loc": "outside lower center", "frameon": False, "fontsize": 12}
 
 
@@ -28,7 +33,7 @@ def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
     """
     Draws the scores of all arms, a panel for each task: dots with 95 % intervals and the score of each seed, crosses
     where the same models are shown other images, plus signs where they are shown blank ones, lines at the floors.
-    Below are the paired differences between arms.
+    Below are the paired differences between arms, grey where the interval holds zero.
 
     Args:
         found (`dict`): from [`collect_comparison`].
@@ -52,10 +57,12 @@ def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
     _name_rows(panels[0, 0], [arm["label"] for arm in arms.values()])
     if differences:
         for axes, measure in zip(panels[1], measures):
-            _draw_differences(axes, [one[measure] for one in differences])
+            handles |= _draw_differences(axes, [one[measure] for one in differences])
+            axes.sharex(panels[1, 0])  # so that intervals of all tasks have the same scale
         pairs = [[arms[arm]["label"] for arm in one["arms"]] for one in differences]
         _name_rows(panels[1, 0], [f"{first}\n− {second}" for first, second in pairs])
     figure.suptitle(found["title"], fontweight="bold", fontsize=14)
+    figure.get_layout_engine().set(w_pad=0.1)
     figure.legend(handles.values(), handles.keys(), ncols=3, **_LEGEND)
     save_figure(figure, path)
 
@@ -66,19 +73,24 @@ def _title(found: Mapping[str, Any], measure: str) -> str:
 
 def _draw_scores(axes: Any, found: Mapping[str, Any], measure: str) -> dict[str, Any]:
     """Draws a task; returns what the legend explains, by its label."""
-    handles: dict[str, Any] = {}
+    marks: set[str] = set()
     tasks = list(found["tasks"]) if measure == AVERAGE else [measure]
     for height, arm in enumerate(found["arms"].values()):
         colour, estimate = f"C{height}", arm["scores"][measure]
-        handles["score, 95 % interval"] = _draw_estimate(axes, estimate, height, colour)
+        _draw_estimate(axes, estimate, height, colour)
         if len(estimate["seeds"]) > 1:
             places = [height + 0.22] * len(estimate["seeds"])
-            (handles["its seeds"],) = axes.plot(estimate["seeds"], places, ".", color=colour, alpha=0.6, markersize=6)
+            axes.plot(estimate["seeds"], places, ".", color=colour, alpha=0.6, markersize=6)
+            marks.add(".")
         blank = [arm["floors"][task].get("blank_images") for task in tasks]
-        marks = {"other images": ("x", [arm["shuffled"][task] for task in tasks]), "blank images": ("+", blank)}
-        for label, (mark, values) in marks.items():
+        for mark, values in (("x", [arm["shuffled"][task] for task in tasks]), ("+", blank)):
             if None not in values:
-                (handles[label],) = axes.plot(_mean(values), height, mark, color=colour, markersize=8, alpha=0.8)
+                axes.plot(_mean(values), height, mark, color=colour, markersize=8, alpha=0.8)
+                marks.add(mark)
+    # No arm's colour in the legend: marks mean the same of all.
+    handles: dict[str, Any] = {
+        label: axes.plot([], [], mark, color="black")[0] for mark, label in _MARKS.items() if mark in {"o", *marks}
+    }
     first = next(iter(found["arms"].values()))
     for floor, (colour, style) in FLOOR_STYLES.items():
         values = [first["floors"][task].get(floor) for task in tasks]
@@ -89,18 +101,22 @@ def _draw_scores(axes: Any, found: Mapping[str, Any], measure: str) -> dict[str,
     return handles
 
 
-def _draw_differences(axes: Any, estimates: Sequence[Mapping[str, Any]]) -> None:
+def _draw_differences(axes: Any, estimates: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Draws a task; returns what the legend explains, by its label."""
+    handles: dict[str, Any] = {}
     axes.axvline(0, color="#8a8a8a", linewidth=1.2, zorder=1.5)
     for height, estimate in enumerate(estimates):
         is_clear = estimate["low"] is not None and (estimate["low"] > 0 or estimate["high"] < 0)
-        _draw_estimate(axes, estimate, height, "black" if is_clear else "#909090")
-        axes.annotate(
-            f"{estimate['value']:+.1f}", (estimate["value"], height), (0, 7), textcoords="offset points", ha="center",
-            fontsize=11,
-        )  # fmt: skip
+        _draw_estimate(axes, estimate, height, "black" if is_clear else _UNCLEAR)
+        if not is_clear:
+            (handles["difference that may be none"],) = axes.plot([], [], "o", color=_UNCLEAR)
+        told = f"{round(estimate['value'], 1) + 0.0:+.1f}".replace("-", "−")
+        above = {"xytext": (0, 7), "textcoords": "offset points", "ha": "center", "fontsize": 11}
+        axes.annotate(told, (estimate["value"], height), **above)
     axes.set_xlabel("difference (points)", fontsize=12)
     axes.margins(x=0.12)
     _tidy(axes, len(estimates))
+    return handles
 
 
 def _draw_estimate(axes: Any, estimate: Mapping[str, Any], height: float, colour: str) -> Any:
@@ -166,34 +182,30 @@ def draw_trainings(found: Mapping[str, Any], path: Path) -> None:
 def _draw_measure(axes: Any, found: Mapping[str, Any], measure: str) -> dict[str, Any]:
     """Draws a measure; returns what the legend explains, by its label."""
     handles: dict[str, Any] = {}
-    names = []
+    parts = []
     for stage in found["recipe"]["stages"]:
-        if curve := found["logs"].get(stage_job(stage), {}).get(measure):
-            (handles["stage that the arms share"],) = _draw_curve(axes, curve, measure, len(names), color=_SHARED)
-            names.append(f"{stage}\n{curve[0][-1]:,} steps")
-    longest = 0
+        if curve := _curve(found, stage_job(stage), measure):
+            (handles["stage that the arms share"],) = axes.plot(len(parts) + curve.shares, curve.values, color=_SHARED)
+            parts.append(f"{stage}\n{curve.num_steps:,} steps")
+    num_steps = 0
     for number, (arm, entry) in enumerate(found["arms"].items()):
-        logs = [found["logs"].get(arm_job(arm, seed), {}) for seed in entry["seeds"] if seed is not None]
-        curves = [log[measure] for log in logs if measure in log]
+        jobs = [arm_job(arm, seed) for seed in entry["seeds"] if seed is not None]
+        curves = [curve for curve in (_curve(found, job, measure) for job in jobs) if curve]
         for curve in curves:
             faint = {"alpha": 0.35, "linewidth": 0.8} if len(curves) > 1 else {}
-            (line,) = _draw_curve(axes, curve, measure, len(names), color=f"C{number}", **faint)
-            longest = max(longest, curve[0][-1])
-        if len(curves) > 1 and len({tuple(steps) for steps, _ in curves}) == 1:
-            mean = [_mean(values) for values in zip(*(values for _, values in curves))]
-            (line,) = _draw_curve(axes, [curves[0][0], mean], measure, len(names), color=f"C{number}", linewidth=2)
+            (line,) = axes.plot(len(parts) + curve.shares, curve.values, color=f"C{number}", **faint)
+            num_steps = max(num_steps, curve.num_steps)
+        if len(curves) > 1 and len({tuple(curve.shares) for curve in curves}) == 1:
+            mean = np.mean([curve.values for curve in curves], axis=0)
+            (line,) = axes.plot(len(parts) + curves[0].shares, mean, color=f"C{number}", linewidth=2)
         if curves:
             handles[entry["label"]] = line
-    names += [f"arms\n{longest:,} steps"] if longest else []
-    for border in range(1, len(names)):
-        axes.axvline(border, color="#b0b0b0", linewidth=0.8)
-    axes.set_xticks([place + 0.5 for place in range(len(names))], names, fontsize=10)
-    axes.set_xlim(0, len(names))
-    axes.tick_params(axis="x", length=0)
+    parts += [f"arms\n{num_steps:,} steps"] if num_steps else []
+    _label_parts(axes, parts)
     axes.set_title(LOGGED[measure], fontsize=12)
     axes.grid(axis="y", color=_GRID, linewidth=0.8)
     axes.spines[["top", "right"]].set_visible(False)
-    if measure in _LOGARITHMIC and axes.dataLim.y0 > 0:
+    if measure in _LOGARITHMIC and 0 < _LOGARITHMIC_FROM * axes.dataLim.y0 < axes.dataLim.y1:
         ticker = require("matplotlib.ticker", "draw")
         axes.set_yscale("log", subs=[])
         axes.yaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -201,14 +213,30 @@ def _draw_measure(axes: Any, found: Mapping[str, Any], measure: str) -> dict[str
     return handles
 
 
-def _draw_curve(axes: Any, curve: Sequence[Sequence[float]], measure: str, place: int, **style: Any) -> Any:
-    steps, values = curve
-    factor = 100 if measure == "punctuation_share" else 1
-    return axes.plot(
-        [place + step / steps[-1] for step in steps],
-        [factor * value for value in values],
-        **{"linewidth": 1.2, **style},
-    )
+def _label_parts(axes: Any, parts: Sequence[str]) -> None:
+    for border in range(1, len(parts)):
+        axes.axvline(border, color="#b0b0b0", linewidth=0.8)
+    axes.set_xticks([place + 0.5 for place in range(len(parts))], parts, fontsize=10)
+    axes.set_xlim(0, len(parts))
+    axes.tick_params(axis="x", length=0)
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """What a training logged of a measure, after which shares of its steps."""
+
+    shares: np.ndarray
+    values: np.ndarray
+    num_steps: int
+
+
+def _curve(found: Mapping[str, Any], job: str, measure: str) -> _Curve | None:
+    logged = found["logs"].get(job, {}).get(measure)
+    if logged is None:
+        return None
+    steps, values = map(np.asarray, logged)
+    num_steps = max(found["trainings"][job]["steps"] or 0, int(steps[-1]))
+    return _Curve(steps / num_steps, values * (100 if measure == "punctuation_share" else 1), num_steps)
 
 
 __all__ = ["LOGGED", "draw_comparison", "draw_trainings", "has_curves"]

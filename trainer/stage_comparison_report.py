@@ -254,7 +254,7 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
         "over all arms." + _of_stages(found),
         "## Trainings",
         _training_table(found),
-        *(["![What the trainings logged](comparison-trainings.png)"] if has_curves(found) else []),
+        *(["![What the trainings logged](comparison-trainings.png)", _of_logs(found)] if has_curves(found) else []),
         *(["## Visual tokens on held-out images", tokens] if (tokens := _visual_token_table(found)) else []),
         "## Arms",
         "![Scores of the arms and their differences](comparison.png)",
@@ -274,6 +274,16 @@ def _of_stages(found: Mapping[str, Any]) -> str:
         return " Stages that the arms share were trained once: other seeds of them are in no interval."
     alone = " There is one seed, so the interval holds images alone." if len(found["recipe"]["seeds"]) == 1 else ""
     return f" Every arm was trained from the same start.{alone}"
+
+
+def _of_logs(found: Mapping[str, Any]) -> str:
+    drawn = "Thin lines are seeds, thick ones their means." if len(found["recipe"]["seeds"]) > 1 else ""
+    if not any("loss_vm" in log for log in found["logs"].values()):
+        return drawn
+    return (
+        f"{drawn} The loss of images is that of each stage: KL(Q ‖ P') where the VM head learns, KL(P' ‖ Q) in visual "
+        "modelling. Perplexity, entropy and punctuation are those of the last batch before each log."
+    ).strip()
 
 
 def _training_table(found: Mapping[str, Any]) -> str:
