@@ -128,11 +128,9 @@ class TestVisualModeling:
 
 def test_a_step_of_stage_four_stands_beside_one_of_stage_two(run_benchmark, tmp_path):
     vision, text = save_base_models(tmp_path)
-    rows = run_benchmark("visual_modeling_step", "--vision", vision, "--text", text)
-    assert [row["stage"] for row in rows] == ["II", "IV", "IV, Loss_LM alone", "III"] * 4
-    assert {(row["trained"], row["dtype"]) for row in rows} == {
-        (trained, dtype) for trained in ("lora", "full") for dtype in ("float32", "bfloat16")
-    }
+    rows = run_benchmark("visual_modeling_step", "--vision", vision, "--text", text, "--dtypes", "bfloat16")
+    assert [row["stage"] for row in rows] == ["II", "IV", "IV, Loss_LM alone", "III"] * 2
+    assert [(row["trained"], row["dtype"]) for row in rows[::4]] == [("lora", "bfloat16"), ("full", "bfloat16")]
     for two, four, alone, _ in zip(*(rows[number::4] for number in range(4))):
         assert two["time ratio"] == two["memory ratio"] == "1.000" and float(alone["memory ratio"]) > 0
         assert float(four["MiB"]) >= float(alone["MiB"])
