@@ -1,5 +1,6 @@
 """The figures of a comparison of arms: their scores and differences beside the floors, and how they were trained."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ _LOGARITHMIC = ("loss", "loss_lm", "loss_vm", "visual_perplexity")
 _LOGARITHMIC_FROM = 4.0  # times the least value; with less, a scale of that kind has hardly a number
 _MARKS = {"o": "score, 95 % interval", ".": "its seeds", "x": "other images", "+": "blank images"}
 _SHARED, _UNCLEAR, _GRID = "#303030", "#909090", "#ececec"
-_LEGEND = {"loc": "outside lower center", "frameon": False, "fontsize": 12}
+_LETTERS_PER_INCH = 8  # of a title
 
 
 def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
@@ -61,10 +62,8 @@ def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
             axes.sharex(panels[1, 0])  # so that intervals of all tasks have the same scale
         pairs = [[arms[arm]["label"] for arm in one["arms"]] for one in differences]
         _name_rows(panels[1, 0], [f"{first}\n− {second}" for first, second in pairs])
-    figure.suptitle(found["title"], fontweight="bold", fontsize=14)
     figure.get_layout_engine().set(w_pad=0.1)
-    figure.legend(handles.values(), handles.keys(), ncols=3, **_LEGEND)
-    save_figure(figure, path)
+    _finish(figure, found["title"], handles, 3 if len(measures) > 1 else 2, path)
 
 
 def _title(found: Mapping[str, Any], measure: str) -> str:
@@ -143,6 +142,15 @@ def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values)
 
 
+def _finish(figure: Any, title: str, handles: Mapping[str, Any], num_columns: int, path: Path) -> None:
+    wrapped = textwrap.fill(title, int(_LETTERS_PER_INCH * figure.get_figwidth()))
+    figure.suptitle(wrapped, fontweight="bold", fontsize=14)
+    figure.legend(
+        handles.values(), handles.keys(), ncols=num_columns, loc="outside lower center", frameon=False, fontsize=12
+    )
+    save_figure(figure, path)
+
+
 def has_curves(found: Mapping[str, Any]) -> bool:
     """Whether [`draw_trainings`] has anything to draw."""
     return any(found["logs"].values())
@@ -174,15 +182,13 @@ def draw_trainings(found: Mapping[str, Any], path: Path) -> None:
         handles |= _draw_measure(axes, found, measure)
     for axes in panels[len(measures) :]:
         axes.set_axis_off()
-    figure.suptitle(found["title"], fontweight="bold", fontsize=14)
-    figure.legend(handles.values(), handles.keys(), ncols=4, **_LEGEND)
-    save_figure(figure, path)
+    _finish(figure, found["title"], handles, 1 + columns, path)
 
 
 def _draw_measure(axes: Any, found: Mapping[str, Any], measure: str) -> dict[str, Any]:
     """Draws a measure; returns what the legend explains, by its label."""
     handles: dict[str, Any] = {}
-    parts = []
+    parts: list[str] = []
     for stage in found["recipe"]["stages"]:
         if curve := _curve(found, stage_job(stage), measure):
             (handles["stage that the arms share"],) = axes.plot(len(parts) + curve.shares, curve.values, color=_SHARED)
