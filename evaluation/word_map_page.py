@@ -46,8 +46,8 @@ body { font: 16px/1.45 system-ui, sans-serif; margin: 2rem auto; max-width: 1240
 h1 { font-size: 1.4rem } h2 { font-size: 1.1rem; overflow-wrap: anywhere }
 section { margin: 2.5rem 0; content-visibility: auto; contain-intrinsic-size: auto 60rem }
 nav a { margin-right: 1.2rem }
-.tools label { margin-right: 1.2rem; white-space: nowrap }
-.map { padding-right: 19rem }
+section > label { margin-right: 1.2rem; white-space: nowrap }
+.map { padding-right: 19rem; margin-top: .5rem }
 .frame { position: relative; container-type: inline-size; width: min(100%, calc(88vh * var(--aspect)));
   aspect-ratio: var(--aspect) }
 .frame img { display: block; width: 100%; height: 100% }
@@ -75,7 +75,7 @@ nav a { margin-right: 1.2rem }
 .hint { position: absolute; left: calc(100% + 1rem); top: 0; width: 18rem; margin: 0; color: #505050 }
 .code { color: #707070; font-size: .8em; margin-left: .5em }
 .hide-words:checked ~ .map .word { visibility: hidden }
-.shade:checked ~ .map .cell { background: rgb(31 111 180 / calc(var(--score) * .85)) }
+.shade:checked ~ .map .cell { background: rgb(31 111 180 / calc(var(--score) * .6)) }
 details { margin-top: 1rem } summary { cursor: pointer }
 table { border-collapse: collapse; font-size: .9rem; display: block; max-height: 60vh; overflow: auto }
 th, td { padding: .15rem .6rem; border-bottom: 1px solid #e0e0e0; text-align: left; white-space: nowrap }
@@ -84,7 +84,7 @@ th { position: sticky; top: 0; background: #fff } td.number { text-align: right;
   .map { padding-right: 0; padding-bottom: 17rem } .hint { top: calc(100% + .6rem) }
   .panel { left: 0; top: calc(100% + .6rem); width: 100%; max-height: 16rem }
 }
-@media print { .panel, .hint, .tools, script { display: none } }
+@media print { .panel, .hint, section > input, section > label, script { display: none } }
 """.strip()
 
 # Without it every patch is a stop of the tabulator key; with it a map is one, and arrow keys move within.
@@ -211,7 +211,8 @@ def _explained(measure: str) -> str:
         else "the words whose embeddings are closest to its visual token, with their cosine similarity"
     )
     return (
-        f"Each patch of an image shows {what}. Point at a patch, or go there with the tabulator and arrow keys. "
+        f"Each patch of an image shows {what}. Point at a patch, or go there with the tabulator and arrow keys: the "
+        f"longest bar is that of the highest {measure} in the image. "
         "“·” marks a piece that joins on to another one, “␣” a space, “↵” a new line."
     )
 
@@ -289,7 +290,7 @@ def _word(word: str) -> str:
 
 
 def _bar(word_map: WordMap, word: str, score: float, highest: float) -> str:
-    width = 100 * min(max(score, 0.0) / (1.0 if word_map.measure == "probability" else highest), 1.0)
+    width = 100 * min(max(score, 0.0) / highest, 1.0)
     return (
         f'<div class="bar"><span class="token">{_word(word)}</span><span>{_number(word_map, score)}</span>'
         f'<span class="share"><i style="--width: {width:.1f}%"></i></span></div>'

@@ -126,6 +126,16 @@ class TestVisualModeling:
         assert missing == {"compiled: does not compile here: TorchDynamoException", "Liger: not installed"}
 
 
+def test_a_step_of_stage_four_stands_beside_one_of_stage_two(run_benchmark, tmp_path):
+    vision, text = save_base_models(tmp_path)
+    rows = run_benchmark("visual_modeling_step", "--vision", vision, "--text", text, "--dtypes", "bfloat16")
+    assert [row["stage"] for row in rows] == ["II", "IV", "IV, Loss_LM alone", "III"] * 2
+    assert [(row["trained"], row["dtype"]) for row in rows[::4]] == [("lora", "bfloat16"), ("full", "bfloat16")]
+    for two, four, alone, _ in zip(*(rows[number::4] for number in range(4))):
+        assert two["time ratio"] == two["memory ratio"] == "1.000" and float(alone["memory ratio"]) > 0
+        assert float(four["MiB"]) >= float(alone["MiB"])
+
+
 def test_peak_memory_counts_what_is_held_at_once():
     def holds_three_mebibytes():
         first = torch.empty(2**20, dtype=torch.uint8)

@@ -1,6 +1,5 @@
 """What reading an image costs the arms of a comparison: measured in turn, told in a table and drawn beside scores."""
 
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,16 +12,15 @@ from ..evaluation.image_text_models import ImageTextModel
 from ..evaluation.seed_replicates import AVERAGE
 from ..hub_cards.card import markdown_table
 from ..hub_cards.card_facts import duration
-from ..modeling.atomic_folder import write_bytes_atomically
 from ..processing.images import image_key, load_example_images
 from .data_sources import load_data_source
+from .study_figure import FLOOR_LABELS, FLOOR_STYLES, save_figure
 
 COSTS_JOB = "costs"
 """The job that measures them."""
 
 MODEL = "model"
 _DEFAULTS = {"num_images": 32, "num_text_tokens": 32, "rounds": 3, "attn_implementation": "eager"}
-_FLOORS = {"majority": ("#8a8a8a", "-", "majority answer"), "question_only_prior": ("#4a4a4a", "--", "question alone")}
 _AXES = {
     "tokens": "visual tokens per image",
     "prefill_gflop": "prefill of the language model (GFLOP)",
@@ -104,7 +102,7 @@ def _training_seconds(found: Mapping[str, Any], arm: str) -> float | None:
     return sum(seconds) / len(seconds) if seconds else None
 
 
-def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
+def draw_costs(found: Mapping[str, Any], path: Path) -> None:
     """
     Draws the scores of all arms, averaged over tasks, against what they cost, a panel for each cost: dots with 95 %
     intervals, crosses where the same model is shown other images, lines at the floors.
@@ -127,10 +125,11 @@ def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
             cost = found["costs"][arm].get(name) if name != "cpu_minutes" else seconds and seconds / 60
             if cost is not None:
                 handles[found["arms"][arm]["label"]] = _draw_arm(axes, found["arms"][arm], measure, cost, f"C{number}")
-        for floor, (colour, style, label) in _FLOORS.items():
+        for floor, (colour, style) in FLOOR_STYLES.items():
             values = [found["arms"][arms[0]]["floors"][task].get(floor) for task in tasks] if arms else []
             if values and None not in values:
-                handles[label] = axes.axhline(sum(values) / len(values), color=colour, linestyle=style, linewidth=1)
+                line = axes.axhline(sum(values) / len(values), color=colour, linestyle=style, linewidth=1)
+                handles[FLOOR_LABELS[floor]] = line
         axes.set_xlabel(title)
         axes.set_xlim(left=0)
         axes.grid(alpha=0.25)
@@ -139,9 +138,7 @@ def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
     panels[0].set_ylabel(f"right answers (%), {measure}")
     figure.suptitle(found["title"], fontweight="bold")
     figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png", dpi=120)
-    write_bytes_atomically(path, stream.getvalue())
+    save_figure(figure, path)
 
 
 def _draw_arm(axes: Any, arm: Mapping[str, Any], measure: str, cost: float, colour: str) -> Any:
@@ -155,4 +152,4 @@ def _draw_arm(axes: Any, arm: Mapping[str, Any], measure: str, cost: float, colo
     return axes.errorbar([cost], [value], yerr=errors, fmt="o", color=colour, capsize=3)
 
 
-__all__ = ["COSTS_JOB", "cost_table", "draw_comparison", "measure_arms"]
+__all__ = ["COSTS_JOB", "cost_table", "draw_costs", "measure_arms"]

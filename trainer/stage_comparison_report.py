@@ -21,7 +21,9 @@ from ..hub_cards.card import markdown_table
 from ..hub_cards.card_facts import duration, number
 from ..hub_cards.published_text import published_values
 from ..modeling.atomic_folder import write_text_atomically
-from .stage_comparison_costs import COSTS_JOB, cost_table, draw_comparison
+from .loss_curve import series
+from .stage_comparison_costs import COSTS_JOB, cost_table, draw_costs
+from .stage_comparison_figure import LOGGED, draw_comparison, draw_trainings, has_curves
 from .stage_comparison_jobs import TRAINING, answer_jobs, plan_comparison
 from .stage_comparison_recipe import StageComparison
 from .study_jobs import RESULTS, is_finished, read_json
@@ -42,11 +44,11 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         recipe ([`StageComparison`]): the comparison.
 
     Returns:
-        `dict`: `title`, `tasks`, `trainings` (of each stage and arm what it was trained on and for how long), `arms`
-        (of each its scores with intervals, those with shuffled images, `floors`, and `models`, one for each of
-        `seeds`), `costs` (of each arm what reading an image costs), `differences` (of each pair and measure, see
-        [`Estimate`]), `enough` (of each task whether it allows a conclusion), `cost` in CPU seconds, `missing` (jobs
-        that are not finished) and `recipe`.
+        `dict`: `title`, `tasks`, `trainings` (of each stage and arm what it was trained on and for how long), `logs`
+        (steps and values of what they logged), `arms` (of each its scores with intervals, those with shuffled images,
+        `floors`, and `models`, one for each of `seeds`), `costs` (of each arm what reading an image costs),
+        `differences` (of each pair and measure, see [`Estimate`]), `enough` (of each task whether it allows a
+        conclusion), `cost` in CPU seconds, `missing` (jobs that are not finished) and `recipe`.
 
     Raises:
         ValueError: if no arm is finished.
@@ -80,11 +82,13 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         }
         for arm in found
     }
+    trainings = {name: document for name, document in finished.items() if name.endswith(f"/{TRAINING}")}
     counts = {task: found[next(iter(found))][0][task]["num_questions"] for task in tasks}
     return {
         "title": recipe.title,
         "tasks": counts,
-        "trainings": {name: _training(finished[name]) for name in finished if name.endswith(f"/{TRAINING}")},
+        "trainings": {name: _training(document) for name, document in trainings.items()},
+        "logs": {name: _logged(document) for name, document in trainings.items()},
         "arms": arms,
         "differences": [
             _difference(scores, arms, first, second)
@@ -145,6 +149,12 @@ def _training(document: Mapping[str, Any]) -> dict[str, Any]:
     return {**kept, "parameters": results.get("parameters"), "cpu_seconds": document["cost"]["cpu_seconds"]}
 
 
+def _logged(document: Mapping[str, Any]) -> dict[str, Any]:
+    history = document["results"].get("log_history") or []
+    curves = {name: series(history, name) for name in LOGGED}
+    return {name: [steps, values] for name, (steps, values) in curves.items() if steps}
+
+
 def _is_enough(recipe: StageComparison, arms: Mapping[str, Any], task: str, count: int) -> dict[str, Any]:
     """
     How far above the prior of the question alone the arm is that stops before the others; else the weakest one. Where
@@ -175,8 +185,9 @@ def _without(one: Mapping[str, Any]) -> dict[str, Any]:
 def write_comparison(recipe: StageComparison, command: str | None = None) -> dict[str, Path]:
     """
     Writes the report of what is finished: `comparison.json` (all of it), `comparison.csv` (a row for each trained
-    model), `comparison.md` (tables, and what they allow to conclude) and, where costs were measured, `comparison.png`,
-    each whole or not at all.
+    model), `comparison.md` (tables, and what they allow to conclude), `comparison.png` (scores and differences),
+    `comparison-trainings.png` (curves of what was logged) and, where costs were measured, `comparison-costs.png`, each
+    whole or not at all.
 
     Args:
         recipe ([`StageComparison`]): the comparison.
@@ -187,16 +198,27 @@ def write_comparison(recipe: StageComparison, command: str | None = None) -> dic
 
     Raises:
         ValueError: if no arm is finished.
+        ImportError: if matplotlib is missing; names the extra.
     """
     found = published_values({**collect_comparison(recipe), "command": command})
     paths = {name: Path(recipe.output_dir) / name for name in REPORT_FILES}
     write_text_atomically(paths["comparison.json"], json.dumps(found, indent=1, ensure_ascii=False) + "\n")
     write_text_atomically(paths["comparison.csv"], _csv(found))
     write_text_atomically(paths["comparison.md"], comparison_markdown(found))
-    if found["costs"]:
-        paths["comparison.png"] = Path(recipe.output_dir) / "comparison.png"
-        draw_comparison(found, paths["comparison.png"])
+    for name, (draw, is_there) in _figures(found).items():
+        if is_there:
+            paths[name] = Path(recipe.output_dir) / name
+            draw(found, paths[name])
     return paths
+
+
+def _figures(found: Mapping[str, Any]) -> dict[str, Any]:
+    """What draws each figure, and whether there is anything to draw."""
+    return {
+        "comparison.png": (draw_comparison, True),
+        "comparison-trainings.png": (draw_trainings, has_curves(found)),
+        "comparison-costs.png": (draw_costs, bool(found["costs"])),
+    }
 
 
 def _csv(found: Mapping[str, Any]) -> str:
@@ -232,11 +254,13 @@ def comparison_markdown(found: Mapping[str, Any]) -> str:
         "over all arms." + _of_stages(found),
         "## Trainings",
         _training_table(found),
+        *(["![What the trainings logged](comparison-trainings.png)", _of_logs(found)] if has_curves(found) else []),
         *(["## Visual tokens on held-out images", tokens] if (tokens := _visual_token_table(found)) else []),
         "## Arms",
+        "![Scores of the arms and their differences](comparison.png)",
         _arm_table(found),
-        *(["![Scores against costs](comparison.png)", "## Costs", cost_table(found)] if found["costs"] else []),
         *(["## Differences", _difference_table(found)] if found["differences"] else []),
+        *(["## Costs", "![Scores against costs](comparison-costs.png)", cost_table(found)] if found["costs"] else []),
         "## Conclusion",
         conclusion(found),
         *([f"Not finished: {', '.join(found['missing'])}."] if found["missing"] else []),
@@ -250,6 +274,16 @@ def _of_stages(found: Mapping[str, Any]) -> str:
         return " Stages that the arms share were trained once: other seeds of them are in no interval."
     alone = " There is one seed, so the interval holds images alone." if len(found["recipe"]["seeds"]) == 1 else ""
     return f" Every arm was trained from the same start.{alone}"
+
+
+def _of_logs(found: Mapping[str, Any]) -> str:
+    drawn = "Thin lines are seeds, thick ones their means." if len(found["recipe"]["seeds"]) > 1 else ""
+    if not any("loss_vm" in log for log in found["logs"].values()):
+        return drawn
+    return (
+        f"{drawn} The loss of images is that of each stage: KL(Q ‖ P') where the VM head learns, KL(P' ‖ Q) in visual "
+        "modelling. Perplexity, entropy and punctuation are those of the last batch before each log."
+    ).strip()
 
 
 def _training_table(found: Mapping[str, Any]) -> str:

@@ -53,7 +53,7 @@ def draw_study(found: Mapping[str, Any], path: Path) -> None:
     figure.legend(
         [handles[label] for label in order], order, loc="outside lower center", ncols=3, frameon=False, fontsize=12
     )
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_panel(axes, found, measure: str, names: list[str]) -> dict[str, Any]:
@@ -180,7 +180,7 @@ def draw_attention_figure(found: Mapping[str, Any], output: Path, path: Path) ->
         fontsize=13,
     )
     _draw_colour_bar(figure, panels)
-    _save(figure, path)
+    save_figure(figure, path)
 
 
 def _draw_row(of_row, kept, query: int, heads: list[int], highest: list[float], first: bool) -> None:
@@ -218,10 +218,17 @@ def _check_choice(maps: np.ndarray, query: int, heads: list[int]) -> None:
             raise ValueError(f"attention.{what} of the study has {value}, but the resampler has {limit}, from 0.")
 
 
-def _save(figure, path: Path) -> None:
+def save_figure(figure: Any, path: Path) -> None:
+    """
+    Writes a figure of matplotlib whole or not at all.
+
+    Args:
+        figure (`matplotlib.figure.Figure`): what was drawn.
+        path (`Path`): PNG file.
+    """
     drawn = io.BytesIO()
     figure.savefig(drawn, format="png", dpi=160)
     write_bytes_atomically(path, drawn.getvalue())
 
 
-__all__ = ["attention_files", "draw_attention_figure", "draw_study"]
+__all__ = ["FLOOR_LABELS", "FLOOR_STYLES", "attention_files", "draw_attention_figure", "draw_study", "save_figure"]

@@ -17,13 +17,14 @@ SHIPPED_MODEL = "checkpoints/gvt-demo"
 _EXPECTED = "Give the folder that `vistok train` ended with, or a Hub id such as owner/name."
 
 
-def model_folder(model: str | os.PathLike | None = None) -> str:
+def model_folder(model: str | os.PathLike | None = None, shipped: str = SHIPPED_MODEL) -> str:
     """
-    The model to ask: the one that ships with vistok, unless another is named. Of one on the Hub the config is fetched,
-    so that a wrong name is told before anything else is loaded.
+    The model to run: one that ships with vistok, unless another is named. Of one on the Hub the config is fetched, so
+    that a wrong name is told before anything else is loaded.
 
     Args:
         model (`str`, *optional*): folder or Hub id.
+        shipped (`str`, *optional*): which one that ships, as [`shipped_path`] takes it; by default the one to ask.
 
     Returns:
         `str`: what `from_pretrained` takes.
@@ -33,7 +34,7 @@ def model_folder(model: str | os.PathLike | None = None) -> str:
         OSError: if it is no folder and cannot be had from the Hub.
     """
     if model is None:
-        return str(shipped_path(SHIPPED_MODEL))
+        return str(shipped_path(shipped))
     folder = resolve_checkpoint(model)
     path = Path(folder).expanduser()
     if path.is_dir():

@@ -23,9 +23,10 @@ machines with a common folder share its jobs:
 
 A recipe with `study: stages` compares arms of a training in stages, such as visual modelling with language modelling
 alone: the stages before are trained once, the last one with each seed, and all arms are asked the same questions. It
-ends with comparison.md, comparison.csv and comparison.json. Its sections: stages, arms, compare, seeds, changes,
-evaluation, costs. With `study: arms` there are no stages before: recipes/setok/demo/comparison.yaml compares visual
-tokenizers, and draws what they score against what they cost.
+ends with comparison.md, comparison.csv, comparison.json, and two pictures: comparison.png (scores and differences) and
+comparison-trainings.png (what was logged). Its sections: stages, arms, compare, seeds, changes, evaluation, costs.
+With `study: arms` there are no stages before: recipes/setok/demo/comparison.yaml compares visual tokenizers, and also
+draws what they score against what they cost (comparison-costs.png).
 
 Behind the recipe any field of it can be overridden by --section.field value, and what is no section by --threads 2,
 --title "My towers", --seeds "[0, 1, 2]". Sections of a study of towers:

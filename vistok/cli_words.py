@@ -9,6 +9,7 @@ from typing import Any
 
 from .given_options import given_options
 
+SHIPPED_MODEL = "checkpoints/vtlmm-demo"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PICTURE, PAGE = "words.png", "words.html"
 OF_MAPS = ("output", "html", "nearest", "top_k", "shading", "patch_size", "font")
@@ -21,6 +22,9 @@ are a picture with a word in each patch (words.png) and a page where the pointer
 patch with their probabilities (words.html); with --output or --html only what is named. Of several images each has its
 own picture, words-NAME.png, and one page holds all, or several that are linked, words-2.html …, of 16 MB each.
 
+Without --model the small VT-LMM reads that ships with vistok: its card, checkpoints/vtlmm-demo/README.md, says what it
+was trained on.
+
 With --statistics, the language statistics of all images instead: rank and frequency with Zipf's law, entropies, new
 words per image, kinds of words. IMAGE may be a folder, whose images are read one after the other, however many.
 
@@ -28,6 +32,7 @@ Labels: "dog" begins a word, "·ing" joins on to the one before; ␣ ↵ ⇥ are
 characters, <0xE4> a byte that is no whole character, [#49152] an id that the tokenizer does not have.
 
 example:
+  vistok words photo.jpg
   vistok words photo.jpg --model runs/vtlmm --top-k 8 --shading
   vistok words a.jpg b.jpg --model runs/vtlmm --nearest --html nearest.html
   vistok words photos/ --model runs/vtlmm --statistics runs/vtlmm/words
@@ -37,7 +42,7 @@ example:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """What the command takes."""
     parser.add_argument("images", metavar="IMAGE", nargs="+", help="image files, and folders of images")
-    parser.add_argument("--model", metavar="FOLDER", required=True, help="a VT-LMM: folder or Hub id")
+    parser.add_argument("--model", metavar="FOLDER", help="a VT-LMM: folder or Hub id; by default the one that ships")
     parser.add_argument("--top-k", type=int, default=5, metavar="K", help="words of a patch (default 5)")
     parser.add_argument("--output", metavar="OUT.png", help="the picture")
     parser.add_argument("--html", metavar="OUT.html", help="the page")
@@ -118,7 +123,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     from .answering import explained_hub_errors, model_folder, quiet_loading
     from .evaluation.processes import Share, local_device
 
-    folder = model_folder(options.model)
+    folder = model_folder(options.model, SHIPPED_MODEL)
     with quiet_loading(), explained_hub_errors(folder):
         kind = AutoConfig.from_pretrained(folder).model_type
         if kind != "vtlmm":
@@ -139,7 +144,8 @@ def _write_maps(options: argparse.Namespace, model: Any, processor: Any, files: 
     word_maps = _drawn_maps(options, model, processor, files, output)
     if page:
         what = "nearest words" if options.nearest else "words"
-        title = f"Images as {what}: {Path(options.model).name or options.model}"
+        model_name = options.model or SHIPPED_MODEL
+        title = f"Images as {what}: {Path(model_name).name or model_name}"
         files = write_word_page(word_maps, page, title)
         further = f" and {len(files) - 1} further pages, to {files[-1].name}" if len(files) > 1 else ""
         print(f"{page}{further}")
@@ -178,7 +184,12 @@ def _write_statistics(options: argparse.Namespace, model: Any, processor: Any, f
         seed=options.seed,
         skip_unreadable=options.skip_unreadable,
     )
-    results = {"model": options.model, "images": options.images, "command": options.command_line, **results}
+    results = {
+        "model": options.model or SHIPPED_MODEL,
+        "images": options.images,
+        "command": options.command_line,
+        **results,
+    }
     written = write_token_statistics(results, options.statistics)
     print(token_statistics_markdown(results))
     print("\n".join(map(str, written)), file=sys.stderr)

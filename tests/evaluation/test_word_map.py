@@ -336,6 +336,10 @@ class TestPage:
         _, page = self.page(tmp_path, word_map([["中", "é", "␣"]]))
         assert [row[2] for row in page.rows[1:]] == ["中U+4E2D (50.0%)", "é (50.0%)", "␣ (50.0%)"]
 
+    def test_the_longest_bar_is_that_of_the_highest_probability_in_the_image(self, tmp_path):
+        text, _ = self.page(tmp_path, word_map([["a", "b"]], [[[0.2], [0.05]]]))
+        assert re.findall(r"--width: ([\d.]+)%", text) == ["100.0", "25.0"]
+
     def test_similarities_are_told_as_such(self, tmp_path):
         nearest = word_map([["a", "b"]], [[[0.25], [-0.5]]], entropy=False, measure="cosine similarity")
         text, page = self.page(tmp_path, nearest)

@@ -10,6 +10,7 @@ from tests.tiny import tiny_image
 from tests.trainer.tiny_visual_modeling import NUM_TOKENS
 from vistok.configuration.shipped import shipped_path
 from vistok.modeling.trained_weights import read_trained_weights
+from vistok.trainer import stage_comparison_figure
 from vistok.trainer.run_lineage import weights_digest
 from vistok.trainer.stage_comparison_jobs import KINDS, plan_comparison
 from vistok.trainer.stage_comparison_recipe import StageComparison, load_comparison
@@ -152,7 +153,29 @@ def test_a_whole_comparison_trains_asks_and_reports(comparison, tmp_path):
     files = write_comparison(recipe, "vistok study mine.yaml")
     text = files["comparison.md"].read_text()
     assert "stages I and II" in text and "no conclusion" in text and str(tmp_path) not in text
+    assert {"loss_lm", "loss_vm", "visual_entropy"} <= found["logs"]["arms/images-seed0/training"].keys()
+    assert all(
+        f"({name})" in text and files[name].is_file() for name in ("comparison.png", "comparison-trainings.png")
+    )
     assert NUM_TOKENS == 9
+
+
+@pytest.fixture
+def drawn(monkeypatch):
+    """The figures that are drawn, by the names of their files."""
+    figures = {}
+    monkeypatch.setattr(
+        stage_comparison_figure, "save_figure", lambda figure, path: figures.update({path.name: figure})
+    )
+    return figures
+
+
+def places(axes) -> set[tuple[float, float | None]]:
+    """Ends of the lines and places of the marks of a panel; without a height of what goes from top to bottom."""
+    points = {(round(float(x), 3), float(y)) for line in axes.lines for x, y in line.get_xydata()}
+    upright = {(x, None) for x, y in points if {(x, 0.0), (x, 1.0)} <= points}
+    ends = {tuple(np.round(end, 3)) for bars in axes.collections for path in bars.get_paths() for end in path.vertices}
+    return points | upright | ends
 
 
 class TestReport:
@@ -185,7 +208,13 @@ class TestReport:
                         "eval_mine_loss_lm": 1.25,
                         "eval_mine_punctuation_share": 0.07,
                     },
+                    "log_history": [{"step": 1, "loss_lm": 2.0}, {"step": 3, "loss_lm": 1.0}, {"train_loss": 1.0}],
                 }
+                if "images" in job.name:
+                    shares = (0.1, 0.3) if "seed0" in job.name else (0.2, 0.6)
+                    results["log_history"] = [
+                        {"step": step, "punctuation_share": share} for step, share in zip((1, 3), shares)
+                    ]
                 if job.kind == "stage-answers":
                     results = {"mine": {
                         "score": 100 * float(values.mean()), "num_questions": len(values), "num_unanswered": 0,
@@ -227,6 +256,41 @@ class TestReport:
             ["text", "1"],
             ["images", "1"],
         ]
+
+    def test_scores_floors_and_differences_are_drawn(self, planted, drawn):
+        recipe = planted()
+        found = collect_comparison(recipe)
+        assert write_comparison(recipe)["comparison.png"].name in drawn
+        scores, differences = drawn["comparison.png"].axes
+        assert [label.get_text() for label in scores.get_yticklabels()] == ["stages I and II", "text", "images"]
+        at = places(scores)
+        assert {(30.0, None), (40.0, None)} <= at  # majority and question alone
+        for height, arm in enumerate(found["arms"].values()):
+            one = arm["scores"]["mine"]
+            assert {(round(one[name], 3), height) for name in ("value", "low", "high")} <= at
+            assert (40.0, height) in at  # other images
+        for height, one in enumerate(found["differences"]):
+            assert (round(one["mine"]["value"], 3), height) in places(differences)
+
+    def test_curves_of_shared_stages_and_of_arms_with_the_mean_of_their_seeds_are_drawn(self, planted, drawn):
+        write_comparison(planted())
+        text, punctuation = [axes for axes in drawn["comparison-trainings.png"].axes if axes.get_title()]
+        assert [label.get_text() for label in text.get_xticklabels()] == [
+            "alignment\n3 steps", "instruction\n3 steps", "visual_tokens\n3 steps", "arms\n3 steps",
+        ]  # fmt: skip
+        assert [label.get_text() for label in punctuation.get_xticklabels()] == ["arms\n3 steps"]
+        curves = [line.get_xydata().round(3).tolist() for line in punctuation.lines]
+        third = 0.333
+        assert curves == [[[third, 10], [1, 30]], [[third, 20], [1, 60]], [[third, 15], [1, 45]]]
+
+    def test_without_logs_there_are_no_curves(self, planted, drawn):
+        recipe = planted()
+        for file in Path(recipe.output_dir).glob("**/training/results.json"):
+            document = json.loads(file.read_text())
+            document["results"].pop("log_history")
+            file.write_text(json.dumps(document))
+        files = write_comparison(recipe)
+        assert set(drawn) == {"comparison.png"} and "comparison-trainings" not in files["comparison.md"].read_text()
 
     def test_without_a_difference_none_is_told(self, planted):
         text = comparison_markdown(collect_comparison(planted(more=0.0)))

@@ -1,5 +1,7 @@
 """The four stages: which parameters get gradients, what losses are means over, what is logged, and resuming."""
 
+# ruff: noqa: F811 (fixtures that are imported)
+
 import copy
 import math
 
@@ -9,7 +11,17 @@ from datasets import Dataset
 
 from tests.tiny import save_base_models, tiny_llama_config
 from tests.trainer.tiny_training import largest_difference, losses, moved, parameters, question, questions
-from tests.trainer.tiny_visual_modeling import NUM_TOKENS, STAGES, compose_vtlmm, mixed, trainer_of, vtlmm_processor
+from tests.trainer.tiny_visual_modeling import (
+    NUM_TOKENS,
+    STAGES,
+    compose_vtlmm,
+    composed,  # noqa: F401 (fixtures)
+    mixed,
+    model,  # noqa: F401
+    processor,  # noqa: F401
+    trainer_for,  # noqa: F401
+    trainer_of,
+)
 from vistok import VTLMMForCausalLM
 from vistok.processing.image_collator import ImageCollator
 from vistok.trainer.data_examples import FEATURES
@@ -21,28 +33,6 @@ TRAINED = {
     "visual_tokens": ("model.vm_head.",),
     "visual_modeling": ("model.language_model.", "lm_head."),
 }
-
-
-@pytest.fixture(scope="module")
-def composed(base_models):
-    return compose_vtlmm(base_models)
-
-
-@pytest.fixture
-def model(composed):
-    return copy.deepcopy(composed)
-
-
-@pytest.fixture(scope="module")
-def processor(base_models):
-    return vtlmm_processor(base_models)
-
-
-@pytest.fixture
-def trainer_for(processor, tmp_path):
-    return lambda model, stage, *data, **options: trainer_of(
-        model, processor, tmp_path / "run", stage, *data, **options
-    )
 
 
 def gradients_of_step(trainer) -> dict[str, torch.Tensor]:
@@ -108,8 +98,8 @@ class TestGradients:
     def test_pseudo_image_features_change_what_is_read_and_train_the_decoder_alone(self, base_models, trainer_for):
         pseudo, plain = compose_vtlmm(base_models, pseudo_image_features=True), compose_vtlmm(base_models)
         found = {}
-        for name, model in (("pseudo", pseudo), ("plain", plain)):
-            trainer = trainer_for(model, "visual_modeling", questions(4), max_steps=1)
+        for name, reading in (("pseudo", pseudo), ("plain", plain)):
+            trainer = trainer_for(reading, "visual_modeling", questions(4), max_steps=1)
             found[name] = gradients_of_step(trainer), trainer.state.log_history[0]
         assert set(found["pseudo"][0]) == {n for n in parameters(plain) if n.startswith(TRAINED["visual_modeling"])}
         assert found["pseudo"][1]["loss_vm"] != pytest.approx(found["plain"][1]["loss_vm"], rel=1e-6)

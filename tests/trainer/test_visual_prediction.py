@@ -1,5 +1,7 @@
 """What trainings and evaluations of visual modelling tell: losses, perplexity, entropy, punctuation, speed."""
 
+# ruff: noqa: F811 (fixtures that are imported)
+
 import copy
 import math
 
@@ -8,32 +10,18 @@ import torch
 from datasets import Dataset
 
 from tests.trainer.tiny_training import question, questions
-from tests.trainer.tiny_visual_modeling import NUM_TOKENS, STAGES, compose_vtlmm, mixed, trainer_of, vtlmm_processor
+from tests.trainer.tiny_visual_modeling import (
+    NUM_TOKENS,
+    STAGES,
+    composed,  # noqa: F401 (fixtures)
+    mixed,
+    model,  # noqa: F401
+    processor,  # noqa: F401
+    trainer_for,  # noqa: F401
+)
 from vistok.modeling.vocabulary_chunks import OutputHead
 from vistok.trainer.data_examples import FEATURES
 from vistok.trainer.visual_prediction import PredictedPositions, PredictionStatistics, statistics_of
-
-
-@pytest.fixture(scope="module")
-def composed(base_models):
-    return compose_vtlmm(base_models)
-
-
-@pytest.fixture
-def model(composed):
-    return copy.deepcopy(composed)
-
-
-@pytest.fixture(scope="module")
-def processor(base_models):
-    return vtlmm_processor(base_models)
-
-
-@pytest.fixture
-def trainer_for(processor, tmp_path):
-    return lambda model, stage, *data, **options: trainer_of(
-        model, processor, tmp_path / "run", stage, *data, **options
-    )
 
 
 class TestEvaluation:

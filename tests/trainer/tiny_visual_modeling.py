@@ -1,5 +1,8 @@
-"""A tiny VT-LMM of saved base models, and trainers for it."""
+"""A tiny VT-LMM of saved base models, trainers for it, and both as fixtures."""
 
+import copy
+
+import pytest
 import torch
 from datasets import Dataset
 
@@ -53,3 +56,27 @@ def trainer_of(model, processor, folder, stage, train=None, evaluate=None, **opt
 def mixed(count: int) -> Dataset:
     """Questions about images, every third about none; answers of one to many tokens."""
     return Dataset.from_list([question(i, i if i % 3 else None) for i in range(count)], features=FEATURES)
+
+
+@pytest.fixture(scope="module")
+def composed(base_models) -> VTLMMForCausalLM:
+    return compose_vtlmm(base_models)
+
+
+@pytest.fixture
+def model(composed) -> VTLMMForCausalLM:
+    """The same in every test."""
+    return copy.deepcopy(composed)
+
+
+@pytest.fixture(scope="module")
+def processor(base_models) -> VTLMMProcessor:
+    return vtlmm_processor(base_models)
+
+
+@pytest.fixture
+def trainer_for(processor, tmp_path):
+    """Makes a trainer of a model and a stage, as [`trainer_of`] does."""
+    return lambda model, stage, *data, **options: trainer_of(
+        model, processor, tmp_path / "run", stage, *data, **options
+    )

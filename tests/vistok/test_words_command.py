@@ -1,6 +1,7 @@
 """`vistok words`: what it writes, and what it tells before a model is loaded."""
 
 import json
+import shutil
 import sys
 
 import pytest
@@ -10,6 +11,8 @@ from PIL import Image
 from tests.tiny import livelier, save_base_models, tiny_image
 from tests.vistok.commands import fails
 from vistok import VTLMMForCausalLM, VTLMMProcessor, cli, save_trained_weights
+from vistok.cli_words import SHIPPED_MODEL
+from vistok.configuration import shipped
 from vistok.evaluation.word_map import read_word_map
 
 
@@ -71,6 +74,30 @@ class TestMaps:
         assert capsys.readouterr().out.split() == [*map(str, pictures), str(page)]
         assert all(file.is_file() for file in pictures) and not output.exists()
         assert page.read_text(encoding="utf-8").count("<section>") == 4
+
+
+class TestShippedModel:
+    """Where no model is named."""
+
+    @pytest.fixture
+    def shipping(self, words_folder, tmp_path, monkeypatch):
+        """A tiny VT-LMM ships."""
+        (tmp_path / "package" / "checkpoints").mkdir(parents=True)
+        shutil.copytree(words_folder, tmp_path / "package" / SHIPPED_MODEL)
+        monkeypatch.setattr(shipped, "_SHIPPED_IN", tmp_path / "package")
+
+    def test_it_reads_the_image_and_is_named(self, shipping, image_file, tmp_path, capsys):
+        page = tmp_path / "words.html"
+        assert cli.main(["words", image_file, "--html", str(page)]) == 0
+        assert "<title>Images as words: vtlmm-demo</title>" in page.read_text(encoding="utf-8")
+        out = tmp_path / "statistics"
+        assert cli.main(["words", image_file, "--statistics", str(out), "--resamples", "0"]) == 0
+        results = json.loads((out / "token_statistics.json").read_text(encoding="utf-8"))
+        assert results["model"] == "checkpoints/vtlmm-demo"
+
+    def test_where_none_ships_it_is_named(self, image_file, tmp_path, monkeypatch, capsys):
+        monkeypatch.setattr(shipped, "_SHIPPED_IN", tmp_path)
+        assert "'checkpoints/vtlmm-demo'" in fails(capsys, "words", image_file)
 
 
 class TestStatistics:
