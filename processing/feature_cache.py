@@ -305,7 +305,7 @@ class FeatureCacheBuilder:
                 continue
             try:
                 cache = FeatureCache(self._parent / name)
-            except (OSError, ValueError, KeyError, AttributeError):  # removed in the meantime, or not vistok's
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # removed in the meantime, or not vistok's
                 continue
             keys = [key for key in self._images if key in missing and key in cache]
             if cache.made_by == self._made_by and keys:

@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> None:
     if options.measure:
         images = _masked_images(options)
         require("sklearn.cluster", "evaluation")
+        if options.report:
+            require("matplotlib.figure", "draw")
         _measure(options, variants, images)
         return
     files = _files(options, variants)

@@ -364,11 +364,11 @@ def test_images_may_be_read_as_they_are_stored(tmp_path):
 
 
 def test_options_that_change_nothing_share_a_cache(tmp_path):
-    upright = [{"images": [image_bytes(0)]}]
+    upright, tower = [{"images": [image_bytes(0)]}], tiny_gvt().model.vision_tower
     folders = [
         FeatureCacheBuilder(
-            tiny_gvt().model.vision_tower, lambda batch: torch.zeros(len(batch), 1, 2), [], upright, torch.float32,
-            tmp_path, load_options=options,
+            tower, lambda batch: torch.zeros(len(batch), 1, 2), [], upright, torch.float32, tmp_path,
+            load_options=options,
         ).build().folder
         for options in (None, {"apply_exif_orientation": False})
     ]  # fmt: skip
