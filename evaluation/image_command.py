@@ -192,7 +192,8 @@ class _Evaluation:
             if self.output is not None and self.share.is_first:
                 save_report(found, self.output)
                 picture = Path(self.output) / f"{file_stem(task.name, split.name)}.pictures.png"
-                draw_pictures(task, examples, written, picture, self.num_shown)
+                fewer = choose_questions(range(len(examples)), self.max_floor_questions, self.drawing.seed)
+                draw_pictures(task, examples, written, picture, self.num_shown, fewer)
         wait_for_all(self.share)
         return found
 

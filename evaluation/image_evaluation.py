@@ -315,9 +315,7 @@ def _frechet_distances(
     found: dict[str, Any] = {}
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(run.seed))
     rows = torch.tensor(list(fewer))
-    pairs = {
-        name: (real[rows], of_name[rows] if name == "given" else of_name) for name, of_name in features.items()
-    }
+    pairs = {name: (real[rows], of_name[rows] if name == "given" else of_name) for name, of_name in features.items()}
     pairs["halves of the true images"] = (real[order[: len(real) // 2]], real[order[len(real) // 2 :]])
     for name, (first, second) in pairs.items():
         if min(len(first), len(second)) >= 2:

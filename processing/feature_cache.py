@@ -259,7 +259,7 @@ class FeatureCacheBuilder:
 
     @functools.cached_property
     def _made_by(self) -> str:
-        """Changes with the tower's weights, precision, attention and device, the layer, and how images are prepared."""
+        """Changes with weights, precision, attention and device of the tower, its layer, and the image processor."""
         device = self._tower.device.type
         settings = [
             self._tower.config.model_type,
@@ -305,7 +305,7 @@ class FeatureCacheBuilder:
                 continue
             try:
                 cache = FeatureCache(self._parent / name)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # removed in the meantime, or not vistok's
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # just removed, or not vistok's
                 continue
             keys = [key for key in self._images if key in missing and key in cache]
             if cache.made_by == self._made_by and keys:

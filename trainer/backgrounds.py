@@ -251,7 +251,7 @@ def draw_background(
     background = rng.choice(backgrounds)
     if background.is_plain:
         color = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
-        return replace(background, key="plain/{:02x}{:02x}{:02x}".format(*color)), Image.new("RGB", (size, size), color)
+        return replace(background, key=f"plain/{bytes(color).hex()}"), Image.new("RGB", (size, size), color)
     photograph = _load_photograph(background.path)
     side = max(1, round(rng.uniform(*_CROPS) * min(photograph.size)))
     left, top = rng.randint(0, photograph.width - side), rng.randint(0, photograph.height - side)

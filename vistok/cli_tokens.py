@@ -279,5 +279,5 @@ def _measure(options: argparse.Namespace, variants: list[Any], images: list[Any]
         **results,
     }
     written = write_cluster_quality(results, options.report) if options.report else []
-    print(cluster_markdown(results))
+    print(written[1].read_text(encoding="utf-8") if written else cluster_markdown(results))
     print("\n".join(map(str, written)), file=sys.stderr, end="\n" if written else "")

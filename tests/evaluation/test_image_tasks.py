@@ -166,7 +166,10 @@ class TestReconstruction:
         assert "SSIM" in text and "points" not in text
         given = [replace(one, facts={"assignment": [0, 0, 1, 1], "grid_size": [2, 2]}) for one in written["given"]]
         draw_pictures(task, examples, {**written, "given": given}, tmp_path / "out" / "p.png", 3)
-        assert Image.open(tmp_path / "out" / "p.png").width > 300
+        width = Image.open(tmp_path / "out" / "p.png").width
+        some = {name: images[:2] if name in ("grid", "blank_images") else images for name, images in written.items()}
+        draw_pictures(task, examples, {**some, "given": given}, tmp_path / "out" / "few.png", 3, fewer=[4, 9])
+        assert Image.open(tmp_path / "out" / "few.png").width == width > 300, "floors of some examples are shown too"
 
     def test_a_folder_of_pictures_is_enough(self, scenes, tmp_path):
         files = QuestionFiles(images=scenes / "images")

@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from scipy.ndimage import binary_dilation
 
 from tests.trainer.planted_cutouts import planted_cutouts
 from tests.trainer.planted_scenes import planted_backgrounds
@@ -67,8 +66,8 @@ def test_plain_scenes_are_the_same_objects_on_one_colour(planted):
         assert masked.background.startswith("plain/") and pictured.background.startswith("planted/")
         assert np.array_equal(objects.masks, pictured.objects().masks)
         color = np.array([int(masked.background[n : n + 2], 16) for n in (6, 8, 10)])
-        around = np.asarray(masked.image(), dtype=int)[~binary_dilation(objects.masks.any(0), iterations=9)]
-        assert len(around) and np.abs(around - color).max() <= 6  # JPEG
+        around = np.asarray(masked.image(), dtype=int)[~objects.masks.any(0)]
+        assert np.median(np.abs(around - color).max(1)) <= 2, "but for JPEG, and soft edges of objects"
     assert len({masked_image_of(example).background for example in plain}) == 5
     folder = photograph_scenes.render_photograph_scenes("train", 5, 0, 64, 3, plain_backgrounds=True)
     assert "backgrounds" in json.loads((folder / "SOURCE.json").read_text())

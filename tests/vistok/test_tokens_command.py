@@ -107,14 +107,17 @@ class TestMeasures:
         results = json.loads((scenes / "report" / "cluster_quality.json").read_text())
         assert printed.strip() == (scenes / "report" / "cluster_quality.md").read_text(encoding="utf-8").strip()
         rows = {row["label"]: row for row in results["rows"]}
-        assert list(rows)[:2] == ["threshold", "iterative"] and len(rows) == 6
+        assert list(rows)[:2] == ["threshold", "iterative"] and len(rows) == 7
         assert results["num_images"] == 4 and results["num_objects"] == 10
         assert rows["threshold"]["num_tokens"]["value"] == 3.5
         assert rows["threshold"]["rank_correlation"]["value"] == pytest.approx(1)
         assert rows["the objects themselves"]["ari"] == {"value": 1.0, "interval": None}
         assert rows["the objects themselves"]["iou"]["value"] == 1
         assert rows["one token"]["ari"]["value"] == 0 and rows["one token"]["rank_correlation"] is None
-        assert rows["plain grid, as many tokens"]["num_tokens"]["value"] == 3.5
+        for floor in ("plain grid", "k-means", "k-means on the clustered features"):
+            assert rows[f"{floor}, as many tokens"]["num_tokens"]["value"] == 3.5
+        with Image.open(scenes / "report" / "cluster_quality.png") as picture:
+            assert picture.width > 1.5 * picture.height  # a panel each, none for what is told how many
         assert len(results["images"]["threshold"]) == 4
 
     def test_the_tower_sees_every_image_once(self, tower, scenes, cache, capsys, monkeypatch):
