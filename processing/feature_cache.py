@@ -27,6 +27,7 @@ logger = logging.get_logger(__name__)
 # numpy has no bfloat16: its bits are stored as 16-bit integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
 _FILE = "features.npy"
+_IMAGES_AT_RISK = 1024
 
 
 class FeatureCache(Mapping):
@@ -201,7 +202,8 @@ class FeatureCacheBuilder:
 
     def build(self, num_parts: int = 1) -> FeatureCache:
         """
-        Makes the cache, of what there is of its parts.
+        Makes the cache, of what there is of its parts. A part of more than a thousand images or so is made in parts
+        itself, so that a process that is killed loses minutes.
 
         Args:
             num_parts (`int`, *optional*, defaults to 1): how many parts there may be; those that are not there are
@@ -212,7 +214,7 @@ class FeatureCacheBuilder:
         """
         if self._is_built:
             return FeatureCache(self._target)
-        parts = self._parts(num_parts)
+        parts = self._parts(num_parts if num_parts > 1 else -(-len(self._images) // _IMAGES_AT_RISK))
         if len(parts) == 1:
             with self._replacing_target() as building:
                 self._write(building)

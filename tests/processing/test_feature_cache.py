@@ -21,6 +21,7 @@ from tests.tiny import (
 )
 from vistok import VisualLanguageCollator
 from vistok.modeling.perceiver_resampler import PerceiverResampler
+from vistok.processing import feature_cache
 from vistok.processing.feature_cache import FeatureCache, FeatureCacheBuilder
 from vistok.processing.images import BadSampleError, image_key
 
@@ -282,6 +283,26 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, error):
     cache = build(model, tmp_path, batch_size=1)
     assert len(cache) == 4
     assert [path.name for path in tmp_path.iterdir()] == [cache.folder.name]
+
+
+def test_a_process_that_is_killed_loses_a_part_and_not_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_IMAGES_AT_RISK", 2)
+    model, sizes = tiny_gvt(), []
+
+    def interrupt(module, args):
+        sizes.append(len(args[0]))
+        if len(sizes) == 4:
+            raise KeyboardInterrupt
+
+    hook = model.model.vision_tower.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, tmp_path, batch_size=1)
+    hook.remove()
+    rest = runs_of(model)
+    cache = build(model, tmp_path, batch_size=1)
+    assert rest == [1, 1], "the second part alone"
+    assert same_features(cache, build(model, tmp_path / "elsewhere", batch_size=1))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "elsewhere"] == [cache.folder.name]
 
 
 def test_an_unreadable_image_is_named_and_nothing_is_left(tmp_path):
