@@ -56,7 +56,8 @@ def measure_clusters(
         cache_folder (`str`, *optional*): where features are kept; by default vistok's cache.
 
     Returns:
-        `dict`: `rows`, of each variant and of what it is compared with the `label` and [`summarise_quality`];
+        `dict`: `rows`, of each variant and of what it is compared with the `label` and [`summarise_quality`], whose
+        rank correlation is that of tokens that a method found itself, and `None` where it was told their number;
         `num_images`, `num_objects`, `objects_out_of_sight`, which the crop of the images has cut away, and `images`,
         the [`ImageQuality`] of each image in each row.
 
@@ -105,8 +106,11 @@ def measure_clusters(
         {"label": label, **summarise_quality(some, num_resamples, seed, by_background)}
         for label, some in qualities.items()
     ]
+    own = {variant.label for variant in variants if variant.tokens is None and not variant.is_baseline}
     for row in rows:
         _leave_out_intervals(row)
+        if row["label"] not in own:
+            row["rank_correlation"] = None  # it was told how many tokens to make
     return {
         "num_images": len(images),
         "num_objects": rows[0]["num_objects"],

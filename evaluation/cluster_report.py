@@ -11,7 +11,6 @@ import numpy as np
 
 from ..configuration.optional import require
 from ..modeling.atomic_folder import write_bytes_atomically, write_text_atomically
-from .cluster_measurement import FLOORS
 
 FILE_NAME = "cluster_quality"
 COLUMNS = {
@@ -25,8 +24,8 @@ COLUMNS = {
 NOTES = (
     "ARI: adjusted Rand index of clusters and objects, background being one, over all patches and over patches of "
     "objects alone. IoU: of each object the best with a cluster, over objects, on the grid of patches (objects that "
-    "have most of no patch are left out) and in pixels. Rank correlation (Spearman): of the numbers of tokens and "
-    "objects."
+    "have most of no patch are left out) and in pixels, where the objects themselves have all that patches can reach. "
+    "Rank correlation (Spearman): of the numbers of tokens and objects, where a method found the number itself."
 )
 
 
@@ -83,8 +82,8 @@ def cluster_markdown(results: Mapping[str, Any]) -> str:
 def draw_token_counts(results: Mapping[str, Any], path: Path) -> None:
     """
     Draws tokens per image against the number of objects: of each number the mean, and from the tenth to the ninetieth
-    percentile; a panel for each way to make tokens that finds their number itself. The dashed line is one token for
-    each object and one for the background.
+    percentile; a panel for each way to make tokens that finds their number itself, or else for the first. The dashed
+    line is one token for each object and one for the background.
 
     Args:
         results (`dict`): from [`measure_clusters`].
@@ -93,7 +92,7 @@ def draw_token_counts(results: Mapping[str, Any], path: Path) -> None:
     Raises:
         ImportError: if matplotlib is missing; names the extra.
     """
-    rows = [row for row in results["rows"] if row["label"] not in FLOORS.values()]
+    rows = [row for row in results["rows"] if row["rank_correlation"] is not None] or results["rows"][:1]
     figure = require("matplotlib.figure", "draw").Figure(figsize=(3.6 * len(rows) + 0.6, 3.8), layout="constrained")
     panels = figure.subplots(1, len(rows), sharey=True, squeeze=False)[0]
     for axes, row in zip(panels, rows):
