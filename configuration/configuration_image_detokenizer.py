@@ -44,6 +44,9 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             Arguments of diffusers' `UNet2DConditionModel`. `sample_size` is needed: the side of a sample.
         vae_config (`dict`, *optional*, defaults to SD v1.5's where `unet_config` is left out):
             Arguments of diffusers' `AutoencoderKL`. `None` beside a `unet_config`: the U-Net works on pixels.
+        pixel_patch_size (`int`, *optional*, defaults to 1):
+            Without a VAE: squares of so many pixels on a side are one place of what the U-Net works on, with their
+            pixels as channels (space to depth), so that an image costs as much as one that is smaller by this factor.
         scheduler_config (`dict`, *optional*, defaults to SD v1.5's noise):
             Arguments of a scheduler of diffusers, `_class_name` that of the one which samples (by default
             `"DDIMScheduler"`). `prediction_type` says what the U-Net predicts: `"epsilon"` (the noise),
@@ -80,6 +83,7 @@ class ImageDetokenizerConfig(PreTrainedConfig):
     mapper_config: dict | PreTrainedConfig | None = None
     unet_config: dict | None = None
     vae_config: dict | None = None
+    pixel_patch_size: int = 1
     scheduler_config: dict | None = None
     trained_unet_parts: Literal["keys_values", "all"] = "keys_values"
     condition_dropout: float = 0.1
@@ -109,6 +113,11 @@ class ImageDetokenizerConfig(PreTrainedConfig):
         self.mapper_config = with_fields(self.mapper_config, condition_size=condition_size)
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(f"condition_dropout is {self.condition_dropout}, expected a probability, 0 to 1.")
+        if self.pixel_patch_size < 1 or (self.pixel_patch_size > 1 and self.vae_config is not None):
+            raise ValueError(
+                f"pixel_patch_size is {self.pixel_patch_size}, expected 1 or more, and 1 beside a vae_config, whose "
+                "latents are no pixels."
+            )
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}, expected at least 1.")
 
@@ -121,7 +130,7 @@ class ImageDetokenizerConfig(PreTrainedConfig):
     def image_size(self) -> int:
         """Side of the images that are reconstructed, in pixels."""
         unet_config: Any = self.unet_config
-        return unet_config["sample_size"] * self.vae_scale_factor
+        return unet_config["sample_size"] * self.vae_scale_factor * self.pixel_patch_size
 
 
 def _of(config: Mapping[str, Any], name: str, default: Any) -> Any:

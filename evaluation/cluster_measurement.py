@@ -8,16 +8,17 @@ import numpy as np
 import torch
 from transformers.utils import logging
 
-from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder
+from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder, feature_settings
 from ..processing.images import image_key
 from ..processing.object_masks import MaskedImage, ObjectMasks, patch_coverage, patch_labels, seen_objects
 from .cluster_baselines import grid_clusters, kmeans_clusters, oracle_clusters, single_cluster
 from .cluster_quality import ImageQuality, image_quality, summarise_quality
 from .token_sources import TokenSource
-from .token_variants import PER_OBJECT, TokenVariant, cluster_image
+from .token_variants import PER_OBJECT, TokenVariant, cluster_image, clustered_features
 
 FLOORS = {
     "kmeans": "k-means, as many tokens",
+    "kmeans_clustered": "k-means on the clustered features, as many tokens",
     "grid": "plain grid, as many tokens",
     "single": "one token",
     "oracle": "the objects themselves",
@@ -55,7 +56,8 @@ def measure_clusters(
         cache_folder (`str`, *optional*): where features are kept; by default vistok's cache.
 
     Returns:
-        `dict`: `rows`, of each variant and of what it is compared with the `label` and [`summarise_quality`];
+        `dict`: `rows`, of each variant and of what it is compared with the `label` and [`summarise_quality`], whose
+        rank correlation is that of tokens that a method found itself, and `None` where it was told their number;
         `num_images`, `num_objects`, `objects_out_of_sight`, which the crop of the images has cut away, and `images`,
         the [`ImageQuality`] of each image in each row.
 
@@ -94,15 +96,21 @@ def measure_clusters(
             found = image_quality(image.file.name, clusters.assignment, *truths[key], image.background)
             qualities.setdefault(variant.label, []).append(found)
         features = caches[variants[0].model, variants[0].layer][_key(image)]
-        for name, assignment in _floors(features, first_source.grid_size, counts[0], truth[0], seed).items():
+        clustered = clustered_features(variants[0], first_source, features)
+        for name, assignment in _floors(
+            features, clustered, first_source.grid_size, counts[0], truth[0], seed
+        ).items():
             found = image_quality(image.file.name, assignment, *truth, image.background)
             qualities.setdefault(FLOORS[name], []).append(found)
     rows = [
         {"label": label, **summarise_quality(some, num_resamples, seed, by_background)}
         for label, some in qualities.items()
     ]
+    own = {variant.label for variant in variants if variant.tokens is None and not variant.is_baseline}
     for row in rows:
         _leave_out_intervals(row)
+        if row["label"] not in own:
+            row["rank_correlation"] = None  # it was told how many tokens to make
     return {
         "num_images": len(images),
         "num_objects": rows[0]["num_objects"],
@@ -132,9 +140,10 @@ def _tokens(variant: TokenVariant, num_objects: int, counts: Sequence[int]) -> i
     return counts[0] if variant.is_baseline and counts else None
 
 
-def _floors(features, grid_size, tokens: int, labels: torch.Tensor, seed: int) -> dict[str, torch.Tensor]:
+def _floors(features, clustered, grid_size, tokens: int, labels, seed: int) -> dict[str, torch.Tensor]:
     return {
         "kmeans": kmeans_clusters(features, tokens, seed),
+        "kmeans_clustered": kmeans_clusters(clustered, tokens, seed),
         "grid": grid_clusters(grid_size, tokens),
         "single": single_cluster(len(features)),
         "oracle": oracle_clusters(labels),
@@ -156,7 +165,7 @@ def _key(image: MaskedImage) -> str:
 
 
 def _features(source: TokenSource, images: Sequence[MaskedImage], batch_size: int, folder) -> FeatureCache:
-    settings = ["tokens", source.feature_layer, source.image_processor.to_json_string()]
+    settings = feature_settings(source.feature_layer, source.image_processor)
     examples = [{"images": [str(image.file)]} for image in images]
     return FeatureCacheBuilder(
         source.model.vision_tower,

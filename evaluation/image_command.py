@@ -12,9 +12,10 @@ from typing import Any
 import torch
 
 from ..configuration.optional import require
+from ..processing.images import image_key
 from .command import DTYPES, available_device, predictions_path
 from .contents_probe import ProbeReader
-from .contents_probe_training import probe_of_scenes
+from .contents_probe_training import probe_of_scenes, read_scenes
 from .image_evaluation import NOT_WRITTEN_WITH, FrechetExtractor, ImageRun, evaluate_images
 from .image_representations import ImageTower
 from .image_task_pictures import draw_pictures
@@ -118,6 +119,8 @@ def evaluate_images_command(
     splits = [
         (task, split) for task in chosen for split in _in_turn(share, functools.partial(task.load, task.name, files))
     ]
+    if probe_scenes is not None:
+        _check_apart(probe_scenes, [(task, split) for task, split in splits if task.needs_probe != "no"])
     evaluation = _Evaluation(
         model, share, device, Drawing(seed, num_inference_steps, guidance_scale), output, conditions,
         max_questions, max_floor_questions, batch_size, probe_scenes, probe_tower, probe_tower_size, extractor,
@@ -189,7 +192,8 @@ class _Evaluation:
             if self.output is not None and self.share.is_first:
                 save_report(found, self.output)
                 picture = Path(self.output) / f"{file_stem(task.name, split.name)}.pictures.png"
-                draw_pictures(task, examples, written, picture, self.num_shown)
+                fewer = choose_questions(range(len(examples)), self.max_floor_questions, self.drawing.seed)
+                draw_pictures(task, examples, written, picture, self.num_shown, fewer)
         wait_for_all(self.share)
         return found
 
@@ -208,6 +212,20 @@ class _Evaluation:
         source = load_token_source(self.extractor, image_size=EXTRACTOR_SIZE, device=self.device)
         tower = ImageTower(source.model.vision_tower, source.image_processor, source.feature_layer)
         return FrechetExtractor(self.extractor, tower)
+
+
+def _check_apart(probe_scenes: str | os.PathLike, splits: Sequence[tuple[ImageTask, Split]]) -> None:
+    """A probe that was trained on the very images that it reads knows them by heart."""
+    if not splits:
+        return
+    known = {image_key(str(scene.image.file)) for scene in read_scenes(probe_scenes)}
+    for task, split in splits:
+        shared = {image_key(image) for example in split.test for image in example["images"]} & known
+        if shared:
+            raise ValueError(
+                f"{len(shared)} images of the task {task.name} are among the scenes of --probe-scenes "
+                f"({probe_scenes}): train the probe on scenes of the other split."
+            )
 
 
 def _require_extras(chosen: Sequence[ImageTask], output) -> None:

@@ -161,7 +161,7 @@ def evaluate_images(
         **scored.token_counts(),
     }
     if task.has_pictures and run.extractor is not None:
-        results["frechet_distance"] = _frechet_distances(task, written, run.extractor, run)
+        results["frechet_distance"] = _frechet_distances(task, written, fewer, run.extractor, run)
     if run.probe is not None:
         config = run.probe.config
         read = {"tower": config.tower, "tower_size": config.tower_size, "image_size": config.image_size}
@@ -294,9 +294,16 @@ def _held_out(shares: Mapping[str, float | None]) -> str:
 
 
 def _frechet_distances(
-    task: ImageTask, written: Mapping[str, list[WrittenImage]], extractor: FrechetExtractor, run: ImageRun
+    task: ImageTask,
+    written: Mapping[str, list[WrittenImage]],
+    fewer: Sequence[int],
+    extractor: FrechetExtractor,
+    run: ImageRun,
 ) -> dict[str, Any]:
-    """Of the images of each condition that draws some to those that are right, and of two halves of these."""
+    """
+    Of the images of each condition that draws some to those that are right, and of two halves of these. All are of the
+    examples that every condition has: the distance falls with their number.
+    """
     names = [name for name in written if name not in (task.dealt, "blank_images")]
     features = {
         name: representations_of(
@@ -307,7 +314,8 @@ def _frechet_distances(
     real = features.pop("targets")
     found: dict[str, Any] = {}
     order = torch.randperm(len(real), generator=torch.Generator().manual_seed(run.seed))
-    pairs = {name: (real, of_name) for name, of_name in features.items()}
+    rows = torch.tensor(list(fewer))
+    pairs = {name: (real[rows], of_name[rows] if name == "given" else of_name) for name, of_name in features.items()}
     pairs["halves of the true images"] = (real[order[: len(real) // 2]], real[order[len(real) // 2 :]])
     for name, (first, second) in pairs.items():
         if min(len(first), len(second)) >= 2:

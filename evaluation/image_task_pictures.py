@@ -31,6 +31,7 @@ def draw_pictures(
     written: Mapping[str, Sequence[WrittenImage]],
     path: str | os.PathLike,
     num_shown: int = 12,
+    fewer: Sequence[int] | None = None,
 ) -> None:
     """
     Draws examples that are spread evenly over all: what is asked, what is right, the tokens of an image that is
@@ -39,18 +40,25 @@ def draw_pictures(
     Args:
         task ([`ImageTask`]): that was evaluated.
         examples (`list[dict]`): what was asked.
-        written (`dict`): images of each condition; one with fewer than there are examples is left out.
+        written (`dict`): images of each condition.
         path (`str`): PNG file.
         num_shown (`int`, *optional*, defaults to 12): rows.
+        fewer (`list[int]`, *optional*): the examples that floors and ceilings were written for; all by default.
 
     Raises:
         ImportError: if matplotlib is not installed; names the extra.
     """
     figure_module = require("matplotlib.figure", "draw")
     names = [name for name in ("targets", "given") if name in written]
-    names += [name for name in written if name not in names and len(written[name]) == len(examples)]
-    rows = np.unique(np.linspace(0, len(examples) - 1, min(num_shown, len(examples))).round().astype(int)).tolist()
-    shows_tokens = all("assignment" in written["given"][row].facts for row in rows)
+    names += [name for name in written if name not in names]
+    pool = list(range(len(examples))) if fewer is None else list(fewer)
+    of_row = {
+        name: {row: images[row] for row in pool} if len(images) == len(examples) else dict(zip(pool, images))
+        for name, images in written.items()
+    }
+    places = np.linspace(0, len(pool) - 1, min(num_shown, len(pool))).round().astype(int)
+    rows = [pool[place] for place in np.unique(places)]
+    shows_tokens = all("assignment" in of_row["given"][row].facts for row in rows)
     text = TEXT if any(example.get("text") for example in examples) else TEXT / 3
     columns = [text / CELL, *[1] * (1 + shows_tokens + len(names))]
     size = CELL * sum(columns), 0.5 + CELL * len(rows)
@@ -58,14 +66,12 @@ def draw_pictures(
     grid = figure.subplots(len(rows), len(columns), squeeze=False, width_ratios=columns)
     for cells, row in zip(grid, rows):
         shown = load_example_images(examples[row])[0]
-        cells[0].text(
-            0, 0.5, _text(examples[row], written, row), fontsize=7, va="center", transform=cells[0].transAxes
-        )
+        cells[0].text(0, 0.5, _text(examples[row], of_row, row), fontsize=7, va="center", transform=cells[0].transAxes)
         pictures: list[Any] = [None if task.name == "generation" else shown]
         if shows_tokens:
-            pictures.append(_tokens(written["given"][row].facts, shown))
+            pictures.append(_tokens(of_row["given"][row].facts, shown))
         for name in names:
-            image = written[name][row]
+            image = of_row[name][row]
             pictures.append(image.image() if task.has_pictures else _seen_through(image, shown))
         for cell, picture in zip(cells[1:], pictures):
             if picture is not None:
@@ -81,12 +87,12 @@ def draw_pictures(
     write_bytes_atomically(Path(path), drawn.getvalue())
 
 
-def _text(example: Mapping[str, Any], written: Mapping[str, Sequence[WrittenImage]], row: int) -> str:
+def _text(example: Mapping[str, Any], written: Mapping[str, Mapping[int, WrittenImage]], row: int) -> str:
     lines = textwrap.wrap(str(example.get("text") or ""), 34)
     tokens = [
         f"{label} {written[name][row].facts['num_tokens']} tokens"
         for name, label in (("given", "wrote" if example.get("text") else "has"), ("true_tokens", "true image:"))
-        if name in written and row < len(written[name]) and "num_tokens" in written[name][row].facts
+        if name in written and "num_tokens" in written[name][row].facts
     ]
     return "\n".join([*lines, *tokens])
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..processing.drawn_images import pixels_of
 from ..processing.images import load_image
-from .contents_probe import ContentsReading, ProbeReader
+from .contents_probe import ContentsReading, ProbeReader, reduced
 from .contents_scores import CONTENTS_METRICS, check_contents, contents_score
 from .image_task_files import load_drawing_captions, load_edits, load_pictures, load_references
 from .image_writers import true_mask
@@ -126,11 +126,11 @@ def _score_contents(examples, written, targets, probe) -> Records:
 
 def _score_edits(examples, written, targets, probe) -> Records:
     records = _distances(written, targets)
-    sides = {one.image().size for one in written[:1]}
     for record, example, image, target in zip(records, examples, written, targets):
         pixels, true = pixels_of(image.image()), pixels_of(target.image())
-        source = pixels_of(load_image(example["images"][0]).resize(next(iter(sides)), resample=2))
-        changed = (source - true).abs().amax(0) > CHANGED
+        # Both made smaller in one way: two would differ at every edge.
+        before, after = (pixels_of(reduced(load_image(example["images"][n]), image.image().width)) for n in (0, -1))
+        changed = (before - after).abs().amax(0) > CHANGED
         difference = (pixels - true).abs().mean(0)
         for name, where in (("changed", changed), ("kept", ~changed)):
             record |= {f"l1_{name}": float(difference[where].sum()), f"num_{name}": int(where.sum())}
@@ -145,12 +145,13 @@ def _score_edits(examples, written, targets, probe) -> Records:
 def edit_is_done(reading: ContentsReading, edit: Mapping[str, Any] | None) -> bool | None:
     """
     Whether a probe finds in an edited image what an instruction asks for: an object that is added or moved, where it
-    is to be; of one that is removed nothing where it was; of one that is painted the colour, where it is.
+    is to be, and of one that is moved no second one; of one that is removed nothing where it was; of one that is
+    painted the colour, where it is.
 
     Args:
         reading ([`ContentsReading`]): of the image.
         edit (`dict`, *optional*): `kind`, `name` of the class, `source_box` and `target_box` (x, y, width and height
-            in sides of the image) and `color`.
+            in sides of the image), `color`, and `contents` of the edited image (see [`contents_score`]).
 
     Returns:
         `bool` or `None`: `None` where the edit is not known, or of a class that the probe does not know.
@@ -166,6 +167,9 @@ def edit_is_done(reading: ContentsReading, edit: Mapping[str, Any] | None) -> bo
     is_there = reading.count(name, box) >= LEAST_PRESENCE
     if kind == "recolor":
         return is_there and reading.ranked_colors(name, box)[:1] == [edit["color"]]
+    if kind == "move" and edit.get("contents") is not None:
+        wanted = sum(entry["count"] for entry in edit["contents"] if entry["name"] == name)
+        return is_there and reading.whole_count(name) <= wanted
     return is_there
 
 

@@ -233,6 +233,23 @@ def cluster_image(
     return ImageClusters(*(value[0].cpu() for value in values))
 
 
+@torch.no_grad()
+def clustered_features(variant: TokenVariant, source: TokenSource, features: torch.Tensor) -> torch.Tensor:
+    """
+    What distances between the patches of an image are taken of: features with what a tokenizer learned, or the
+    normalisation that a variant asks for. Of a baseline, what the source's own method clusters.
+
+    Args:
+        variant, source, features: as in [`cluster_image`].
+
+    Returns:
+        `torch.Tensor` of shape `(num_patches, size)`: on the CPU.
+    """
+    batch = features.to(source.model.device, computing_precision(features))[None]
+    config = source.model.tokenizer.config if variant.is_baseline else variant_config(variant, source)
+    return _cluster_features(source.model.tokenizer, config, batch, source.grid_size)[0].cpu()
+
+
 def variant_config(variant: TokenVariant, source: TokenSource) -> SeTokTokenizerConfig:
     """
     The configuration of a tokenizer with what a variant changes.
@@ -281,6 +298,7 @@ __all__ = [
     "ImageClusters",
     "TokenVariant",
     "cluster_image",
+    "clustered_features",
     "parse_layer",
     "parse_tokens",
     "parse_variants",

@@ -72,12 +72,17 @@ class ImageDetokenizer(PreTrainedModel):
         self.mapper = FeatureMapper(parts.mapper_config)
         self.unet = build_unet(parts.unet_config)
         self.vae = None if parts.vae_config is None else build_vae(parts.vae_config).requires_grad_(False)
-        channels = 3 if self.vae is None else self.vae.config.latent_channels
+        patch_size: int = parts.pixel_patch_size
+        channels = 3 * patch_size**2 if self.vae is None else self.vae.config.latent_channels
         if not self.unet.config.in_channels == self.unet.config.out_channels == channels:
             raise ValueError(
                 f"unet_config has in_channels={self.unet.config.in_channels} and "
                 f"out_channels={self.unet.config.out_channels}, expected {channels} each: those of "
-                f"{'an image, because there is no vae_config' if self.vae is None else 'a latent of the VAE'}."
+                + (
+                    "a latent of the VAE."
+                    if self.vae is not None
+                    else f"squares of {patch_size} × {patch_size} pixels, because there is no vae_config."
+                )
             )
         self.post_init()
 
@@ -216,7 +221,7 @@ class ImageDetokenizer(PreTrainedModel):
     def encode_images(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
         """
         What the U-Net works on: latents of the VAE, drawn from their distribution and scaled; without a VAE the
-        images themselves, -1 to 1.
+        images themselves, -1 to 1, squares of `pixel_patch_size` pixels as channels.
 
         Args:
             images (`torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`): 0 to 1.
@@ -228,7 +233,7 @@ class ImageDetokenizer(PreTrainedModel):
         self._check_images(images)
         values = images.to(self.unet.dtype) * 2 - 1
         if self.vae is None:
-            return values
+            return nn.functional.pixel_unshuffle(values, self.config.pixel_patch_size)
         latents = self.vae.encode(values.to(self.vae.dtype)).latent_dist.sample(generator)
         latents = (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
         return latents.to(self.unet.dtype)
@@ -250,6 +255,7 @@ class ImageDetokenizer(PreTrainedModel):
         if self.vae is not None:
             latents = latents / self.vae.config.scaling_factor + (self.vae.config.shift_factor or 0)
             latents = self.vae.decode(latents.to(self.vae.dtype)).sample
+        latents = nn.functional.pixel_shuffle(latents, self.config.pixel_patch_size)
         broken = (~latents.isfinite()).flatten(1).any(1).nonzero().flatten().tolist()
         if broken:
             raise ValueError(

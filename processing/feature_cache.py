@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import functools
 import hashlib
 import json
 import os
@@ -19,13 +20,14 @@ from transformers.utils import logging
 
 from ..modeling.base_weights import cache_dir
 from ..modeling.vision_features import lacking_in_cache
-from .images import image_key, load_example_images
+from .images import image_key, is_turned, load_example_images
 
 logger = logging.get_logger(__name__)
 
 # numpy has no bfloat16: its bits are stored as 16-bit integers.
 _STORED = {torch.float32: np.float32, torch.float16: np.float16, torch.bfloat16: np.uint16}
 _FILE = "features.npy"
+_IMAGES_AT_RISK = 1024
 
 
 class FeatureCache(Mapping):
@@ -34,16 +36,18 @@ class FeatureCache(Mapping):
 
     Args:
         folder (`str`): made by [`FeatureCache.build`] or a [`FeatureCacheBuilder`]; holds `index.json`, and
-            `features.npy` or a file for each part that it was built in.
+            `features.npy`, files of the parts that it was built in, or of caches that had some of its images before.
     """
 
     def __init__(self, folder: str | os.PathLike):
         self.folder = Path(folder)
         index = json.loads((self.folder / "index.json").read_text())
         self.dtype = getattr(torch, index["dtype"])
+        self.made_by: str | None = index.get("made_by")
         files = index.get("files", {_FILE: len(index["keys"])})
-        places = [(file, row) for file, num_rows in files.items() for row in range(num_rows)]
-        self._places = dict(zip(index["keys"], places, strict=True))
+        rows = {file: range(found) if isinstance(found, int) else found for file, found in files.items()}
+        places = [(file, row) for file, of_file in rows.items() for row in of_file]
+        self._places: dict[str, tuple[str, int]] = dict(zip(index["keys"], places, strict=True))
         self._features: dict[str, np.ndarray] = {}
 
     def __getstate__(self):
@@ -58,6 +62,14 @@ class FeatureCache(Mapping):
             self._features[file] = np.load(self.folder / file, mmap_mode="r")
         stored = torch.from_numpy(np.array(self._features[file][row]))
         return stored.view(self.dtype) if self.dtype == torch.bfloat16 else stored
+
+    def files_of(self, keys: Iterable[str]) -> dict[str, dict[str, int]]:
+        """Of images that are here, the row of each by file."""
+        found: dict[str, dict[str, int]] = {}
+        for key in keys:
+            file, row = self._places[key]
+            found.setdefault(file, {})[key] = row
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
@@ -92,7 +104,8 @@ class FeatureCache(Mapping):
 
 class FeatureCacheBuilder:
     """
-    Computes the features of every distinct image once, in one go or in parts, or finds that this was done before.
+    Computes the features of every distinct image once, in one go or in parts, or finds that this was done before: for
+    all of the images, or for some of them in other caches of the folder, whose files are then linked.
 
     Parts are made of whole batches, dealt in turns, so that every image is computed beside the same others as in one
     go. They are caches themselves, complete or absent, in the same folder, until the cache is built of them.
@@ -107,7 +120,8 @@ class FeatureCacheBuilder:
             own in it, named after the tower, the preparation of images and the images.
         batch_size (`int`, *optional*, defaults to 32): images per step.
         progress_bar (`bool`, *optional*, defaults to `True`): whether to show one.
-        load_options (`dict`, *optional*): of [`load_image`], where images are not to be read as usual.
+        load_options (`dict`, *optional*): of [`load_image`], where images are not to be read as usual. They count only
+            if one of the images is turned by its EXIF data, which is all that they can change.
 
     Raises:
         ValueError: if there are no images, or the dtype is another.
@@ -135,11 +149,13 @@ class FeatureCacheBuilder:
             raise ValueError("The data has no images, so there are no features to cache: turn the cache off.")
         self._tower, self._compute, self._dtype = tower, compute, dtype
         self._load_options = dict(load_options or {})
-        self._settings = [*settings, self._load_options] if load_options else settings
+        has_effect = bool(load_options) and any(is_turned(example["images"][0]) for example in images.values())
+        self._settings = [*settings, self._load_options] if has_effect else settings
         self._parent = Path(folder) if folder is not None else cache_dir() / "features"
         self._batch_size, self._progress_bar = batch_size, progress_bar
         self._weights = _digest_of_weights(tower)
-        self._images, self._target = images, self._folder_of(images)
+        self._images: dict[str, Mapping[str, Any]] = images
+        self._target = self._folder_of(images)
 
     @classmethod
     def of_model(
@@ -177,17 +193,17 @@ class FeatureCacheBuilder:
             pixel_values = processor.image_processor(batch, return_tensors="pt")["pixel_values"]
             return core.get_vision_features(pixel_values.to(core.vision_tower.device)).patch_features
 
-        settings = [
-            core.config.vision_feature_layer,
-            core.config.vision_feature_select_strategy,
-            processor.image_processor.to_json_string(),
-        ]
+        config, image_processor = core.config, processor.image_processor
+        settings = feature_settings(
+            config.vision_feature_layer, image_processor, config.vision_feature_select_strategy
+        )
         tower = core.vision_tower
         return cls(tower, compute, settings, examples, tower.dtype, folder, batch_size, progress_bar)
 
     def build(self, num_parts: int = 1) -> FeatureCache:
         """
-        Makes the cache, of what there is of its parts.
+        Makes the cache, of what there is of its parts. A part of more than a thousand images or so is made in parts
+        itself, so that a process that is killed loses minutes.
 
         Args:
             num_parts (`int`, *optional*, defaults to 1): how many parts there may be; those that are not there are
@@ -198,13 +214,14 @@ class FeatureCacheBuilder:
         """
         if self._is_built:
             return FeatureCache(self._target)
-        parts = self._parts(num_parts)
+        parts = self._parts(num_parts if num_parts > 1 else -(-len(self._images) // _IMAGES_AT_RISK))
         if len(parts) == 1:
             with self._replacing_target() as building:
                 self._write(building)
             return FeatureCache(self._target)
         with self._replacing_target() as building:
-            _gather([part.build() for part in parts], building)
+            linked = _linked([(part, list(part)) for part in (part.build() for part in parts)], building)
+            _write_index(building, self._dtype, self._made_by, linked)
         for part in parts:
             shutil.rmtree(part._target, ignore_errors=True)
         return FeatureCache(self._target)
@@ -239,7 +256,12 @@ class FeatureCacheBuilder:
         return self._target.name in names and (self._target / "index.json").exists()
 
     def _folder_of(self, images: Iterable[str]) -> Path:
-        """Changes with the tower's weights, precision, attention and device, the layer, and the prepared images."""
+        """Changes with whatever the features depend on, and with the images."""
+        return self._parent / hashlib.sha256(json.dumps([self._made_by, sorted(images)]).encode()).hexdigest()[:24]
+
+    @functools.cached_property
+    def _made_by(self) -> str:
+        """Changes with weights, precision, attention and device of the tower, its layer, and the image processor."""
         device = self._tower.device.type
         settings = [
             self._tower.config.model_type,
@@ -247,7 +269,6 @@ class FeatureCacheBuilder:
             self._tower.config._attn_implementation,
             device,
             *self._settings,
-            sorted(images),
         ]
         if self._dtype != self._tower.dtype:
             settings.append(f"kept in {self._dtype}")
@@ -255,7 +276,7 @@ class FeatureCacheBuilder:
             settings.append(f"autocast {torch.get_autocast_dtype(device)}")
         digest = self._weights.copy()
         digest.update(json.dumps(settings).encode())
-        return self._parent / digest.hexdigest()[:24]
+        return digest.hexdigest()
 
     @contextlib.contextmanager
     def _replacing_target(self) -> Iterator[Path]:
@@ -272,7 +293,32 @@ class FeatureCacheBuilder:
                     raise
 
     def _write(self, folder: Path) -> None:
-        keys, stored = list(self._images), None
+        linked = _linked(self._known_elsewhere(), folder)
+        known = {key for rows in linked.values() for key in rows}
+        new = [key for key in self._images if key not in known]
+        self._compute_features(new, folder)
+        _write_index(folder, self._dtype, self._made_by, {**linked, _FILE: dict(zip(new, range(len(new))))})
+
+    def _known_elsewhere(self) -> list[tuple[FeatureCache, list[str]]]:
+        """Other caches of the same features, and which of the images each has that those before it lack."""
+        missing, found = set(self._images), []
+        for name in sorted(os.listdir(self._parent)) if self._parent.is_dir() else []:
+            if name.startswith(".") or not (self._parent / name / "index.json").is_file():
+                continue
+            try:
+                cache = FeatureCache(self._parent / name)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError):  # just removed, or not vistok's
+                continue
+            keys = [key for key in self._images if key in missing and key in cache]
+            if cache.made_by == self._made_by and keys:
+                found.append((cache, keys))
+                missing -= {*keys}
+        return found
+
+    def _compute_features(self, keys: Sequence[str], folder: Path) -> None:
+        if not keys:
+            return
+        stored = None
         starts: Sequence[int] = range(0, len(keys), self._batch_size)
         label = "Computing features of the frozen tower"
         for start in logging.tqdm(starts, desc=label, disable=not self._progress_bar):
@@ -289,25 +335,49 @@ class FeatureCacheBuilder:
         assert stored is not None
         stored.flush()
         del stored
-        _write_index(folder, self._dtype, keys)
 
 
-def _gather(parts: list[FeatureCache], folder: Path) -> None:
-    """Makes one cache of several, without a second copy of the features where the disk can do without."""
-    files = {}
-    for number, part in enumerate(parts):
-        file = f"features-{number:05}-of-{len(parts):05}.npy"
-        try:
-            os.link(part.folder / _FILE, folder / file)
-        except OSError:  # a file system without links
-            shutil.copyfile(part.folder / _FILE, folder / file)
-        files[file] = len(part)
-    _write_index(folder, parts[0].dtype, [key for part in parts for key in part], files)
+def feature_settings(layer: Any, image_processor: Any, select_strategy: str = "default") -> list[Any]:
+    """
+    What features of a tower depend on beside its weights, for a [`FeatureCacheBuilder`]: whoever says the same shares
+    caches.
+
+    Args:
+        layer (`int` or `"final"`): of the tower.
+        image_processor: of transformers; prepares the images.
+        select_strategy (`str`, *optional*, defaults to `"default"`): `"default"` leaves [CLS] and registers out.
+    """
+    prepared = json.loads(image_processor.to_json_string())
+    # Some classes say that they do not crop or pad, others say nothing of it.
+    prepared |= {name: bool(getattr(image_processor, name, None)) for name in ("do_center_crop", "do_pad")}
+    return [layer, select_strategy, json.dumps(prepared, sort_keys=True)]
 
 
-def _write_index(folder: Path, dtype: torch.dtype, keys: list[str], files: dict[str, int] | None = None) -> None:
-    index = {"dtype": str(dtype).removeprefix("torch."), "keys": keys}
-    (folder / "index.json").write_text(json.dumps(index if files is None else {**index, "files": files}))
+def _linked(known: Iterable[tuple[FeatureCache, list[str]]], folder: Path) -> dict[str, dict[str, int]]:
+    """Links files of caches, without a second copy where the disk can do without; the row of each image by file."""
+    linked: dict[str, dict[str, int]] = {}
+    for cache, keys in known:
+        for file, rows in cache.files_of(keys).items():
+            name = f"features-{len(linked):05}.npy"
+            try:
+                os.link(cache.folder / file, folder / name)
+            except OSError:  # a file system without links
+                try:
+                    shutil.copyfile(cache.folder / file, folder / name)
+                except FileNotFoundError:  # removed in the meantime: its images are computed
+                    continue
+            linked[name] = rows
+    return linked
+
+
+def _write_index(folder: Path, dtype: torch.dtype, made_by: str, files: Mapping[str, Mapping[str, int]]) -> None:
+    index = {
+        "dtype": str(dtype).removeprefix("torch."),
+        "made_by": made_by,
+        "files": {file: list(rows.values()) for file, rows in files.items() if rows},
+        "keys": [key for rows in files.values() for key in rows],
+    }
+    (folder / "index.json").write_text(json.dumps(index))
 
 
 def _digest_of_weights(tower):
@@ -318,4 +388,4 @@ def _digest_of_weights(tower):
     return digest
 
 
-__all__ = ["FeatureCache", "FeatureCacheBuilder"]
+__all__ = ["FeatureCache", "FeatureCacheBuilder", "feature_settings"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from transformers.utils import logging
 
 logger = logging.get_logger(__name__)
@@ -162,6 +162,22 @@ def load_example_images(example: Mapping[str, Any], **options: Any) -> list[Imag
     return images
 
 
+def is_turned(image: ImageSource) -> bool:
+    """Whether an image says in its EXIF data that its pixels are to be turned or mirrored; only its header is read.
+
+    Args:
+        image: as in [`load_image`].
+
+    Returns:
+        `bool`: `False` too of what cannot be read, which [`load_image`] tells.
+    """
+    try:
+        opened = image if isinstance(image, Image.Image) else _open(_read_bytes(image), _file_name(image))
+        return opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    except Exception:  # damaged EXIF data raise almost anything, and turn nothing
+        return False
+
+
 def image_key(image: ImageSource) -> str:
     """A stable name for the content of an image, under which computed features can be cached.
 
@@ -295,6 +311,7 @@ __all__: Sequence[str] = [
     "find_images",
     "image_key",
     "image_names",
+    "is_turned",
     "load_example_images",
     "load_image",
 ]

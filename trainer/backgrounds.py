@@ -4,7 +4,7 @@ import hashlib
 import os
 import random
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 
@@ -89,7 +89,7 @@ class Background:
     Args:
         key (`str`): what it is called in what is written, e.g. `"mate-backgrounds/Dune"`.
         path (`Path`): the image file.
-        sha256 (`str`): of the file's content.
+        sha256 (`str`): of the file's content; `""` of a plain background, which has no file.
         split (`str`): `"train"` or `"test"`.
         shows (`tuple[str, ...]`): nouns of the vocabulary that are to be seen in it, as far as known.
     """
@@ -99,6 +99,21 @@ class Background:
     sha256: str
     split: str
     shows: tuple[str, ...] = ()
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether it is one colour, drawn anew for each image, and no photograph."""
+        return not self.sha256
+
+
+def plain_background(split: str) -> Background:
+    """
+    A background of one colour, which [`draw_background`] chooses.
+
+    Args:
+        split (`str`): `"train"` or `"test"`, which colours do not tell apart.
+    """
+    return Background("plain", Path(), "", known("split of the backgrounds", split, SPLITS))
 
 
 def background_split(sha256: str) -> str:
@@ -219,7 +234,8 @@ def _load_photograph(path: Path) -> Image.Image:
 def draw_background(
     backgrounds: Sequence[Background], size: int, rng: random.Random
 ) -> tuple[Background, Image.Image]:
-    """Chooses a photograph and a part of it at random, mirrored or not, a little lighter or darker.
+    """Chooses a photograph and a part of it at random, mirrored or not, a little lighter or darker; of a plain
+    background its colour, which then is its key.
 
     Args:
         backgrounds (sequence of `Background`): photographs to choose from.
@@ -233,6 +249,9 @@ def draw_background(
         BadSampleError: if the photograph cannot be read.
     """
     background = rng.choice(backgrounds)
+    if background.is_plain:
+        color = (rng.randrange(256), rng.randrange(256), rng.randrange(256))
+        return replace(background, key=f"plain/{bytes(color).hex()}"), Image.new("RGB", (size, size), color)
     photograph = _load_photograph(background.path)
     side = max(1, round(rng.uniform(*_CROPS) * min(photograph.size)))
     left, top = rng.randint(0, photograph.width - side), rng.randint(0, photograph.height - side)
@@ -242,4 +261,11 @@ def draw_background(
     return background, ImageEnhance.Brightness(image).enhance(rng.uniform(0.8, 1.2))
 
 
-__all__ = ["Background", "background_split", "draw_background", "load_backgrounds", "shown_in_backgrounds"]
+__all__ = [
+    "Background",
+    "background_split",
+    "draw_background",
+    "load_backgrounds",
+    "plain_background",
+    "shown_in_backgrounds",
+]

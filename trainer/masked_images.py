@@ -57,7 +57,12 @@ def object_masks(
 
 @register_data_format("scene-masks")
 def scene_masks(
-    source: DataSource, num_scenes: int = 2000, scene_seed: int = 0, size: int = 112, num_classes: int = 24
+    source: DataSource,
+    num_scenes: int = 2000,
+    scene_seed: int = 0,
+    size: int = 112,
+    num_classes: int = 24,
+    plain_backgrounds: bool = False,
 ) -> Dataset:
     """Scenes of cut-outs over photographs with the exact masks of their objects, rendered once into the cache.
 
@@ -66,12 +71,15 @@ def scene_masks(
             photographs.
         num_scenes, size, num_classes: see [`render_photograph_scenes`].
         scene_seed (`int`): seed of the scenes.
+        plain_backgrounds (`bool`): objects stand on one colour in place of photographs.
 
     Returns:
         examples as those of the format `object-masks`.
     """
     split = known("split of scene-masks", source.split or "train", SPLITS)
-    folder = render_photograph_scenes(split, num_scenes, scene_seed, size, num_classes)
+    folder = render_photograph_scenes(
+        split, num_scenes, scene_seed, size, num_classes, plain_backgrounds=plain_backgrounds
+    )
     return object_masks(dataclasses.replace(source, path=str(folder), images=None, split=None, options={}))
 
 

@@ -91,7 +91,8 @@ class ModelRecipe:
             say must then be true of it; but `pseudo_image_features`, or weights of losses, of the config are switched
             as they say.
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
-        attn_implementation (`str`, *optional*): as in `from_pretrained`.
+        attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`: of all parts, or by part, such as
+            `{text_config: eager}`.
         image_size (`int`, *optional*): side of the images in pixels; by default what the tower's processor says.
         chat_template (`str`, *optional*): name of a chat template, or Jinja; by default `"question-answer"`, or that
             of the checkpoint.
@@ -108,7 +109,7 @@ class ModelRecipe:
     llava: str | None = None
     checkpoint: str | None = None
     dtype: str | None = None
-    attn_implementation: str | None = None
+    attn_implementation: str | dict[str, str] | None = None
     image_size: int | None = None
     chat_template: str | None = None
     processor: dict[str, Any] = field(default_factory=dict)

@@ -33,6 +33,7 @@ def render_photograph_scenes(
     size: int = 112,
     num_classes: int = 24,
     tasks: Mapping[str, int] | None = None,
+    plain_backgrounds: bool = False,
 ) -> Path:
     """Renders scenes over photographs into the cache, whole or not at all; a second call costs nothing.
 
@@ -43,6 +44,7 @@ def render_photograph_scenes(
         size (`int`): side of the images, in pixels.
         num_classes (`int`): classes of objects; those with most pictures.
         tasks (`Mapping[str, int]`, *optional*): further arguments of [`write_scenes`], such as `edits_per_scene`.
+        plain_backgrounds (`bool`): objects stand on one colour in place of photographs.
 
     Returns:
         `Path`: folder as [`write_scenes`] fills it, with one caption and up to four questions for each scene.
@@ -58,6 +60,7 @@ def render_photograph_scenes(
         "size": size,
         "num_classes": num_classes,
         **(tasks or {}),
+        **({"plain_backgrounds": True} if plain_backgrounds else {}),
     }
     stamp = json.dumps({**settings, "revision": scene_set.REVISION})
     digest = hashlib.sha256(stamp.encode()).hexdigest()
@@ -65,7 +68,8 @@ def render_photograph_scenes(
     def build(content: Path, scratch: Path) -> None:
         scene_set.write_scenes(content / _SCENES, captions_per_scene=1, questions_per_scene=4, **settings)
 
-    folder = cache_dir() / "scenes" / f"photographs-{split}-{num_scenes}-{digest[:16]}"
+    kind = "plain" if plain_backgrounds else "photographs"
+    folder = cache_dir() / "scenes" / f"{kind}-{split}-{num_scenes}-{digest[:16]}"
     return build_folder_once(folder, {"sha256": digest, "revision": 1, **settings}, build) / _SCENES
 
 

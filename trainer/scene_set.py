@@ -13,7 +13,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..modeling.atomic_folder import write_folder_atomically
-from .backgrounds import Background, load_backgrounds
+from .backgrounds import Background, load_backgrounds, plain_background
 from .cutouts import SPLITS, CutoutLibrary, load_cutouts
 from .data_formats import known
 from .scene_annotations import (
@@ -65,6 +65,7 @@ class SceneSettings:
     expressions_per_scene: int = 0
     drawing_captions_per_scene: int = 0
     edits_per_scene: int = 0
+    plain_backgrounds: bool = False
 
     def __post_init__(self):
         known("split of the scenes", self.split, SPLITS)
@@ -83,6 +84,8 @@ class SceneSettings:
         if not 0 <= self.max_overlap <= 0.9:
             raise ValueError(f"max_overlap must lie between 0 and 0.9, got {self.max_overlap!r}.")
         check_object_sizes(self.object_sizes)
+        if not isinstance(self.plain_backgrounds, bool):
+            raise ValueError(f"plain_backgrounds must be True or False, got {self.plain_backgrounds!r}.")
 
 
 def write_scenes(
@@ -105,6 +108,7 @@ def write_scenes(
     expressions_per_scene: int = 0,
     drawing_captions_per_scene: int = 0,
     edits_per_scene: int = 0,
+    plain_backgrounds: bool = False,
     num_proc: int = 1,
     apart_from: Sequence[str | os.PathLike] = (),
 ) -> Path:
@@ -146,6 +150,7 @@ def write_scenes(
         drawing_captions_per_scene (`int`): captions with classes, numbers and colours, of an image.
         edits_per_scene (`int`): edits of an image, where so many can be found: objects are moved, removed, painted or
             added.
+        plain_backgrounds (`bool`): objects stand on one colour, another one in each scene, in place of photographs.
         num_proc (`int`): processes that render; what they render does not depend on it.
         apart_from (sequence of `str`): folders of other sets, with which this one must share no cut-out, background or
             image.
@@ -178,8 +183,14 @@ def write_scenes(
         expressions_per_scene,
         drawing_captions_per_scene,
         edits_per_scene,
+        plain_backgrounds,
     )
-    photographs = load_backgrounds(split, backgrounds, without=settings.classes)
+    if plain_backgrounds and backgrounds:
+        raise ValueError("plain_backgrounds take the place of photographs: leave backgrounds out.")
+    if plain_backgrounds:
+        photographs = [plain_background(split)]
+    else:
+        photographs = load_backgrounds(split, backgrounds, without=settings.classes)
     return write_scenes_of(folder, settings, libraries[split], photographs, num_proc, apart_from)
 
 
@@ -213,7 +224,7 @@ def write_scenes_of(
     pictures = {
         "cutouts": sorted(cutout.key for cutout in library),
         "collections": sorted({cutout.collection for cutout in library}),
-        "backgrounds": {item.key: item.sha256 for item in backgrounds},
+        "backgrounds": {item.key: item.sha256 for item in backgrounds if not item.is_plain},
     }
     for name, other in others.items():
         _check_apart({**pictures, "pixels_sha256": []}, other, name)

@@ -1,7 +1,7 @@
 """Training of SeTok in the two sub-phases of its stage I (SeTok, Section 2.2), on transformers' Trainer."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,11 @@ from ..modeling.trained_weights import (
     trained_state_dict,
     write_safetensors,
 )
-from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder
+from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder, feature_settings
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
+from .masked_images import MASKS
 from .part_learning_rates import check_learning_rates, set_part_learning_rates
 from .reproducible_trainer import ReproducibleTrainer, check_datasets, named_datasets
 from .setok_collator import SeTokCollator
@@ -135,12 +136,13 @@ class SeTokTrainer(ReproducibleTrainer):
         builder = FeatureCacheBuilder(
             self.source.model.vision_tower,
             self.source.patch_features,
-            ["tokens", self.source.feature_layer, self.source.image_processor.to_json_string()],
+            feature_settings(self.source.feature_layer, self.source.image_processor),
             examples,
             getattr(torch, args.feature_cache_dtype),
             args.feature_cache_dir,
             progress_bar=not args.disable_tqdm,
-            load_options={"apply_exif_orientation": False} if args.phase == "boundaries" else None,
+            # As SeTokCollator.image reads them.
+            load_options={"apply_exif_orientation": False} if _have_masks(datasets.values()) else None,
         )
         return build_together(builder, args)
 
@@ -304,6 +306,10 @@ class SeTokTrainer(ReproducibleTrainer):
             finally:
                 model.config.base_models = base_models
             self.processing_class.save_pretrained(temporary)
+
+
+def _have_masks(datasets: Iterable[Any]) -> bool:
+    return any(MASKS in (dataset.column_names or ()) for dataset in datasets if dataset is not None)
 
 
 class _SampleCallback(TrainerCallback):

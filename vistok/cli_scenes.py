@@ -27,6 +27,7 @@ example:
   vistok scenes scenes/train --num-scenes 6000 --num-classes 24 --preview train.png
   vistok scenes scenes/test --split test --num-scenes 800 --num-classes 24 --apart-from scenes/train
   vistok scenes scenes/tasks --expressions 3 --drawing-captions 1 --edits 2
+  vistok scenes scenes/plain --split test --num-scenes 500 --plain-backgrounds
 """
 
 
@@ -48,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FOLDER",
         help="photographs to use instead of the fetched ones; may be repeated",
     )
+    parser.add_argument("--plain-backgrounds", action="store_true", help="one colour behind objects, no photograph")
     parser.add_argument("--max-objects", type=int, default=9, metavar="N", help="most objects, 1 to 9 (default: 9)")
     parser.add_argument(
         "--max-overlap", type=float, default=0.2, metavar="PART", help="of an object may be hidden (default: 0.2)"
@@ -111,6 +113,7 @@ def run(options: argparse.Namespace) -> None:
         size=options.size,
         seed=options.seed,
         backgrounds=options.backgrounds,
+        plain_backgrounds=options.plain_backgrounds,
         max_objects=options.max_objects,
         max_overlap=options.max_overlap,
         questions_per_scene=options.questions,

@@ -102,6 +102,8 @@ def run(options: argparse.Namespace) -> None:
     if options.measure:
         images = _masked_images(options)
         require("sklearn.cluster", "evaluation")
+        if options.report:
+            require("matplotlib.figure", "draw")
         _measure(options, variants, images)
         return
     files = _files(options, variants)
@@ -277,5 +279,5 @@ def _measure(options: argparse.Namespace, variants: list[Any], images: list[Any]
         **results,
     }
     written = write_cluster_quality(results, options.report) if options.report else []
-    print(cluster_markdown(results))
+    print(written[1].read_text(encoding="utf-8") if written else cluster_markdown(results))
     print("\n".join(map(str, written)), file=sys.stderr, end="\n" if written else "")

@@ -111,6 +111,10 @@ class TestGeneration:
         assert distances["given"]["frechet_distance"] > 1000
         assert distances["given"]["extractor"] == "mean-colour, layer -3, mean of patches"
         assert "mean-colour, layer -3" in report_markdown(results) and "halves of the true images" in distances
+        run = {"extractor": FrechetExtractor("mean-colour", tower), "max_floor_questions": 5}
+        fewer = self.measured(scenes, tmp_path / "fewer", writer, **run)["frechet_distance"]
+        assert {(fewer[name]["num_real"], fewer[name]["num_images"]) for name in ("given", "true_tokens")} == {(5, 5)}
+        assert fewer["true_tokens"]["frechet_distance"] == pytest.approx(0, abs=1e-6), "of the same examples"
 
 
 class TestResuming:
@@ -162,7 +166,10 @@ class TestReconstruction:
         assert "SSIM" in text and "points" not in text
         given = [replace(one, facts={"assignment": [0, 0, 1, 1], "grid_size": [2, 2]}) for one in written["given"]]
         draw_pictures(task, examples, {**written, "given": given}, tmp_path / "out" / "p.png", 3)
-        assert Image.open(tmp_path / "out" / "p.png").width > 300
+        width = Image.open(tmp_path / "out" / "p.png").width
+        some = {name: images[:2] if name in ("grid", "blank_images") else images for name, images in written.items()}
+        draw_pictures(task, examples, {**some, "given": given}, tmp_path / "out" / "few.png", 3, fewer=[4, 9])
+        assert Image.open(tmp_path / "out" / "few.png").width == width > 300, "floors of some examples are shown too"
 
     def test_a_folder_of_pictures_is_enough(self, scenes, tmp_path):
         files = QuestionFiles(images=scenes / "images")
@@ -273,6 +280,27 @@ class TestEditing:
         assert copied["l1_changed"]["value"] > 0.1 and list(results["per_type"]) == ["remove"]
         assert results["ceilings"]["targets"]["metrics"]["done"]["value"] == 1.0
 
+    def test_what_an_edit_leaves_alone_is_kept_at_any_size(self, edits, tmp_path):
+        """Of images that are drawn smaller, edges of what stays are no change."""
+
+        def smaller(picture):
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None].float() / 255
+            drawn = torch.nn.functional.interpolate(pixels, size=(12, 12), mode="bilinear", antialias=True)[0]
+            return Image.fromarray((drawn.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8))
+
+        def writer(condition, examples):
+            place = 0 if condition == "copied_source" else -1
+            return [(smaller(load_example_images(example)[place].convert("RGB")), {}) for example in examples]
+
+        _, written = evaluate_images(IMAGE_TASKS["editing"], writer, edits, image_run(tmp_path))
+        score = IMAGE_TASKS["editing"].score
+        records = score(edits, written["copied_source"], written["targets"], None)
+        boxes = [example["edit"]["source_box"] for example in edits]
+        for record, (_, _, width, height) in zip(records, boxes):
+            # What lies in the box, and the ring of pixels that mix it with what is around it.
+            assert 0 < record["num_changed"] <= (12 * width + 2) * (12 * height + 2)
+            assert record["l1_kept"] / record["num_kept"] < 0.02
+
     def test_without_a_probe_the_distances_remain(self, edits, tmp_path):
         results, _ = evaluate_images(
             IMAGE_TASKS["editing"], lambda c, some: true_pictures(some), edits, image_run(tmp_path)
@@ -289,6 +317,13 @@ class TestEditing:
             assert edit_is_done(reading, {"kind": kind, "name": "apple", "target_box": there}) is False
         assert edit_is_done(reading, {"kind": "remove", "name": "apple", "source_box": there}) is True
         assert edit_is_done(reading, {"kind": "remove", "name": "apple", "source_box": here}) is False
+        moved = {"kind": "move", "name": "apple", "target_box": here, "source_box": there}
+        one = [{"name": "apple", "color": None, "count": 1}]
+        assert edit_is_done(reading, {**moved, "contents": one}) is True
+        twice = densities.clone()
+        twice[15, 0] = 1.0  # and the apple is still where it was
+        copied = ContentsReading(twice, colors, PixelProbe().config)
+        assert edit_is_done(copied, {**moved, "contents": one}) is False
         painted = {"kind": "recolor", "name": "apple", "target_box": here}
         assert edit_is_done(reading, {**painted, "color": "green"}) is True
         assert edit_is_done(reading, {**painted, "color": "blue"}) is False

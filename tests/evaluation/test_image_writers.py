@@ -190,6 +190,7 @@ def evaluate(folders, tasks, output, **options):
 class TestCommand:
     def test_all_tasks_of_a_set_of_scenes_are_evaluated_in_one_go_and_resumed(self, folders, tmp_path, monkeypatch):
         monkeypatch.setattr("vistok.evaluation.image_command.probe_of_scenes", lambda *_, **__: PixelProbe())
+        monkeypatch.setattr("vistok.evaluation.image_command.read_scenes", lambda *_: [])
         tasks = ["referring", "generation"]
         first = evaluate(folders, tasks, tmp_path, probe_scenes="planted", max_questions=4)
         assert list(first) == tasks and first["generation"]["settings"]["num_inference_steps"] is None
@@ -216,6 +217,11 @@ class TestCommand:
         assert [file.name for file in tmp_path.iterdir()] == ["setok"]
         with pytest.raises(ValueError, match=r"Task referring is for models of type setokim, and .* is of type setok"):
             load_writer(tmp_path / "setok", "referring")
+
+    def test_a_probe_of_the_very_images_that_it_reads_is_refused(self, folders, tmp_path):
+        with pytest.raises(ValueError, match="5 images of the task generation are among the scenes of --probe-scenes"):
+            evaluate(folders, ["generation"], tmp_path / "out", probe_scenes=folders / "scenes")
+        assert not (tmp_path / "out").exists()
 
     def test_what_is_wrong_is_told_before_anything_is_written(self, folders, tmp_path):
         with pytest.raises(ValueError, match="give --probe-scenes"):

@@ -129,6 +129,21 @@ def test_without_a_vae_pixels_go_there_and_back():
     assert torch.allclose(model.decode_latents(model.encode_images(images())), images(), atol=1e-6)
 
 
+def test_squares_of_pixels_are_places_with_channels():
+    unet = tiny_unet_config(in_channels=12, out_channels=12)
+    model = tiny_detokenizer(unet_config=unet, pixel_patch_size=2, num_inference_steps=2)
+    assert model.config.image_size == 2 * DRAWN_SIZE
+    clean = images(size=2 * DRAWN_SIZE)
+    places = model.encode_images(clean)
+    assert places.shape == (2, 12, DRAWN_SIZE, DRAWN_SIZE)
+    square = clean[0, :, 2:4, 4:6] * 2 - 1  # second row, third column
+    assert torch.allclose(places[0, :, 1, 2], square.flatten(), atol=1e-6)
+    assert torch.allclose(model.decode_latents(places), clean, atol=1e-6)
+    tokens, mask = tokens_of(4, 2)
+    assert model(tokens, mask, clean, generator=seeds(0)[0]).loss.isfinite()
+    assert model.sample(tokens, mask, seeds(1, 2)).shape == clean.shape
+
+
 def test_the_vae_gets_no_gradient_and_all_else_does():
     model, (tokens, mask) = tiny_detokenizer(latent=True).train(), tokens_of(4, 2)
     model(tokens, mask, images(size=16)).loss.backward()
@@ -236,6 +251,9 @@ def test_sampling_that_makes_no_sense_is_refused():
         ({"unet_config": tiny_unet_config(cross_attention_dim=[8, 16])}, "cross_attention_dim="),
         ({"condition_dropout": 1.5}, "condition_dropout is 1.5"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
+        ({"pixel_patch_size": 0}, "pixel_patch_size is 0"),
+        ({"pixel_patch_size": 2}, "in_channels=3.*expected 12.*squares of 2 × 2 pixels"),
+        ({"latent": True, "pixel_patch_size": 2}, "pixel_patch_size is 2"),
     ],
 )
 def test_configs_that_make_no_sense_are_refused(fields, message):

@@ -1,6 +1,7 @@
 """Features of a frozen tower on disk: the same training as without them, and no half-made cache, ever."""
 
 import pickle
+import shutil
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from tests.tiny import (
 )
 from vistok import VisualLanguageCollator
 from vistok.modeling.perceiver_resampler import PerceiverResampler
+from vistok.processing import feature_cache
 from vistok.processing.feature_cache import FeatureCache, FeatureCacheBuilder
 from vistok.processing.images import BadSampleError, image_key
 
@@ -159,9 +161,43 @@ def test_whatever_changes_the_features_makes_a_new_cache(tmp_path, name):
     processor.image_processor = tiny_image_processor(**change.get("processor", {}))
     sizes = runs_of(model)
     second = build(model, tmp_path, change.get("data"), processor)
-    assert sizes
+    assert bool(sizes) == (name != "images")  # which the first cache has
     assert second.folder != first.folder
     assert first.folder.exists()
+
+
+def test_images_that_another_cache_has_are_not_run_again(tmp_path):
+    model = tiny_gvt()
+    build(model, tmp_path, examples()[:2], batch_size=1)
+    sizes = runs_of(model)
+    whole = build(model, tmp_path, batch_size=1)
+    assert sizes == [1]  # the fourth image alone
+    assert same_features(whole, build(model, tmp_path / "elsewhere", batch_size=1))
+    again = build(model, tmp_path, examples()[1:], batch_size=1)
+    assert len(sizes) == 5  # four for the folder elsewhere
+    assert len(again) == 3 and torch.equal(again[image_key(image_bytes(2))], whole[image_key(image_bytes(2))])
+
+
+def test_features_stay_when_the_cache_that_they_came_from_is_removed(tmp_path):
+    model = tiny_gvt()
+    first = build(model, tmp_path, examples()[:2], batch_size=1)
+    expected = {key: first[key].clone() for key in first}
+    whole = build(model, tmp_path, batch_size=1)
+    shutil.rmtree(first.folder)
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "index.json").write_text("[]")
+    whole = FeatureCache(whole.folder)
+    assert all(torch.equal(whole[key], value) for key, value in expected.items())
+    assert len(build(model, tmp_path, examples()[2:], batch_size=1)) == 2
+
+
+def test_features_of_other_weights_are_not_taken(tmp_path):
+    build(tiny_gvt(), tmp_path, examples()[:2], batch_size=1)
+    model = tiny_gvt()
+    changed_weights(model)
+    sizes = runs_of(model)
+    build(model, tmp_path, batch_size=1)
+    assert sizes == [1] * 4
 
 
 def test_order_of_examples_does_not_matter(tmp_path):
@@ -249,6 +285,26 @@ def test_an_interrupted_build_leaves_nothing(tmp_path, error):
     assert [path.name for path in tmp_path.iterdir()] == [cache.folder.name]
 
 
+def test_a_process_that_is_killed_loses_a_part_and_not_all(tmp_path, monkeypatch):
+    monkeypatch.setattr(feature_cache, "_IMAGES_AT_RISK", 2)
+    model, sizes = tiny_gvt(), []
+
+    def interrupt(module, args):
+        sizes.append(len(args[0]))
+        if len(sizes) == 4:
+            raise KeyboardInterrupt
+
+    hook = model.model.vision_tower.register_forward_pre_hook(interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        build(model, tmp_path, batch_size=1)
+    hook.remove()
+    rest = runs_of(model)
+    cache = build(model, tmp_path, batch_size=1)
+    assert rest == [1, 1], "the second part alone"
+    assert same_features(cache, build(model, tmp_path / "elsewhere", batch_size=1))
+    assert [path.name for path in tmp_path.iterdir() if path.name != "elsewhere"] == [cache.folder.name]
+
+
 def test_an_unreadable_image_is_named_and_nothing_is_left(tmp_path):
     data = examples()
     data[3]["images"] = [{"path": str(tmp_path / "gone.png"), "bytes": None}]
@@ -326,3 +382,15 @@ def test_images_may_be_read_as_they_are_stored(tmp_path):
     for options in (None, {"apply_exif_orientation": False}):
         FeatureCacheBuilder(tower, compute, [], given, torch.float32, tmp_path / "cache", load_options=options).build()
     assert seen == [(10, 20), (20, 10)]
+
+
+def test_options_that_change_nothing_share_a_cache(tmp_path):
+    upright, tower = [{"images": [image_bytes(0)]}], tiny_gvt().model.vision_tower
+    folders = [
+        FeatureCacheBuilder(
+            tower, lambda batch: torch.zeros(len(batch), 1, 2), [], upright, torch.float32, tmp_path,
+            load_options=options,
+        ).build().folder
+        for options in (None, {"apply_exif_orientation": False})
+    ]  # fmt: skip
+    assert folders[0] == folders[1]

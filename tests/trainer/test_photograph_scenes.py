@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from tests.trainer.planted_cutouts import planted_cutouts
@@ -9,6 +10,7 @@ from tests.trainer.planted_scenes import planted_backgrounds
 from vistok.processing.images import load_example_images
 from vistok.trainer import photograph_scenes, scene_set
 from vistok.trainer.data_sources import load_data_source
+from vistok.trainer.masked_images import masked_image_of
 
 
 @pytest.fixture
@@ -51,6 +53,31 @@ def test_what_is_to_be_drawn_cut_out_and_edited_is_of_the_same_scenes(planted, m
     assert {load_example_images(example)[0].tobytes() for data in (referred, edited) for example in data} <= {
         *pictures[0]
     }
+
+
+def test_plain_scenes_are_the_same_objects_on_one_colour(planted):
+    options = {**planted, "plain_backgrounds": True}
+    plain = load_data_source({"format": "scene-masks", "options": options})
+    over_photographs = load_data_source({"format": "scene-masks", "options": planted})
+    held_out = photograph_scenes.render_photograph_scenes("test", 5, 0, 64, 3, plain_backgrounds=True)
+    for example, other in zip(plain, over_photographs):
+        masked, pictured = masked_image_of(example), masked_image_of(other)
+        objects = masked.objects()
+        assert masked.background.startswith("plain/") and pictured.background.startswith("planted/")
+        assert np.array_equal(objects.masks, pictured.objects().masks)
+        color = np.array([int(masked.background[n : n + 2], 16) for n in (6, 8, 10)])
+        around = np.asarray(masked.image(), dtype=int)[~objects.masks.any(0)]
+        assert np.median(np.abs(around - color).max(1)) <= 2, "but for JPEG, and soft edges of objects"
+    assert len({masked_image_of(example).background for example in plain}) == 5
+    folder = photograph_scenes.render_photograph_scenes("train", 5, 0, 64, 3, plain_backgrounds=True)
+    assert "backgrounds" in json.loads((folder / "SOURCE.json").read_text())
+    with pytest.raises(ValueError, match="cut-outs"):  # planted ones have no split; colours are never shared
+        scene_set.check_scenes_apart(folder, held_out)
+
+
+def test_plain_backgrounds_are_no_photographs(planted, tmp_path):
+    with pytest.raises(ValueError, match="leave backgrounds out"):
+        scene_set.write_scenes(tmp_path / "out", num_classes=3, backgrounds=[tmp_path], plain_backgrounds=True)
 
 
 def test_another_split_seed_or_size_is_another_set(planted):

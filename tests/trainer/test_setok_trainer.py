@@ -1,6 +1,7 @@
 """Training of SeTok: both phases on a few drawn boxes, exact resuming, named losses, pictures and bad input."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from transformers import ViTImageProcessorPil
 from tests.tiny_setok import tiny_setok, tiny_setok_config
 from vistok import SeTokTrainer, SeTokTrainingConfig, load_data_source
 from vistok.modeling.object_contrast import object_contrast_loss, patch_objects, squared_kernel_scale
-from vistok.processing.images import BadSampleError
+from vistok.processing.images import BadSampleError, image_key, load_image
 from vistok.trainer.setok_measures import image_metrics
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 24, "width": 24}, do_resize=True)
@@ -86,6 +87,26 @@ def test_boundaries_resume_exactly_with_cached_features(boxes, tmp_path):
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters()):
         assert torch.equal(parameter, other), name
+
+
+def test_both_phases_find_the_same_features(boxes, tmp_path):
+    options = {"cache_features": True, "feature_cache_dir": str(tmp_path / "cache")}
+    trainers = [make_trainer(boxes, tmp_path / phase, phase, **options) for phase in ("boundaries", "reconstruction")]
+    assert len({trainer.collator.features.folder for trainer in trainers}) == 1
+
+
+def test_images_with_masks_are_read_as_they_are_stored_in_every_phase(boxes, tmp_path):
+    shutil.copytree(boxes, tmp_path / "turned")
+    file = tmp_path / "turned" / "images" / "0.png"
+    picture = Image.open(file)
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(file, exif=exif)
+    data = load_data_source({"format": "object-masks", "path": str(tmp_path / "turned")})
+    options = {"cache_features": True, "feature_cache_dir": str(tmp_path / "cache"), "feature_cache_dtype": "float32"}
+    trainer = make_trainer(boxes, tmp_path / "out", "reconstruction", data=data, **options)
+    stored = trainer.source.patch_features([load_image(file, apply_exif_orientation=False)])[0]
+    assert torch.allclose(trainer.collator.features[image_key(str(file))], stored, atol=1e-5)
 
 
 def test_accumulated_batches_make_the_same_step(boxes, tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from tests.tiny import tiny_dinov2_config, tiny_image, tiny_image_processor
 from tests.vistok.commands import fails
 from vistok import cli
+from vistok.evaluation.cluster_quality import rank_correlation
 from vistok.modeling.modeling_setok_vision import SeTokVisionModel
 from vistok.modeling.vision_features import build_vision_tower
 from vistok.trainer.scene_annotations import run_lengths
@@ -107,14 +108,19 @@ class TestMeasures:
         results = json.loads((scenes / "report" / "cluster_quality.json").read_text())
         assert printed.strip() == (scenes / "report" / "cluster_quality.md").read_text(encoding="utf-8").strip()
         rows = {row["label"]: row for row in results["rows"]}
-        assert list(rows)[:2] == ["threshold", "iterative"] and len(rows) == 6
+        assert list(rows)[:2] == ["threshold", "iterative"] and len(rows) == 7
         assert results["num_images"] == 4 and results["num_objects"] == 10
         assert rows["threshold"]["num_tokens"]["value"] == 3.5
-        assert rows["threshold"]["rank_correlation"]["value"] == pytest.approx(1)
+        assert {row["rank_correlation"] for row in rows.values()} == {None}, "all are told how many tokens to make"
         assert rows["the objects themselves"]["ari"] == {"value": 1.0, "interval": None}
         assert rows["the objects themselves"]["iou"]["value"] == 1
         assert rows["one token"]["ari"]["value"] == 0 and rows["one token"]["rank_correlation"] is None
-        assert rows["plain grid, as many tokens"]["num_tokens"]["value"] == 3.5
+        for floor in ("plain grid", "k-means", "k-means on the clustered features"):
+            assert rows[f"{floor}, as many tokens"]["num_tokens"]["value"] == 3.5
+        with Image.open(scenes / "report" / "cluster_quality.png") as picture:
+            assert picture.width < 1.5 * picture.height  # one panel
+        found = json.loads((scenes / "report" / "cluster_quality.json").read_text())["images"]["threshold"]
+        assert rank_correlation(*([one[name] for one in found] for name in ("num_tokens", "num_objects"))) == 1
         assert len(results["images"]["threshold"]) == 4
 
     def test_the_tower_sees_every_image_once(self, tower, scenes, cache, capsys, monkeypatch):
