@@ -144,7 +144,8 @@ def build_page(models: Sequence[str | os.PathLike] = ()) -> Any:
         turns = gr.State([])
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                image = _image_file(gr)(label="Image", sources=["upload", "clipboard"], height=300, elem_id="image")
+                image = gr.Image(label="Image", sources=["upload", "clipboard"], height=300, elem_id="image")
+                image.preprocess = _path_of
                 names = [system.name for system in systems]
                 name = gr.Radio(names, value=names[0], label="System", elem_id="system")
                 explained = gr.Markdown(about(systems[0]), elem_id="about")
@@ -159,13 +160,13 @@ def build_page(models: Sequence[str | os.PathLike] = ()) -> Any:
                 )  # fmt: skip
                 note = gr.Markdown(elem_id="note")
                 picture = gr.Image(
-                    label="What the system sees", interactive=False, format="png", elem_id="picture",
+                    label="What the system sees", show_label=False, interactive=False, format="png", elem_id="picture",
                     buttons=["download", "fullscreen"],
                 )  # fmt: skip
         gr.Examples(_examples(), [image, question], label="Examples")
         question.submit(ask, [image, name, question, turns], [chat, turns, question, picture, note], api_name="ask")
-        for changed in (image.change, name.change):
-            changed(begin, name, [chat, turns, picture, note, explained], api_visibility="private")
+        for event in (image.change, name.change, chat.clear):
+            event(begin, name, [chat, turns, picture, note, explained], api_visibility="private")
     return page
 
 
@@ -213,16 +214,9 @@ def _gradio() -> Any:
     return require("gradio", "app")
 
 
-def _image_file(gr: Any) -> type:
-    """gradio's image, given to functions as the path of its file, whatever is in it: [`load_image`] reads it."""
-
-    class ImageFile(gr.Image):
-        is_template = True  # what the browser shows is gradio's own
-
-        def preprocess(self, payload):
-            return None if payload is None else payload.path
-
-    return ImageFile
+def _path_of(payload: Any) -> str | None:
+    """An upload as its file, whatever is in it: gradio would open it, but [`load_image`] says what is wrong."""
+    return None if payload is None else payload.path
 
 
 def _messages(turns: Turns) -> list[dict[str, str]]:
