@@ -5,10 +5,10 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from tests.modeling.serving_backend import ServingBackend, prompt_by_replacements, serving_attention
-from tests.tiny import IMAGE_TOKEN_ID, pixels, same, tiny_image, words
+from tests.tiny import IMAGE_TOKEN_ID, NUM_PATCHES, pixels, same, tiny_image, words
 from tests.tiny_kinds import every_kind
+from tests.tiny_llava import EVERY_PATCH, tiny_llava_processor, tiny_setok_llava
 from tests.tiny_llava import images_of_lengths as llava_images_of_lengths
-from tests.tiny_llava import tiny_setok_llava
 from tests.tiny_setokim import images_of_lengths, tiny_setokim
 from vistok.configuration.shipped import shipped_path
 
@@ -32,6 +32,21 @@ def test_the_server_computes_what_the_model_computes(kind):
     assert [image.shape[0] for image in embeddings] == [kind.num_tokens] * 2
     assert same(server.logits(row, embeddings, IMAGE_TOKEN_ID), expected, 1e-4)
     assert set(server.attention_instances.values()) == {1}, "each layer attends through the server"
+
+
+def test_a_llava_whose_patches_are_all_tokens_of_setok_is_served_with_llavas_processor():
+    model, processor = tiny_setok_llava(EVERY_PATCH), tiny_llava_processor()
+    server = ServingBackend(model.config, model.state_dict())
+    assert server.unknown == set()
+    image, prompt = tiny_image(), "<image>\nis there a dog?"
+    assert processor._get_num_multimodal_tokens(image_sizes=[(40, 30)])["num_image_tokens"] == [NUM_PATCHES]
+    inputs = processor(images=[image], text=prompt, return_tensors="pt")
+    row = prompt_by_replacements(processor, prompt, [image])
+    assert row == inputs["input_ids"][0].tolist()
+    with torch.no_grad():
+        expected = model(**inputs).logits[0]
+    embeddings = server.image_embeddings(inputs["pixel_values"])
+    assert same(server.logits(row, embeddings, IMAGE_TOKEN_ID), expected, 1e-4)
 
 
 @every_kind
