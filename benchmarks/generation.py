@@ -128,9 +128,10 @@ def main() -> None:
     )  # fmt: skip
     rounds, num_new_tokens = (1, 5) if options.quick else (options.rounds, NUM_NEW_TOKENS)
     parts = (options.vision, options.text)
+    dtypes = (torch.float32,) if options.quick else (torch.float32, torch.bfloat16)
     rows = []
     for system in SYSTEMS:
-        for dtype in (torch.float32, torch.bfloat16):
+        for dtype in dtypes:
             rows += compare(system, parts, dtype, rounds, num_new_tokens, options.backend)
     report(rows, options.csv)
 

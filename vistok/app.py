@@ -1,7 +1,9 @@
 """The page of `vistok app`: an image, a system, a conversation, and what the system sees beside the answer."""
 
+import atexit
 import logging
 import os
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -230,6 +232,7 @@ def _messages(turns: Turns) -> list[dict[str, str]]:
 def _examples() -> list[list[str]]:
     """Drawings with questions, and photographs where scikit-image is installed, which ships them."""
     folder = Path(tempfile.mkdtemp(prefix="vistok-app-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     image = Image.new("RGB", (256, 256), "white")
     ImageDraw.Draw(image).ellipse((64, 64, 192, 192), fill="blue")
     image.save(folder / "circle.png")

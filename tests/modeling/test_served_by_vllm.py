@@ -5,12 +5,13 @@ import torch
 from transformers import AutoModel, AutoProcessor
 
 from tests.modeling.serving_backend import ServingBackend, prompt_by_replacements, serving_attention
-from tests.tiny import IMAGE_TOKEN_ID, NUM_PATCHES, pixels, same, tiny_image, words
+from tests.tiny import IMAGE_SIZE, IMAGE_TOKEN_ID, NUM_PATCHES, pixels, same, save_base_models, tiny_image, words
 from tests.tiny_kinds import every_kind
 from tests.tiny_llava import EVERY_PATCH, tiny_llava_processor, tiny_setok_llava
 from tests.tiny_llava import images_of_lengths as llava_images_of_lengths
 from tests.tiny_setokim import images_of_lengths, tiny_setokim
 from vistok.configuration.shipped import shipped_path
+from vistok.processing.composed_llava_processor import compose_llava_processor
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +48,14 @@ def test_a_llava_whose_patches_are_all_tokens_of_setok_is_served_with_llavas_pro
         expected = model(**inputs).logits[0]
     embeddings = server.image_embeddings(inputs["pixel_values"])
     assert same(server.logits(row, embeddings, IMAGE_TOKEN_ID), expected, 1e-4)
+
+
+def test_a_composed_llava_processor_counts_what_it_writes(tmp_path):
+    processor = compose_llava_processor(*save_base_models(tmp_path), image_size=2 * IMAGE_SIZE)
+    assert not processor.image_processor.do_center_crop
+    inputs = processor(images=[tiny_image()], text="<image>", return_tensors="pt")
+    (counted,) = processor._get_num_multimodal_tokens(image_sizes=[(40, 30)])["num_image_tokens"]
+    assert (inputs["input_ids"] == processor.image_token_id).sum() == counted == 4 * NUM_PATCHES
 
 
 @every_kind
