@@ -19,17 +19,19 @@ def cells_of(file: Path, kind: str) -> list[dict]:
 
 
 def run_cell(source: str, name: str, namespace: dict) -> list[str]:
-    """Runs a cell as Jupyter does: what its last line evaluates to is shown. Returns the formats of that."""
+    """Runs a cell as Jupyter does; returns what is shown: figures, and what its last line evaluates to, if drawn."""
+    from matplotlib import pyplot
+
     tree = ast.parse(source, name)
-    shown = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
+    last = tree.body.pop() if isinstance(tree.body[-1], ast.Expr) else None
     exec(compile(tree, name, "exec"), namespace)
-    if shown is None:
-        return []
-    value = eval(compile(ast.Expression(shown.value), name, "eval"), namespace)
-    if hasattr(value, "savefig"):  # Jupyter draws figures of matplotlib
-        value.canvas.draw()
-        return ["figure"]
-    return [kind for kind in ("png", "html") if getattr(value, f"_repr_{kind}_", lambda: None)()]
+    value = None if last is None else eval(compile(ast.Expression(last.value), name, "eval"), namespace)
+    shown = ["picture"] if getattr(value, "_repr_png_", lambda: None)() else []
+    for number in pyplot.get_fignums():
+        pyplot.figure(number).canvas.draw()
+        pyplot.close(number)
+        shown.append("figure")
+    return shown
 
 
 def test_there_is_one_for_each_system():
@@ -40,18 +42,13 @@ def test_there_is_one_for_each_system():
 @every_notebook
 def test_it_runs_from_top_to_bottom_and_shows_pictures(file, tmp_path, monkeypatch):
     pytest.importorskip("skimage.data", reason="notebooks show photographs of scikit-image: extra demo")
-    from matplotlib import pyplot
-
     monkeypatch.chdir(tmp_path)
     namespace: dict = {"__name__": "__main__"}
-    try:
-        shown = [
-            kind
-            for number, cell in enumerate(cells_of(file, "code"), start=1)
-            for kind in run_cell("".join(cell["source"]), f"{file.name}, cell {number}", namespace)
-        ]
-    finally:
-        pyplot.close("all")
+    shown = [
+        kind
+        for number, cell in enumerate(cells_of(file, "code"), start=1)
+        for kind in run_cell("".join(cell["source"]), f"{file.name}, cell {number}", namespace)
+    ]
     assert "figure" in shown and len(shown) >= 2
 
 
