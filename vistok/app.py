@@ -166,9 +166,12 @@ def build_page(models: Sequence[str | os.PathLike] = ()) -> Any:
                     buttons=["download", "fullscreen"],
                 )  # fmt: skip
         gr.Examples(_examples(), [image, question], label="Examples")
-        question.submit(ask, [image, name, question, turns], [chat, turns, question, picture, note], api_name="ask")
+        asked = question.submit(
+            ask, [image, name, question, turns], [chat, turns, question, picture, note], api_name="ask"
+        )
         for event in (image.change, name.change, chat.clear):
-            event(begin, name, [chat, turns, picture, note, explained], api_visibility="private")
+            # An answer that is still to come is about what was chosen before.
+            event(begin, name, [chat, turns, picture, note, explained], api_visibility="private", cancels=[asked])
     return page
 
 

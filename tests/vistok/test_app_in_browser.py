@@ -2,6 +2,7 @@
 
 import re
 import socket
+import threading
 
 import pytest
 from PIL import Image
@@ -9,6 +10,7 @@ from PIL import Image
 from tests.conftest import chromium
 from tests.tiny import tiny_image
 from tests.vistok.commands import answer_of_generate
+from vistok.app_systems import LoadedSystem
 
 pytestmark = pytest.mark.browser
 QUESTION = "is there a dog in the image?"
@@ -118,6 +120,30 @@ def test_mistakes_are_told_where_they_were_made_and_the_question_stays(opened, t
     assert page.locator("#question textarea").input_value() == QUESTION
     page.locator("#system").get_by_text("Setokim", exact=True).click()
     page.locator("#about").filter(has_text="vistok train recipes/setok").wait_for()
+
+
+def test_an_answer_that_comes_after_another_system_was_chosen_is_not_shown(opened, tmp_path, monkeypatch):
+    begun, goes_on, answered = threading.Event(), threading.Event(), threading.Event()
+
+    def slow(*args, **kwargs):
+        begun.set()
+        goes_on.wait(60)
+        answered.set()
+        return "too late"
+
+    monkeypatch.setattr(LoadedSystem, "answer", slow)
+    page = opened()
+    tiny_image(3, size=(40, 30)).save(tmp_path / "photo.png")
+    upload(page, tmp_path / "photo.png")
+    ask(page, QUESTION)
+    assert begun.wait(60)
+    page.locator("#system").get_by_text("SeTok", exact=True).click()
+    page.locator("#about").filter(has_text="semantic tokens").wait_for()
+    goes_on.set()
+    assert answered.wait(60)
+    page.wait_for_timeout(2000)
+    assert page.get_by_text("too late").count() == 0
+    assert page.locator("#picture img").count() == 0
 
 
 def test_a_file_that_is_too_large_is_refused(opened, tmp_path):
