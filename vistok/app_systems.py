@@ -112,7 +112,7 @@ def offered_systems(models: Sequence[str | os.PathLike] = ()) -> list[System]:
         FileNotFoundError, OSError: if one that is named does not exist: see [`model_folder`].
     """
     named: dict[str, System] = {}
-    for model in map(os.fspath, models):
+    for model in [str(model) for model in models]:
         folder = model_folder(model)
         name = Path(model).name if Path(model).name not in named else model
         named[name] = System(name, f"The model {model}.", folder)
@@ -172,9 +172,9 @@ class LoadedSystem:
         if not self.answers:
             source = self._token_source
             variant = TokenVariant(source.name, label=source.model.tokenizer.config.method)
-            (token_map,) = read_token_maps(image, [variant], {(source.name, None): source})
+            (clusters,) = read_token_maps(image, [variant], {(source.name, None): source})
             untrained = "" if source.is_trained else f", from {source.name} without any training"
-            return Look(token_picture(token_map), _counted(token_map) + untrained + ".")
+            return Look(token_picture(clusters), _counted(clusters) + untrained + ".")
         model, processor = self._pipeline.model, self._pipeline.processor
         if hasattr(model, "get_visual_tokens"):
             return self._words(model, processor, image)
