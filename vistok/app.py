@@ -5,6 +5,7 @@ import logging
 import os
 import shutil
 import tempfile
+from abc import ABCMeta
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -146,8 +147,7 @@ def build_page(models: Sequence[str | os.PathLike] = ()) -> Any:
         turns = gr.State([])
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
-                image = gr.Image(label="Image", sources=["upload", "clipboard"], height=300, elem_id="image")
-                image.preprocess = _path_of
+                image = _image_file(gr)(label="Image", sources=["upload", "clipboard"], height=300, elem_id="image")
                 names = [system.name for system in systems]
                 name = gr.Radio(names, value=names[0], label="System", elem_id="system")
                 explained = gr.Markdown(about(systems[0]), elem_id="about")
@@ -219,9 +219,15 @@ def _gradio() -> Any:
     return require("gradio", "app")
 
 
-def _path_of(payload: Any) -> str | None:
-    """An upload as its file, whatever is in it: gradio would open it, but [`load_image`] says what is wrong."""
-    return None if payload is None else payload.path
+def _image_file(gr: Any) -> type:
+    """gradio's image, given to functions as the path of a file not opened yet: [`load_image`] says what is wrong."""
+
+    def preprocess(self, payload):
+        return None if payload is None else payload.path
+
+    # A class statement would run gradio's metaclass, which writes a file of types beside this one.
+    members = {"preprocess": preprocess, "is_template": True}  # a template: in the browser it is gradio's own
+    return ABCMeta.__new__(type(gr.Image), "ImageFile", (gr.Image,), members)
 
 
 def _messages(turns: Turns) -> list[dict[str, str]]:

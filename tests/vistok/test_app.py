@@ -167,6 +167,7 @@ def test_the_page_is_built_without_loading_a_model_and_shows_all_systems(adapter
     names = [value for value, _ in radio["props"]["choices"]]
     assert names == [Path(adapter_folder).name, "GVT", "VT-LMM", "SeTok", "Setokim"]
     assert config["analytics_enabled"] is False
+    assert not (ROOT / "vistok" / "app.pyi").exists(), "gradio writes types of components that are defined there"
 
 
 def test_without_gradio_the_extra_is_named(monkeypatch, capsys):

@@ -109,6 +109,16 @@ def test_an_uploaded_image_is_answered_beside_a_picture_and_nothing_is_asked_of_
     assert {url for url in page.requested if not url.startswith((address, "data:", "blob:"))} == set()
 
 
+def test_an_example_is_a_question_about_its_image(opened):
+    page = opened()
+    page.get_by_text("What color is the circle?").click()
+    page.locator("#image img").wait_for()
+    assert page.locator("#question textarea").input_value() == "What color is the circle?"
+    page.get_by_role("button", name="Ask").click()
+    note(page, "queries look")
+    assert page.locator("#chat .message").first.inner_text().strip() == "What color is the circle?"
+
+
 def test_mistakes_are_told_where_they_were_made_and_the_question_stays(opened, tmp_path):
     page = opened()
     ask(page, QUESTION)
