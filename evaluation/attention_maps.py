@@ -36,7 +36,7 @@ def query_attention(model: PreTrainedModel, processor: Any, image: ImageSource, 
     Raises:
         ValueError: if the visual tokenizer has no attention maps, or not this layer.
     """
-    pixel_values = _pixel_values(processor.image_processor, image).to(model.device)
+    pixel_values = pixel_values_of(processor.image_processor, image).to(model.device)
     with torch.no_grad():
         features = model.get_image_features(pixel_values=pixel_values, output_attentions=True)
     if not features.attentions:
@@ -97,6 +97,23 @@ def seen_image(model: PreTrainedModel, processor: Any, image: ImageSource, scale
     return seen.crop((0, 0, seen.width // patch_width * patch_width, seen.height // patch_height * patch_height))
 
 
+def finely_seen_image(model: PreTrainedModel, processor: Any, image: ImageSource, longer_side: int) -> Image.Image:
+    """
+    An image framed as the model sees it, at the resolution of its file rather than of the model.
+
+    Args:
+        model, processor, image: as in [`seen_image`].
+        longer_side (`int`): in pixels, at least, where the file has that many.
+
+    Returns:
+        `PIL.Image.Image`: RGB.
+    """
+    opened = load_image(image)
+    seen = seen_image(model, processor, opened)
+    wanted = min(longer_side, max(opened.size)) / max(seen.size)
+    return seen_image(model, processor, opened, scale=math.ceil(wanted)) if wanted > 1 else seen
+
+
 def prepared_image(image_processor: Any, image: ImageSource, scale: int = 1) -> Image.Image:
     """
     An image as an image processor prepares it, with the colours it had.
@@ -111,7 +128,7 @@ def prepared_image(image_processor: Any, image: ImageSource, scale: int = 1) -> 
     Returns:
         `PIL.Image.Image`: RGB, with the sides of the pixel values times `scale`, in pixels.
     """
-    values = _pixel_values(image_processor, image)
+    values = pixel_values_of(image_processor, image)
     if scale > 1:
         finer = _finer_pixel_values(image_processor, image, scale)
         values = finer if finer.shape[2:] == tuple(scale * side for side in values.shape[2:]) else values
@@ -123,7 +140,8 @@ def prepared_image(image_processor: Any, image: ImageSource, scale: int = 1) -> 
     return Image.fromarray(np.rint(pixels.clip(0, 255)).astype(np.uint8))
 
 
-def _pixel_values(image_processor: Any, image: ImageSource, **sizes: Any) -> torch.Tensor:
+def pixel_values_of(image_processor: Any, image: ImageSource, **sizes: Any) -> torch.Tensor:
+    """One image as an image processor prepares it for a model, `(1, num_channels, height, width)`."""
     return image_processor(images=[load_image(image)], return_tensors="pt", **sizes)["pixel_values"]
 
 
@@ -133,7 +151,7 @@ def _finer_pixel_values(image_processor: Any, image: ImageSource, scale: int) ->
         for name in ("size", "crop_size")
         if (size := getattr(image_processor, name, None)) is not None
     }
-    return _pixel_values(image_processor, image, **sizes)
+    return pixel_values_of(image_processor, image, **sizes)
 
 
 def upsample_attention(attention: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -346,8 +364,10 @@ class _Page:
 
 __all__ = [
     "draw_query_attention",
+    "finely_seen_image",
     "overlay",
     "patch_attention",
+    "pixel_values_of",
     "prepared_image",
     "query_attention",
     "seen_image",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..modeling.atomic_folder import write_text_atomically
 from ..processing.images import ImageSource, load_image
-from .attention_maps import prepared_image
+from .attention_maps import finely_seen_image, pixel_values_of, prepared_image
 from .token_sources import TokenSource
 from .token_variants import PER_OBJECT, ImageClusters, TokenVariant, cluster_image, variant_config
 
@@ -132,6 +132,33 @@ def _token_map(
         label=variant.label,
         name=name,
         threshold=threshold,
+    )
+
+
+@torch.no_grad()
+def model_token_map(model: Any, processor: Any, image: ImageSource) -> TokenMap | None:
+    """
+    The tokens that a composed model makes of an image, as its language model reads them.
+
+    Args:
+        model (`PreTrainedModel`): a composed model, such as [`SetokimForConditionalGeneration`].
+        processor (`ProcessorMixin`): the processor that belongs to it.
+        image: path, bytes or PIL image, as in [`load_image`].
+
+    Returns:
+        [`TokenMap`], `None` of a model whose tokens are no groups of patches.
+
+    Raises:
+        BadSampleError: if the image is missing or unreadable.
+    """
+    pixel_values = pixel_values_of(processor.image_processor, image).to(model.device, model.dtype)
+    features = model.get_image_features(pixel_values=pixel_values)
+    if features.assignment is None or features.grid_size is None:
+        return None
+    # Without the tokens that stand for no patch, such as that of [CLS].
+    _, assignment = np.unique(features.assignment[0].cpu().numpy(), return_inverse=True)
+    return TokenMap(
+        image=finely_seen_image(model, processor, image, FINE_SIDE), assignment=assignment.reshape(features.grid_size)
     )
 
 
@@ -269,6 +296,7 @@ __all__ = [
     "TokenMap",
     "check_table_file",
     "framed_image",
+    "model_token_map",
     "read_token_maps",
     "score_spread",
     "token_rows",

@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..processing.images import ImageSource, load_image
 from ..processing.token_labels import TokenLabels
-from .attention_maps import seen_image
+from .attention_maps import finely_seen_image
 
 Measure = Literal["probability", "cosine similarity"]
 MEASURES: tuple[Measure, ...] = ("probability", "cosine similarity")
@@ -106,7 +106,7 @@ def read_word_map(
     labels = TokenLabels(processor.tokenizer) if labels is None else labels
     shape = (*grid_size, top_k)
     return WordMap(
-        image=_fine_image(model, processor, opened, grid_size),
+        image=finely_seen_image(model, processor, opened, FINE_SIDE),
         words=labels.texts(token_ids.cpu().numpy()).reshape(shape),
         scores=scores.double().cpu().numpy().reshape(shape),
         entropy=None if entropy is None else entropy.double().cpu().numpy().reshape(grid_size),
@@ -159,13 +159,6 @@ def _read(model: Any, pixel_values: torch.Tensor, top_k: int, nearest: bool):
     found = model.get_visual_tokens(pixel_values, top_k=top_k)
     patches = patch_tokens(found.entropy.shape[1], found.grid_size, found.num_prefix_tokens)
     return *(part[0, patches] for part in (found.probabilities, found.token_ids, found.entropy)), found.grid_size
-
-
-def _fine_image(model: Any, processor: Any, image: Image.Image, grid_size: tuple[int, int]) -> Image.Image:
-    """An image framed as the model sees it, at the resolution of its file rather than of the model."""
-    seen = seen_image(model, processor, image)
-    wanted = min(FINE_SIDE, max(image.size)) / max(seen.size)
-    return seen_image(model, processor, image, scale=int(np.ceil(wanted))) if wanted > 1 else seen
 
 
 def _name_of(image: ImageSource) -> str:

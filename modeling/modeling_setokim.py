@@ -40,6 +40,7 @@ class SetokimModel(SetokimPreTrainedModel, ReadsTokenRows, MultimodalModel):
     image_features_class = SetokimImageFeatures
     output_class = SetokimOutput
     image_inputs = ("pixel_values", "vision_features", "visual_tokens")
+    _keys_to_ignore_on_load_unexpected = [r"^output_projection\."]  # what writes visual tokens
 
     def __init__(self, config: SetokimConfig):
         super().__init__(config)

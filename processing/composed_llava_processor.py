@@ -48,6 +48,8 @@ def compose_llava_processor(
             f"The images of {vision} have no fixed size (size is {image_processor.size}), and LLaVA reads images of "
             "one size: give image_size."
         )
+    # By this LlavaProcessor counts tokens of an image that is not there yet, whether images are cropped or not.
+    image_processor.crop_size = {"height": side, "width": side}
     tokenizer = load_tokenizer(text, text_kwargs)
     add_image_token(tokenizer)
     tokenizer.padding_side = "left"  # answers are generated at the end of a prompt

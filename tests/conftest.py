@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import importlib.util
 import ipaddress
 import os
 import random
@@ -52,6 +53,20 @@ def pytest_runtest_setup(item):
         missing = [name for name in marker.args if not _has_package(name)]
         if missing:
             pytest.skip(_not_fetched(missing))
+    if item.get_closest_marker("browser") and (lacking := _lacking_of_browser()):
+        pytest.skip(f"a test in a browser needs {lacking}")
+
+
+def chromium() -> str | None:
+    """Where a browser is that tests can drive, if there is one."""
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
+def _lacking_of_browser() -> str | None:
+    for module in ("gradio", "playwright"):
+        if importlib.util.find_spec(module) is None:
+            return f"{module}: pip install {module}"
+    return None if chromium() else "chromium: apt-get install chromium"
 
 
 def _not_fetched(names: list[str]) -> str:

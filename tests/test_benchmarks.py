@@ -89,6 +89,14 @@ def test_a_step_of_distillation_stands_beside_what_it_cannot_do_without(run_benc
     assert rows[0]["ratio to alone"] == "1.000" and all(float(row["ms per image"]) > 0 for row in rows)
 
 
+def test_generation_writes_the_same_with_a_growing_and_a_static_cache_compiled_or_not(run_benchmark, tmp_path):
+    vision, text = save_base_models(tmp_path)
+    rows = run_benchmark("generation", "--vision", vision, "--text", text, "--backend", "eager")
+    assert [row["way"] for row in rows] == ["dynamic", "static", "static, compiled"] * 2
+    assert {row["same"] for row in rows} == {"5 of 5"}
+    assert [row["compiling, s"] == "–" for row in rows] == [True, True, False] * 2
+
+
 def test_an_evaluation_and_a_plain_loop_say_the_same(run_benchmark, tmp_path):
     model, processor = tiny_gvt(), tiny_processor()
     model.save_pretrained(tmp_path / "model")

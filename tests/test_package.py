@@ -29,7 +29,9 @@ MAY_IMPORT = {
     "hub_cards": {"configuration", "modeling"},
     "trainer": {"configuration", "modeling", "processing", "evaluation", "hub_cards"},
 }
-HEAVY_PACKAGES = {"datasets", "diffusers", "evaluate", "gguf", "matplotlib", "onnx", "peft", "sklearn", "tensorboard"}
+HEAVY_PACKAGES = {
+    *("datasets", "diffusers", "evaluate", "gguf", "gradio", "matplotlib", "onnx", "peft", "sklearn", "tensorboard"),
+}
 # Distribution → what it is imported as, where that differs.
 IMPORTED_AS = {
     "pillow": "PIL",
@@ -40,7 +42,7 @@ IMPORTED_AS = {
 }
 # Required for what others import of it: transformers for Trainer and device_map, and for report_to="tensorboard".
 USED_BY_TRANSFORMERS = {"accelerate", "tensorboard"}
-TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".json", ".jsonl", ".jinja", ".in", ".csv", ""}
+TEXT_SUFFIXES = {".py", ".md", ".toml", ".txt", ".yaml", ".json", ".jsonl", ".jinja", ".in", ".csv", ".ipynb", ""}
 
 
 def tracked_files() -> list[Path]:

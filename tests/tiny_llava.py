@@ -48,8 +48,9 @@ def tiny_llava_processor(image_size: int = IMAGE_SIZE) -> LlavaProcessor:
     tokenizer = tiny_tokenizer()
     add_image_token(tokenizer)
     tokenizer.padding_side = "left"
+    side = {"height": image_size, "width": image_size}
     return LlavaProcessor(
-        tiny_image_processor(size={"height": image_size, "width": image_size}),
+        tiny_image_processor(size=side, crop_size=side),
         tokenizer,
         patch_size=PATCH_SIZE,
         vision_feature_select_strategy="default",

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -103,15 +103,23 @@ def load_pipeline(model: str | os.PathLike | None = None) -> Any:
         return pipeline("image-text-to-text", model=loaded, processor=processor)
 
 
-def answer_question(answerer: Any, image: ImageSource, question: str, max_new_tokens: int = 32) -> str:
+def answer_question(
+    answerer: Any,
+    image: ImageSource,
+    question: str,
+    max_new_tokens: int = 32,
+    earlier: Sequence[tuple[str, str]] = (),
+) -> str:
     """
-    Asks one question about one image; the answer is decoded greedily.
+    Asks a question about an image; the answer is decoded greedily.
 
     Args:
         answerer (`ImageTextToTextPipeline`): from [`load_pipeline`].
         image: path, bytes or PIL image, as in [`load_image`].
         question (`str`): the question.
         max_new_tokens (`int`, *optional*, defaults to 32): limit of the answer, in tokens.
+        earlier (`list[tuple[str, str]]`, *optional*): questions about the same image that were asked before, with
+            their answers.
 
     Returns:
         `str`: the answer, without white space at its ends.
@@ -124,12 +132,19 @@ def answer_question(answerer: Any, image: ImageSource, question: str, max_new_to
         raise ValueError("The question is empty: ask something, such as 'What object is in the image?'.")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens is {max_new_tokens}, expected at least 1.")
-    content = [{"type": "image", "image": load_image(image)}, {"type": "text", "text": question}]
-    messages = [{"role": "user", "content": content}]
+    messages = []
+    for asked, answered in earlier:
+        messages += [_message("user", asked), _message("assistant", answered)]
+    messages.append(_message("user", question))
+    messages[0]["content"].insert(0, {"type": "image", "image": load_image(image)})
     generated = answerer(
         text=messages, max_new_tokens=max_new_tokens, return_full_text=False, generate_kwargs={"do_sample": False}
     )
     return generated[0]["generated_text"].strip()
+
+
+def _message(role: str, text: str) -> dict[str, Any]:
+    return {"role": role, "content": [{"type": "text", "text": text}]}
 
 
 __all__ = [

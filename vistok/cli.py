@@ -10,6 +10,7 @@ import traceback
 from collections.abc import Sequence
 
 from . import (
+    cli_app,
     cli_ask,
     cli_convert,
     cli_demo,
@@ -37,6 +38,7 @@ COMMANDS = {
     "tokens": cli_tokens,
     "convert": cli_convert,
     "push": cli_push,
+    "app": cli_app,
 }
 
 

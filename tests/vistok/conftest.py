@@ -4,7 +4,13 @@ import pytest
 import torch
 
 from tests.tiny import NUM_LATENTS, livelier, save_base_models, tiny_image, tiny_resampler_config
-from vistok import GVTForConditionalGeneration, GVTProcessor, save_trained_weights
+from vistok import (
+    GVTForConditionalGeneration,
+    GVTProcessor,
+    VTLMMForCausalLM,
+    VTLMMProcessor,
+    save_trained_weights,
+)
 
 
 @pytest.fixture(scope="session")
@@ -26,6 +32,20 @@ def adapter_folder(base_models, tmp_path_factory):
         livelier(part.requires_grad_(True))
     save_trained_weights(model, folder)
     GVTProcessor.from_vision_text_pretrained(*base_models, num_image_tokens=NUM_LATENTS).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def words_folder(base_models, tmp_path_factory):
+    """A VT-LMM as training leaves it: trained weights that name their base models."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("words")
+    model = VTLMMForCausalLM.from_vision_text_pretrained(*base_models)
+    model.requires_grad_(False)
+    for part in (model.model.adapter, model.model.vm_head):
+        livelier(part.requires_grad_(True))
+    save_trained_weights(model, folder)
+    VTLMMProcessor.from_vision_text_pretrained(*base_models).save_pretrained(folder)
     return str(folder)
 
 

@@ -5,30 +5,14 @@ import shutil
 import sys
 
 import pytest
-import torch
 from PIL import Image
 
-from tests.tiny import livelier, save_base_models, tiny_image
+from tests.tiny import tiny_image
 from tests.vistok.commands import fails
 from vistok import VTLMMForCausalLM, VTLMMProcessor, cli, save_trained_weights
 from vistok.cli_words import SHIPPED_MODEL
 from vistok.configuration import shipped
 from vistok.evaluation.word_map import read_word_map
-
-
-@pytest.fixture(scope="module")
-def words_folder(tmp_path_factory):
-    """A VT-LMM as training leaves it: trained weights that name their base models."""
-    torch.manual_seed(0)
-    base_models = save_base_models(tmp_path_factory.mktemp("base"))
-    folder = tmp_path_factory.mktemp("words")
-    model = VTLMMForCausalLM.from_vision_text_pretrained(*base_models)
-    model.requires_grad_(False)
-    for part in (model.model.adapter, model.model.vm_head):
-        livelier(part.requires_grad_(True))
-    save_trained_weights(model, folder)
-    VTLMMProcessor.from_vision_text_pretrained(*base_models).save_pretrained(folder)
-    return str(folder)
 
 
 @pytest.fixture
