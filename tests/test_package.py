@@ -29,7 +29,10 @@ MAY_IMPORT = {
     "hub_cards": {"configuration", "modeling"},
     "trainer": {"configuration", "modeling", "processing", "evaluation", "hub_cards"},
 }
-HEAVY_PACKAGES = {"datasets", "diffusers", "evaluate", "gguf", "matplotlib", "onnx", "peft", "sklearn", "tensorboard"}
+HEAVY_PACKAGES = {
+    *("bitsandbytes", "datasets", "diffusers", "evaluate", "gguf"),
+    *("matplotlib", "onnx", "peft", "sklearn", "tensorboard"),
+}
 # Distribution → what it is imported as, where that differs.
 IMPORTED_AS = {
     "pillow": "PIL",
