@@ -44,8 +44,8 @@ def adapter_and_model(
         model = json.load(stream).get("base_model_name_or_path")
     if not model:
         raise CheckpointError(
-            f"{name_or_path} holds an adapter whose adapter_config.json has no base_model_name_or_path: load its model "
-            f"and then model.load_adapter({str(name_or_path)!r}), or write there which model it adapts."
+            f"{name_or_path} holds an adapter, and its adapter_config.json has no base_model_name_or_path: load its "
+            f"model and then model.load_adapter({str(name_or_path)!r}), or write there which model it adapts."
         )
     return str(name_or_path), model, {name: value for name, value in rest.items() if name != "revision"}
 

@@ -26,9 +26,9 @@ _CAST_MESSAGE = "inputs will be cast"
 
 class QuantizablePreTrainedModel(DownloadedPreTrainedModel):
     """
-    A model that can be loaded with a `quantization_config`. By default the linear layers of the vision tower and of the
-    language model are quantised, and everything else stays in the dtype of the model: the visual tokenizer, projectors
-    and projections, adapter, decoders, rows of tokens and every head.
+    A model that can be loaded with a `quantization_config`. By default the linear layers of the vision tower and of
+    the language model are quantised, and everything else stays in the dtype of the model: the visual tokenizer,
+    projectors and projections, adapter, decoders, rows of tokens and every head.
 
     Class attributes:
         trainable_parts (`dict[str, str | tuple[str, ...]]`): the parts that a training recipe may freeze, train or

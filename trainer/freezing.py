@@ -28,8 +28,8 @@ def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Ma
 
     Raises:
         ValueError: if a part or a mode is unknown, a part to be trained has nothing to train, nothing would be
-            trained, quantised weights would be, `lora` would train more than adapters, or the model has adapters already, and of another kind
-            than `lora` asks for.
+            trained, quantised weights would be, `lora` would train more than adapters, or the model has adapters
+            already, and of another kind than `lora` asks for.
     """
     for part, mode in trainable.items():
         part_prefixes(model, part)

@@ -87,8 +87,8 @@ def _check_whole(args: Any) -> None:
     uses_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
     if uses_fsdp or (plan is not None and plan.is_zero3()):
         raise ValueError(
-            "Quantised weights stay whole on every process: leave fsdp and DeepSpeed's stage 3 out, and train with DDP "
-            "or recipes/deepspeed/zero2.json; or leave load_in_4bit and load_in_8bit out."
+            "Quantised weights stay whole on every process: leave fsdp and DeepSpeed's stage 3 out, and train with "
+            "DDP or recipes/deepspeed/zero2.json; or leave load_in_4bit and load_in_8bit out."
         )
 
 
