@@ -183,6 +183,7 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
             model = super().from_pretrained(
                 None, config=config, state_dict=state_dict, dtype=language_model.dtype, **kwargs
             )
+        model.name_or_path = ""  # it lies nowhere yet, which adapters of peft are to say of it
         model.generation_config = generation_config
         model.added_weights = {name for name, _ in model.named_parameters()} - set(state_dict)
         return model.eval()

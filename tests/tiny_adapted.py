@@ -75,7 +75,7 @@ ADAPTED = {
         SetokimForConditionalGeneration,
         SETOK,
         ("projections", "merger"),
-        ("model.input_projection", "output_projection", "model.setok.vision_model.tokenizer.merger"),
+        ("model.input_projection", "model.setok.vision_model.tokenizer.merger"),
         "model.setok.vision_model.vision_tower.",
     ),
 }

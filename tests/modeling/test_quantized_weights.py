@@ -27,7 +27,6 @@ from vistok.trainer.freezing import set_trainable
 
 every_kind = pytest.mark.parametrize("saved", ADAPTED, indirect=True)
 both_widths = pytest.mark.parametrize("bits", LOADED)
-ERROR = {"int8": 0.1, "nf4": 0.5}  # of logits of random weights, which are the hardest to quantise
 
 
 @pytest.fixture(scope="module")
@@ -65,6 +64,11 @@ def linear_layers(model, *prefixes: str) -> set[str]:
     return {name for name in layers if name.startswith(prefixes)}
 
 
+def logits_of_weights(model, inputs) -> torch.Tensor:
+    """Without rounding what layers read, which 8-bit ones do but in training on a CPU; there is no dropout."""
+    return model.train()(**inputs).logits.detach()
+
+
 @every_kind
 @both_widths
 def test_tower_and_language_model_are_quantised_and_nothing_else(saved, bits):
@@ -74,7 +78,7 @@ def test_tower_and_language_model_are_quantised_and_nothing_else(saved, bits):
         in_numbers = {str(parameter.dtype) for name, parameter in model.named_parameters() if "embed" in name}
         assert in_numbers == {"torch.float32"}
         logits = model(**saved.inputs).logits
-        assert 0 < largest(logits, saved.logits) < ERROR[bits]
+        assert logits.isfinite().all() and not same(logits, saved.logits)
         core = AutoModel.from_pretrained(folder, quantization_config=quantization(bits))
         assert {f"model.{name}" for name in quantized_layers(core)} == quantized_layers(model)
 
@@ -102,9 +106,7 @@ def test_a_quantised_layer_multiplies_with_what_it_is_in_plain_numbers(saved, bi
         scale = saved.model.get_submodule(name).weight.abs().max().item()
         worst = (plain.get_submodule(name).weight - saved.model.get_submodule(name).weight).abs().max().item()
         assert 0 < worst < {"int8": 0.01, "nf4": 0.2}[bits] * scale
-    found = model(**saved.inputs).logits
-    # 8-bit layers round what they read, too.
-    assert largest(found, plain(**saved.inputs).logits) < {"int8": 0.05, "nf4": 1e-4}[bits]
+    assert largest(logits_of_weights(model, saved.inputs), plain(**saved.inputs).logits) < 1e-4
 
 
 @both_widths
@@ -168,14 +170,14 @@ def test_adapters_of_quantised_layers_are_merged_into_plain_numbers(saved, bits,
     in_full = dict.fromkeys(saved.kind.in_full, "full")
     set_trainable(model, {"vision": "lora", "llm": "lora", **in_full}, {"r": 2})
     liven_adapters(model)
-    expected = model.eval()(**saved.inputs).logits
+    expected = logits_of_weights(model, saved.inputs)
     save_trained_weights(model, tmp_path / "adapters")
     again = saved.load(tmp_path / "adapters", bits)
-    assert same(again(**saved.inputs).logits, expected, 1e-4)
+    assert largest(logits_of_weights(again, saved.inputs), expected) < 1e-4
     model.save_pretrained(tmp_path / "merged")
     merged = type(model).from_pretrained(tmp_path / "merged")
     assert not quantized_layers(merged)
-    assert largest(merged(**saved.inputs).logits, expected) < {"int8": 0.05, "nf4": 1e-4}[bits]
+    assert largest(merged(**saved.inputs).logits, expected) < 1e-4
     assert quantized_layers(model), "the model itself can be trained on"
 
 
