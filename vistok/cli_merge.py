@@ -6,9 +6,9 @@ from pathlib import Path
 SUMMARY = "make a model of all weights of trained ones and their base models"
 DESCRIPTION = """
 Loads what was trained together with the models that it names, merges LoRA adapters into their weights, and writes the
-whole, with its processor: OUT loads without base models, adapters and peft. FOLDER is what a training ended with, or an
-adapter that peft wrote (adapter_config.json), with the parts that were trained in full beside it. FOLDER stays as it is,
-and OUT is written whole or not at all.
+whole, with its processor: OUT loads without base models, adapters and peft. FOLDER is what a training ended with, or
+an adapter that peft wrote (adapter_config.json), with the parts that were trained in full. FOLDER stays as it is, and
+OUT is written whole or not at all.
 
 After QLoRA, adapters are merged into the base models as they are published, not into their quantised weights.
 
