@@ -4,8 +4,8 @@ Memory, speed and answers of a model whose vision tower and language model are q
 The same model four times: in float32, in bfloat16, and in bfloat16 with the linear layers of tower and language model
 in 8 bits and in 4 (NF4). Measured are the bytes of all weights; the peak of memory above these while a batch is
 answered, and while adapters of the language model and the visual tokenizer learn one step (of NF4 that is QLoRA);
-generated tokens per second, of a batch of eight, in turns; and answers to held-out questions of easy-VQA and of cut-out
-scenes, with 95 % intervals over images: of the accuracy, and of its difference to float32 on the same questions.
+generated tokens per second, of a batch of eight, in turns; and answers to held-out questions of easy-VQA and of
+cut-out scenes, with 95 % intervals over images: of the accuracy, and of its difference to float32 on the same.
 
     python -m benchmarks.quantization                       # the demo that ships, 200 questions of each
     python -m benchmarks.quantization --model FOLDER --questions 400

@@ -180,6 +180,12 @@ def dequantized_weight(layer: Any, dtype: torch.dtype) -> torch.Tensor:
     return dequantize_bnb_weight(layer.weight, getattr(layer, "state", None)).to(dtype)
 
 
+def num_elements(weight: torch.Tensor) -> int:
+    """How many numbers a weight stands for: in 4 bits, two or more in each that is kept."""
+    shape = getattr(getattr(weight, "quant_state", None), "shape", None)
+    return weight.numel() if shape is None else torch.Size(shape).numel()
+
+
 def num_weight_bytes(model: nn.Module) -> int:
     """
     Memory of the weights of a model, with what quantisation keeps beside them; weights that are tied count once.
@@ -214,6 +220,7 @@ __all__ = [
     "dequantized_weight",
     "is_quantized",
     "is_quantized_weight",
+    "num_elements",
     "num_weight_bytes",
     "prepare_quantized_layers",
     "require_quantizer",

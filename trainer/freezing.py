@@ -10,7 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..modeling.lora_adapters import add_lora
-from ..modeling.quantized_weights import is_quantized_weight
+from ..modeling.quantized_weights import is_quantized_weight, num_elements
 from ..modeling.trainable_parts import MODES, parameters_to_train, part_prefixes
 
 
@@ -124,7 +124,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     parameters = list(model.parameters())
     return {
         "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "all": sum(parameter.numel() for parameter in parameters),
+        "all": sum(map(num_elements, parameters)),
     }
 
 

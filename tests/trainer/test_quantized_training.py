@@ -1,6 +1,7 @@
 """Training beside quantised weights: by recipes and by trainers, resumed, merged, and refused where it cannot be."""
 
 import copy
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ from tests.trainer.tiny_training import ANSWERS, QUESTIONS, losses, moved, param
 from vistok import GVTForConditionalGeneration, GVTProcessor
 from vistok.modeling.quantized_weights import is_quantized
 from vistok.modeling.trained_weights import TRAINED_WEIGHTS_NAME
+from vistok.trainer.freezing import count_parameters
 from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.recipe import recipe_from_dict
 from vistok.trainer.run_recipe import run_recipe
@@ -177,6 +179,8 @@ def test_a_recipe_with_a_switch_does_qlora(kind, switch, recipe_of, tmp_path):
     loaded = ADAPTED[kind].model_class.from_pretrained(tmp_path / "run")
     assert not any(is_quantized(module) for module in loaded.modules())
     assert any(".lora_" in name for name, _ in loaded.named_parameters())
+    card = (tmp_path / "run" / "README.md").read_text()
+    assert f"vision tower and language model, in {4 if switch == 'load_in_4bit' else 8} bits" in card
 
 
 def test_what_a_recipe_trains_in_full_is_not_quantised(wide_base_models):
@@ -185,6 +189,8 @@ def test_what_a_recipe_trains_in_full_is_not_quantised(wide_base_models):
                          quantization={"bnb_4bit_use_double_quant": True})  # fmt: skip
     model, _ = build_model(recipe, {"vision": "full", "llm": "lora"})
     layers = {name for name, module in model.named_modules() if is_quantized(module)}
+    plain, _ = build_model(dataclasses.replace(recipe, load_in_4bit=False, quantization={}))
+    assert count_parameters(model)["all"] == sum(parameter.numel() for parameter in plain.parameters())
     assert layers and all(name.startswith(LLM) for name in layers)
     config = model.config.quantization_config
     assert config.bnb_4bit_quant_type == "nf4" and config.bnb_4bit_use_double_quant
