@@ -73,7 +73,12 @@ def prompts(processor, questions: list[dict[str, Any]]) -> dict[str, torch.Tenso
         ]
         conversations.append([{"role": "user", "content": content}])
     return processor.apply_chat_template(
-        conversations, add_generation_prompt=True, tokenize=True, return_dict=True, return_tensors="pt", padding=True
+        conversations,
+        add_generation_prompt=True,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        processor_kwargs={"padding": True},
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoModel, AutoModelForImageTextToText, BitsAndBytesConfig
 
-from tests.tiny import same
+from tests.tiny import same, tiny_gvt, tiny_t5_config
 from tests.tiny_adapted import (
     ADAPTED,
     LLM,
@@ -151,6 +151,14 @@ def test_a_tokenizer_with_decoders_quantises_its_tower_alone():
     kept = SeTokForPreTraining.high_precision_modules()
     assert {"mask_decoder", "detokenizer.unet", "vision_model.tokenizer.merger"} <= set(kept)
     assert not any("vision_tower" in name for name in kept)
+
+
+def test_of_an_encoder_decoder_stays_what_transformers_keeps_exact(tmp_path):
+    model = tiny_gvt(text_config=tiny_t5_config(d_model=64))
+    model.save_pretrained(tmp_path)
+    loaded = type(model).from_pretrained(tmp_path, quantization_config=quantization("int8"))
+    kept = {name for name in linear_layers(model, LLM) if name.endswith((".wo", ".lm_head"))}
+    assert kept and quantized_layers(loaded) == linear_layers(model, "model.vision_tower", LLM) - kept
 
 
 def test_composing_quantises_and_folders_of_trained_weights_say_nothing_of_it(wide_base_models, tmp_path):
