@@ -69,6 +69,7 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
         name = pretrained_model_name_or_path
         if name is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        where = {**hub_arguments(kwargs), **(kwargs.get("adapter_kwargs") or {})}
         adapter, name, kwargs = adapter_and_model(name, kwargs)
         adapter_name = kwargs.pop("adapter_name", None)
         result = cls._load_model(name, *model_args, config=config, **kwargs)
@@ -76,7 +77,8 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
         # One that lies beside all weights transformers has loaded with them.
         is_there = getattr(model, "_hf_peft_config_loaded", False) and model.config.lora_config is None
         if adapter is not None and not is_there:
-            model.load_adapter(adapter, adapter_name=adapter_name, adapter_kwargs=hub_arguments(kwargs))
+            where.pop("_adapter_model_path", None)
+            model.load_adapter(adapter, adapter_name=adapter_name, adapter_kwargs=where)
         return result
 
     @classmethod

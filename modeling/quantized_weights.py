@@ -136,12 +136,12 @@ def prepare_quantized_layers(model: nn.Module) -> None:
     Args:
         model (`nn.Module`): changed in place.
     """
-    for module in model.modules():
-        if is_quantized(module):
-            if hasattr(module, "support_avx512bf16_for_cpu"):
-                module.support_avx512bf16_for_cpu = False
-            else:
-                _tell_of_casts_once()
+    layers: list[Any] = [module for module in model.modules() if is_quantized(module)]
+    for layer in layers:
+        if hasattr(layer, "support_avx512bf16_for_cpu"):
+            layer.support_avx512bf16_for_cpu = False
+        else:
+            _tell_of_casts_once()
 
 
 def _tell_of_casts_once() -> None:

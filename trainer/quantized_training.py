@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import BitsAndBytesConfig, PreTrainedModel
+from transformers import BitsAndBytesConfig
 
 from ..configuration.optional import require
 from ..modeling.quantized_weights import EXTRA, QUANTIZED_PARTS, QuantizablePreTrainedModel
@@ -93,7 +93,7 @@ def _check_whole(args: Any) -> None:
 
 
 @contextlib.contextmanager
-def beside_quantized_weights(model: PreTrainedModel | None) -> Iterator[None]:
+def beside_quantized_weights(model: Any) -> Iterator[None]:
     """
     Lets a `Trainer` be made for a model whose quantised parts are frozen while others are trained in full, without an
     adapter on any of them: `Trainer` takes it for a model that is quantised all through, which cannot be trained.
