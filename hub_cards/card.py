@@ -329,11 +329,20 @@ def _skipped(count: int | None) -> str:
     return f"{count:,} samples were left out because they could not be read." if count else ""
 
 
+def _quantization(model: Mapping[str, Any]) -> str:
+    if model.get("load_in_4bit"):
+        kind = (model.get("quantization") or {}).get("bnb_4bit_quant_type") or "nf4"
+        return f"vision tower and language model, in 4 bits ({kind.upper()})"
+    return "vision tower and language model, in 8 bits" if model.get("load_in_8bit") else ""
+
+
 def _run(results: Mapping[str, Any]) -> list[card_facts.Row]:
     losses = [entry["loss"] for entry in results.get("log_history") or [] if entry.get("loss") is not None]
     environment = results.get("environment") or {}
+    model = (results.get("recipe") or {}).get("model") or {}
     rows = {
-        "started from": ((results.get("recipe") or {}).get("model") or {}).get("checkpoint") or "",
+        "started from": model.get("checkpoint") or "",
+        "quantised while training, unless trained in full": _quantization(model),
         "steps": card_facts.number(results["steps"]) if results.get("steps") else "",
         "epochs": f"{results['epochs']:.4g}" if results.get("epochs") else "",
         "training loss, mean over the run": f"{results['train_loss']:.4g}" if results.get("train_loss") else "",

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, Literal
+from typing import Literal
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
@@ -16,12 +16,14 @@ from transformers import PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME
 
 from ..modeling.base_weights import PREFIX
+from ..modeling.lora_adapters import ordinary_model
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME, CheckpointError
 from .card_facts import is_hub_id
 from .flat_export import flat_files
 from .published_card import CARD_NAME, published_card
-from .remote_code import PROCESSOR_FILES, auto_classes, load_config, processor_name, stub_files
+from .remote_code import PROCESSOR_FILES, load_config, processor_name, stub_files
 from .secret_scan import check_no_secrets, without_machine_paths
+from .whole_folder import model_class
 
 Weights = Literal["as they are", "full", "adapter"]
 
@@ -204,29 +206,14 @@ def _reason_to_stay(name: str) -> str:
 def _completed(folder: Path, work: Path, found: Mapping[str, Path]) -> dict[str, Path]:
     """The files of a folder of trained weights, with all weights in the place of these."""
     config = load_config(folder)
-    classes = auto_classes(config.model_type) if config is not None else {}
-    wanted = (getattr(config, "architectures", None) or [""])[0]
-    kinds: dict[str, Any] = {kind.__name__: kind for kind in classes.values()}
-    kind: Any = kinds.get(wanted) or classes.get("AutoModelForImageTextToText") or classes.get("AutoModel")
-    if kind is None:
-        raise ValueError(f"{folder} holds a model of type {config and config.model_type}, which is none of vistok's.")
-    kind.from_pretrained(folder, dtype="auto").save_pretrained(work)
-    _complete_config(work)
+    if config is None:
+        raise ValueError(f"{folder} holds trained weights and no config.json, which says of what model they are.")
+    ordinary_model(model_class(config).from_pretrained(folder, dtype="auto")).save_pretrained(work)
     for name in PROCESSOR_FILES:
         if name in found:  # beside the config, to name the same code
             shutil.copyfile(found[name], work / name)
     stay = {name: path for name, path in found.items() if not _is_one_of(name, (*ADAPTER_NAMES, *_WHOLE_NAMES))}
     return {**stay, **{path.relative_to(work).as_posix(): path for path in work.rglob("*") if path.is_file()}}
-
-
-def _complete_config(work: Path) -> None:
-    """Without what completes a folder of trained weights: it is in the weights now."""
-    config = load_config(work)
-    if config is not None:
-        for name in ("base_models", "lora_config"):
-            if hasattr(config, name):
-                setattr(config, name, None)
-        config.save_pretrained(work)
 
 
 def _trained_only(

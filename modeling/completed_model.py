@@ -10,9 +10,10 @@ import torch
 from transformers import GenerationConfig, PreTrainedConfig
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFE_WEIGHTS_NAME, logging
 
+from .adapter_folders import adapter_and_model
 from .base_checkpoints import hub_arguments, located_base_models
-from .hub_weights import DownloadedPreTrainedModel
-from .lora_adapters import add_lora, ordinary_model
+from .lora_adapters import adapted_modules, add_lora, ordinary_model
+from .quantized_weights import QuantizablePreTrainedModel
 from .trained_weights import (
     HUB_ARGUMENTS,
     TRAINED_WEIGHTS_NAME,
@@ -26,7 +27,7 @@ from .trained_weights import (
 logger = logging.get_logger(__name__)
 
 
-class CompletedPreTrainedModel(DownloadedPreTrainedModel):
+class CompletedPreTrainedModel(QuantizablePreTrainedModel):
     """
     A model whose `config.base_models` may name the checkpoints of its frozen parts. A folder of it holds all weights,
     or only those that these checkpoints lack.
@@ -55,17 +56,34 @@ class CompletedPreTrainedModel(DownloadedPreTrainedModel):
         """
         `PreTrainedModel.from_pretrained`, for folders with all weights and for folders with only the trained ones
         (see [`save_trained_weights`]): these name their base models, which are loaded first. Fields of the config may
-        be among the arguments.
+        be among the arguments. A folder that peft wrote names the model that its adapter is for, which is loaded with
+        the adapter. Weights are quantised as a `quantization_config` says (see [`QuantizablePreTrainedModel`]).
 
         Raises:
             CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete, or a base model of
                 its trained weights cannot be loaded.
             FetchError: if base models are not in the cache; names the command for all of them.
             DownloadError: if weights did not arrive from the Hub as they were published.
+            ImportError: if what quantises is not installed.
         """
         name = pretrained_model_name_or_path
         if name is None:
             return super().from_pretrained(None, *model_args, config=config, **kwargs)
+        where = {**hub_arguments(kwargs), **(kwargs.get("adapter_kwargs") or {})}
+        adapter, name, kwargs = adapter_and_model(name, kwargs)
+        adapter_name = kwargs.pop("adapter_name", None)
+        result = cls._load_model(name, *model_args, config=config, **kwargs)
+        model = result[0] if isinstance(result, tuple) else result
+        # One that lies beside all weights transformers has loaded with them.
+        is_there = getattr(model, "_hf_peft_config_loaded", False) and model.config.lora_config is None
+        if adapter is not None and not is_there:
+            where.pop("_adapter_model_path", None)
+            model.load_adapter(adapter, adapter_name=adapter_name, adapter_kwargs=where)
+        return result
+
+    @classmethod
+    def _load_model(cls, name, *model_args, config=None, **kwargs):
+        """A model from where it lies itself, with all weights or with trained ones."""
         if not isinstance(config, PreTrainedConfig):
             overrides = {key: value for key, value in kwargs.items() if _is_override(cls.config_class, key)}
             kwargs = {key: value for key, value in kwargs.items() if key not in overrides}
@@ -118,6 +136,7 @@ class CompletedPreTrainedModel(DownloadedPreTrainedModel):
     def _from_trained_weights(cls, name, trained, config, *model_args, **kwargs):
         expected = expected_shapes(cls, config)
         state_dict, dtype = cls._completing_weights(config, str(name), expected)
+        adapters = {key for key in trained if is_lora_weight(key)}
         trained = own_names(cls, trained, expected)
         lora = {key: tensor for key, tensor in trained.items() if is_lora_weight(key)}
         if lora and not config.lora_config:
@@ -137,7 +156,9 @@ class CompletedPreTrainedModel(DownloadedPreTrainedModel):
         model.name_or_path = str(name)
         model.added_weights = set(trained)
         if lora:
-            add_lora(model, config.lora_config)
+            # Without its head a model has other names than the pattern of the adapters knows.
+            names = {"target_modules": adapted_modules(lora)} if adapters != set(lora) else {}
+            add_lora(model, {**config.lora_config, **names})
             left_out = model.load_state_dict(lora, strict=False).unexpected_keys
             if left_out:
                 raise CheckpointError(f"{name} holds adapters that its lora_config does not make: {left_out[:5]}.")

@@ -130,6 +130,8 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
         attn_implementation: str | dict | None = None,
         vision_kwargs: Mapping[str, Any] | None = None,
         text_kwargs: Mapping[str, Any] | None = None,
+        quantization_config: Any = None,
+        device_map: Any = None,
         **overrides,
     ):
         """
@@ -142,6 +144,8 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
             dtype (`torch.dtype` or `str`, *optional*): dtype of all weights; by default that of the language model.
             attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`.
             vision_kwargs, text_kwargs (`dict`, *optional*): for the `from_pretrained` of each checkpoint.
+            quantization_config, device_map (*optional*): as in `from_pretrained` of the whole, once it is composed in
+                the memory of the CPU. See [`QuantizablePreTrainedModel`].
             overrides: fields of the model's config, or of the visual tokenizer's (`num_latents=16`).
 
         Returns:
@@ -163,7 +167,9 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
         for field, token_id in token_ids.items():
             setattr(config, field, token_id)
         config.base_models = {"vision": lasting_name(vision), "text": lasting_name(text)}
-        kwargs = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        options = {"quantization_config": quantization_config, "device_map": device_map}
+        options |= {"attn_implementation": attn_implementation}
+        kwargs = {name: value for name, value in options.items() if value is not None}
         state_dict = cls._base_state_dict(config, tower, language_model)
         generation_config = copy.deepcopy(language_model.generation_config)
         if not config.is_encoder_decoder:
@@ -177,6 +183,7 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
             model = super().from_pretrained(
                 None, config=config, state_dict=state_dict, dtype=language_model.dtype, **kwargs
             )
+        model.name_or_path = ""  # it lies nowhere yet, which adapters of peft are to say of it
         model.generation_config = generation_config
         model.added_weights = {name for name, _ in model.named_parameters()} - set(state_dict)
         return model.eval()

@@ -1,13 +1,14 @@
 """LoRA adapters of a composed model: put in, and merged into the weights of a model that needs them no more."""
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel
 
-from .trained_weights import is_lora_weight
+from .quantized_weights import dequantized_weight, is_quantized
+from .trained_weights import LORA_MARK, is_lora_weight
 
 
 def add_lora(model: PreTrainedModel, lora_config: Mapping[str, Any]) -> None:
@@ -23,17 +24,33 @@ def add_lora(model: PreTrainedModel, lora_config: Mapping[str, Any]) -> None:
     model.add_adapter(LoraConfig(**lora_config))
 
 
-def ordinary_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+def adapted_modules(lora_weights: Iterable[str]) -> list[str]:
     """
-    A model with all weights, that needs neither adapters nor base models. It is made to be saved: what needs no change
-    it shares with the given one, which stays as it is.
+    The layers that have adapters.
 
     Args:
-        model (`PreTrainedModel`): a composed model, with or without LoRA adapters.
-        dtype (`torch.dtype`, *optional*): of the weights; by default each keeps its own.
+        lora_weights (iterable of `str`): names of weights of adapters.
+    """
+    return sorted({name.split(LORA_MARK)[0] for name in lora_weights})
+
+
+def ordinary_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> PreTrainedModel:
+    """
+    A model with all weights in plain numbers, that needs neither adapters nor base models nor what quantised them. It
+    is made to be saved: what needs no change it shares with the given one, which stays as it is. Adapters of a
+    quantised layer are added to the numbers that they were trained on.
+
+    Args:
+        model (`PreTrainedModel`): a composed model, with or without adapters, quantised or not.
+        dtype (`torch.dtype`, *optional*): of the weights; by default each keeps its own, and quantised ones get that
+            of the model.
+
+    Raises:
+        ValueError: if adapters of quantised layers are more than low-rank matrices (DoRA).
     """
     config = copy.deepcopy(model.config)
     config.lora_config = config.base_models = None
+    vars(config).pop("quantization_config", None)
     weights = _merged_state_dict(model)
     if getattr(config, "trained_token_rows", False) and hasattr(model, "merge_rows_into"):
         weights, config.trained_token_rows = model.merge_rows_into(weights), False
@@ -45,18 +62,51 @@ def ordinary_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> 
     return ordinary
 
 
+@torch.no_grad()
 def _merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     from peft.tuners.tuners_utils import BaseTunerLayer
+    from peft.utils.other import ModulesToSaveWrapper
 
     weights = {name: tensor for name, tensor in model.state_dict().items() if not is_lora_weight(name)}
+
+    def replace(name: str, plain: Mapping[str, torch.Tensor]) -> None:
+        for key in [key for key in weights if key.startswith(f"{name}.")]:
+            del weights[key]
+        weights.update({f"{name}.{key}": tensor for key, tensor in plain.items()})
+
     for name, module in model.named_modules():
         if isinstance(module, BaseTunerLayer):
-            merged = copy.deepcopy(module)  # layer by layer: a second model might not fit
-            merged.merge()
-            for key, tensor in merged.get_base_layer().state_dict().items():
-                del weights[f"{name}.base_layer.{key}"]
-                weights[f"{name}.{key}"] = tensor
+            base = module.get_base_layer()
+            replace(name, _quantized_merged(name, module, model.dtype) if is_quantized(base) else _merged(module))
+        elif is_quantized(module) and f"{name}.weight" in weights:
+            replace(name, _plain(module, dequantized_weight(module, model.dtype)))
+        elif isinstance(module, ModulesToSaveWrapper):
+            trained = module.modules_to_save[module.active_adapters[0]].state_dict()
+            replace(name, {key: tensor for key, tensor in trained.items() if not is_lora_weight(key)})
     return weights
 
 
-__all__ = ["add_lora", "ordinary_model"]
+def _merged(layer: Any) -> dict[str, torch.Tensor]:
+    merged = copy.deepcopy(layer)  # layer by layer: a second model might not fit
+    merged.merge()
+    return merged.get_base_layer().state_dict()
+
+
+def _quantized_merged(name: str, layer: Any, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    if any(layer.use_dora.get(adapter) for adapter in layer.active_adapters):
+        raise ValueError(
+            f"{name} is quantised and has a DoRA adapter, which is not merged: save what was trained "
+            "(save_trained_weights), and merge it where the model is loaded without quantisation."
+        )
+    weight = dequantized_weight(layer.get_base_layer(), torch.float32)
+    for adapter in layer.active_adapters:
+        if adapter in layer.lora_A:
+            weight += layer.get_delta_weight(adapter).to(weight.device, weight.dtype)
+    return _plain(layer.get_base_layer(), weight.to(dtype))
+
+
+def _plain(layer: Any, weight: torch.Tensor) -> dict[str, torch.Tensor]:
+    return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": layer.bias.detach()}
+
+
+__all__ = ["adapted_modules", "add_lora", "ordinary_model"]

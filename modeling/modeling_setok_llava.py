@@ -18,6 +18,7 @@ from .completed_model import without_path
 from .multimodal_generation import MultimodalForGeneration
 from .multimodal_model import MultimodalModel, MultimodalPreTrainedModel, build_language_model
 from .outputs_setok_llava import SeTokLlavaImageFeatures, SeTokLlavaOutput
+from .quantized_weights import prepare_quantized_layers, require_quantizer, with_skipped
 from .setok_tokenizer import SeTokTokenizer, SeTokTokenizerOutput
 from .trained_weights import one_checkpoint_error
 from .vision_features import build_vision_tower, extract_vision_features, patch_grid
@@ -197,16 +198,23 @@ class SeTokLlavaForConditionalGeneration(SeTokLlavaPreTrainedModel, MultimodalFo
         Args:
             llava (`str`): folder or Hub id of a LLaVA in transformers' format.
             setok_config ([`SeTokTokenizerConfig`] or `dict`, *optional*): see [`SeTokLlavaConfig`].
-            kwargs: for `LlavaForConditionalGeneration.from_pretrained`: `dtype`, `attn_implementation`, …
+            kwargs: for `LlavaForConditionalGeneration.from_pretrained`: `dtype`, `attn_implementation`,
+                `quantization_config` (see [`QuantizablePreTrainedModel`]), …
 
         Returns:
             The model, in evaluation mode.
 
         Raises:
+            ImportError: if what quantises is not installed.
             OSError: if there is no such checkpoint.
             ValueError: as [`plug_setok`].
         """
-        model = plug_setok(LlavaForConditionalGeneration.from_pretrained(llava, **kwargs), setok_config)
+        if (quantization := kwargs.get("quantization_config")) is not None:
+            require_quantizer(quantization)
+            kwargs["quantization_config"] = with_skipped(quantization, cls.high_precision_modules())
+        loaded = LlavaForConditionalGeneration.from_pretrained(llava, **kwargs)
+        prepare_quantized_layers(loaded)
+        model = plug_setok(loaded, setok_config)
         model.config.base_models = {"llava": lasting_name(llava)}
         model.added_weights = {name for name, _ in model.named_parameters() if name.startswith("model.setok.")}
         return model
@@ -293,10 +301,18 @@ def plug_setok(
     for name, part in {**parts, "setok": setok.to(projector.device, computing_dtype(*parts.values()))}.items():
         setattr(plugged.model, name, part)
     plugged.lm_head = model.lm_head
+    for name in _OF_QUANTIZATION:
+        if hasattr(model, name):
+            setattr(plugged, name, getattr(model, name))
     plugged.generation_config = copy.deepcopy(model.generation_config)
     return plugged.train(model.training)
 
 
+# What transformers notes of a model that it has quantised.
+_OF_QUANTIZATION = (
+    *("is_quantized", "quantization_method", "hf_quantizer", "hf_device_map"),
+    *("is_loaded_in_4bit", "is_loaded_in_8bit"),
+)
 _FOLLOWS = ("model_type", "architectures", "transformers_version", "auto_map")
 
 __all__ = [

@@ -19,13 +19,7 @@ from .visual_tokenizer import VisionFeatures, VisualTokenizer, VisualTokenizerOu
 
 
 class MultimodalPreTrainedModel(ComposedPreTrainedModel):
-    """
-    What all classes of a composed model declare.
-
-    Class attributes:
-        trainable_parts (`dict[str, str | tuple[str, ...]]`): the parts that a training recipe may freeze, train or
-            adapt, by the name it uses for them: prefixes of the names of their weights.
-    """
+    """What all classes of a composed model declare."""
 
     base_model_prefix = "model"
     input_modalities = ("image", "text")
@@ -36,7 +30,6 @@ class MultimodalPreTrainedModel(ComposedPreTrainedModel):
     _supports_flex_attn = True
     _supports_attention_backend = True
     _can_compile_fullgraph = True
-    trainable_parts: ClassVar[dict[str, str | tuple[str, ...]]] = {}
 
 
 def build_language_model(config: PreTrainedConfig) -> PreTrainedModel:
@@ -70,6 +63,10 @@ class MultimodalModel(MultimodalPreTrainedModel):
     image_inputs: ClassVar[tuple[str, ...]] = ("pixel_values", "vision_features")
     vision_tower: PreTrainedModel
     language_model: PreTrainedModel
+
+    @classmethod
+    def _own_name(cls, name: str) -> str:
+        return name.removeprefix(f"{cls.base_model_prefix}.")
 
     def _set_language_model(self, language_model: PreTrainedModel) -> None:
         self.language_model = language_model

@@ -13,10 +13,12 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from .hub_weights import download_weights_file
+from .quantized_weights import without_quantization
 
 logger = logging.get_logger(__name__)
 
 TRAINED_WEIGHTS_NAME = "trained_weights.safetensors"
+LORA_MARK = ".lora_"  # in the name of every weight of an adapter
 HUB_ARGUMENTS = ("cache_dir", "force_download", "local_files_only", "token", "revision", "subfolder")
 
 
@@ -47,7 +49,7 @@ def one_checkpoint_error(name: str) -> Iterator[None]:
 
 def is_lora_weight(name: str) -> bool:
     """Whether a weight, by its name, belongs to a LoRA adapter."""
-    return ".lora_" in name
+    return LORA_MARK in name
 
 
 def tied_names(base: Mapping[str, torch.Tensor], trained: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -142,7 +144,8 @@ def save_trained_weights(
     prefix = _prefix_of_whole(model)
     trained = {prefix + name: tensor.to("cpu", dtype).contiguous() for name, tensor in trained.items()}
     model.config.architectures = [type(model).__name__]
-    model.config.save_pretrained(folder)
+    with without_quantization(model.config):  # base models are loaded as they are, unless one asks for something else
+        model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:  # a model without a head has that of its language model
         model.generation_config.save_pretrained(folder)
     write_safetensors(trained, folder / TRAINED_WEIGHTS_NAME)

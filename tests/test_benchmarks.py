@@ -9,6 +9,7 @@ import torch
 
 from benchmarks._measure import interleaved_seconds, median_ratio, peak_bytes
 from tests.tiny import save_base_models, tiny_gvt, tiny_processor
+from tests.tiny_adapted import compose_kind, save_wide_base_models
 
 
 @pytest.fixture
@@ -169,3 +170,16 @@ def test_plug_in_compares_llava_with_semantic_tokens_behind_its_projector(run_be
     kv = [row["KV ratio"] for row in rows[:5]]
     assert kv == ["1.00", *(f"{(576 + 64) / (count + 64):.2f}" for count in (576, 144, 64, 30))]
     assert rows[1]["FLOP ratio"] == "1.00" and float(rows[4]["FLOP ratio"]) > 5
+
+
+def test_quantised_weights_stand_beside_plain_ones(run_benchmark, tmp_path):
+    model = compose_kind("gvt", save_wide_base_models(tmp_path))
+    model.save_pretrained(tmp_path / "model")
+    tiny_processor().save_pretrained(tmp_path / "model")
+    rows = {row["weights"]: row for row in run_benchmark("quantization", "--model", str(tmp_path / "model"))}
+    assert list(rows) == ["float32", "bfloat16", "int8", "nf4"]
+    sizes = [float(row["MB of weights"]) for row in rows.values()]
+    assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == 4
+    assert rows["float32"]["speed to float32"] == "1.00"
+    assert rows["float32"]["planted, same answers, %"] == "100.0"
+    assert all(float(row["peak MB, training"]) > 0 for row in rows.values())

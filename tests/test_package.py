@@ -30,7 +30,8 @@ MAY_IMPORT = {
     "trainer": {"configuration", "modeling", "processing", "evaluation", "hub_cards"},
 }
 HEAVY_PACKAGES = {
-    *("datasets", "diffusers", "evaluate", "gguf", "gradio", "matplotlib", "onnx", "peft", "sklearn", "tensorboard"),
+    *("bitsandbytes", "datasets", "diffusers", "evaluate", "gguf", "gradio"),
+    *("matplotlib", "onnx", "peft", "sklearn", "tensorboard"),
 }
 # Distribution → what it is imported as, where that differs.
 IMPORTED_AS = {

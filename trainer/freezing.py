@@ -10,6 +10,7 @@ from transformers import PreTrainedModel, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from ..modeling.lora_adapters import add_lora
+from ..modeling.quantized_weights import is_quantized_weight, num_elements
 from ..modeling.trainable_parts import MODES, parameters_to_train, part_prefixes
 
 
@@ -27,8 +28,8 @@ def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Ma
 
     Raises:
         ValueError: if a part or a mode is unknown, a part to be trained has nothing to train, nothing would be
-            trained, `lora` would train more than adapters, or the model has adapters already, and of another kind
-            than `lora` asks for.
+            trained, quantised weights would be, `lora` would train more than adapters, or the model has adapters
+            already, and of another kind than `lora` asks for.
     """
     for part, mode in trainable.items():
         part_prefixes(model, part)
@@ -46,6 +47,11 @@ def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Ma
         opened = parameters_to_train(model, part, mode)
         if not opened and mode != "frozen":
             raise ValueError(f"{part} is to be trained ({mode}), but the model has no such weights.")
+        if any(map(is_quantized_weight, opened.values())):
+            raise ValueError(
+                f"{part} is to be trained ({mode}), but its weights are quantised: set it to lora, or load the model "
+                f"without quantising it (llm_int8_skip_modules=model.high_precision_modules({part!r}))."
+            )
         for parameter in opened.values():
             parameter.requires_grad_(True)
 
@@ -118,7 +124,7 @@ def count_parameters(model: PreTrainedModel) -> dict[str, int]:
     parameters = list(model.parameters())
     return {
         "trained": sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-        "all": sum(parameter.numel() for parameter in parameters),
+        "all": sum(map(num_elements, parameters)),
     }
 
 

@@ -1,12 +1,13 @@
 """What a recipe composes its model of, and how that model is made or loaded."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import LlavaProcessor
+from transformers import LlavaProcessor, TrainingArguments
 
 from ..hub_cards.card_facts import is_hub_id
 from ..modeling.base_weights import PREFIX
@@ -21,6 +22,7 @@ from ..processing.processing_gvt import GVTProcessor
 from ..processing.processing_setokim import SetokimProcessor
 from ..processing.processing_vtlmm import VTLMMProcessor
 from ..processing.square_images import prepared_side
+from .quantized_training import check_quantization, quantization_options
 
 DEFAULT_VISION, DEFAULT_TEXT = "vistok:dinov2-small", "vistok:smollm2-135m"
 
@@ -93,6 +95,10 @@ class ModelRecipe:
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
         attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`: of all parts, or by part, such as
             `{text_config: eager}`.
+        load_in_4bit, load_in_8bit (`bool`, *optional*, defaults to `False`):
+            Quantises the vision tower and the language model with bitsandbytes, but for what is trained in full: in 4
+            bits as NF4, or in 8. With `lora` for these parts, that is QLoRA.
+        quantization (`dict`): further fields of `BitsAndBytesConfig`, such as `bnb_4bit_use_double_quant`.
         image_size (`int`, *optional*): side of the images in pixels; by default what the tower's processor says.
         chat_template (`str`, *optional*): name of a chat template, or Jinja; by default `"question-answer"`, or that
             of the checkpoint.
@@ -110,6 +116,9 @@ class ModelRecipe:
     checkpoint: str | None = None
     dtype: str | None = None
     attn_implementation: str | dict[str, str] | None = None
+    load_in_4bit: bool = False
+    load_in_8bit: bool = False
+    quantization: dict[str, Any] = field(default_factory=dict)
     image_size: int | None = None
     chat_template: str | None = None
     processor: dict[str, Any] = field(default_factory=dict)
@@ -121,6 +130,7 @@ class ModelRecipe:
     def __post_init__(self):
         if self.kind not in KINDS:
             raise ValueError(f"{self.kind!r} is no kind of model: choose {', '.join(KINDS)}.")
+        check_quantization(self.load_in_4bit, self.load_in_8bit, self.quantization)
         for section in {kind.tokenizer for kind in KINDS.values()} - {KINDS[self.kind].tokenizer}:
             if getattr(self, section):
                 raise ValueError(
@@ -149,33 +159,42 @@ class ModelRecipe:
         return None if is_elsewhere and not os.path.isdir(vision) else vision
 
 
-def build_model(recipe: ModelRecipe) -> tuple[Any, Any]:
+def build_model(
+    recipe: ModelRecipe, trainable: Mapping[str, str] | None = None, args: TrainingArguments | None = None
+) -> tuple[Any, Any]:
     """
     Composes the model of a recipe and its processor, or loads both from its checkpoint.
 
     Args:
         recipe ([`ModelRecipe`]): what to compose.
+        trainable (`dict[str, str]`, *optional*): how each part will be trained: what is trained in full is not
+            quantised.
+        args (`TrainingArguments`, *optional*): of the run: a quantised model is loaded where it runs.
 
     Returns:
         The model and its processor.
 
     Raises:
-        ValueError: if the dtype is unknown, or the checkpoint is another model than the recipe describes.
+        ValueError: if the dtype is unknown, the checkpoint is another model than the recipe describes, or the model
+            cannot be quantised as the recipe says.
+        ImportError: if it is to be quantised and bitsandbytes is not installed; names the extra.
     """
     dtype = getattr(torch, recipe.dtype, None) if recipe.dtype else None
     if recipe.dtype and not isinstance(dtype, torch.dtype):
         raise ValueError(f"dtype of the model is {recipe.dtype!r}, expected one such as 'bfloat16' or 'float32'.")
-    if recipe.llava is not None:
-        return _plug_into(recipe, dtype)
-    if recipe.checkpoint is not None or recipe.vision is None or recipe.text is None:  # without one, both are set
-        return _load_checkpoint(recipe, dtype)
     kind = KINDS[recipe.kind]
+    options = {"dtype": dtype, "attn_implementation": recipe.attn_implementation}
+    options = {name: value for name, value in options.items() if value is not None}
+    options |= quantization_options(recipe, kind.model_class, trainable or {}, args)
+    if recipe.llava is not None:
+        return _plug_into(recipe, options)
+    if recipe.checkpoint is not None or recipe.vision is None or recipe.text is None:  # without one, both are set
+        return _load_checkpoint(recipe, options)
     sized = {"image_size": recipe.image_size} if kind.one_token_per_patch else {}
     model = kind.model_class.from_vision_text_pretrained(
         recipe.vision,
         recipe.text,
-        dtype=dtype,
-        attn_implementation=recipe.attn_implementation,
+        **options,
         **recipe.config,
         **{f"{kind.tokenizer}_config": getattr(recipe, kind.tokenizer)},
         **sized,
@@ -208,12 +227,11 @@ def _num_patches(model: Any, processor: Any) -> int:
     return height * width
 
 
-def _plug_into(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _plug_into(recipe: ModelRecipe, options: Mapping[str, Any]) -> tuple[Any, Any]:
     """SeTok behind the projector of the recipe's LLaVA, and LLaVA's own processor."""
-    options = {"dtype": dtype or "auto", "attn_implementation": recipe.attn_implementation}
     llava = str(recipe.llava)
     model = SeTokLlavaForConditionalGeneration.from_llava_pretrained(
-        llava, recipe.setok, **{name: value for name, value in options.items() if value is not None}
+        llava, recipe.setok, **{"dtype": "auto", **options}
     )
     processor = LlavaProcessor.from_pretrained(llava, **recipe.processor)
     if recipe.chat_template is not None:
@@ -224,14 +242,11 @@ def _plug_into(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[Any, Any
     return model, processor
 
 
-def _load_checkpoint(recipe: ModelRecipe, dtype: torch.dtype | None) -> tuple[Any, Any]:
+def _load_checkpoint(recipe: ModelRecipe, options: Mapping[str, Any]) -> tuple[Any, Any]:
     kind = KINDS[recipe.kind]
-    options = {"dtype": dtype, "attn_implementation": recipe.attn_implementation}
-    options |= {name: recipe.config[name] for name in kind.switches if name in recipe.config}
+    switches = {name: recipe.config[name] for name in kind.switches if recipe.config.get(name) is not None}
     try:
-        model = kind.model_class.from_pretrained(
-            recipe.checkpoint, **{name: value for name, value in options.items() if value is not None}
-        )
+        model = kind.model_class.from_pretrained(recipe.checkpoint, **options, **switches)
     except OSError as error:
         if os.path.isdir(str(recipe.checkpoint)):
             raise

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .checkpoints import checkpoint_to_resume
 from .push_trained import push_trained
+from .quantized_training import beside_quantized_weights
 
 logger = logging.get_logger(__name__)
 
@@ -39,7 +40,8 @@ class ReproducibleTrainer(Trainer):
         self._since_log: dict[str, torch.Tensor | float] = {}
         self._train_collator = data_collator
         self._eval_collator = data_collator if eval_collator is None else eval_collator
-        super().__init__(args=args, data_collator=data_collator, **kwargs)
+        with beside_quantized_weights(kwargs.get("model")):
+            super().__init__(args=args, data_collator=data_collator, **kwargs)
 
     card_kind: str | None = None
     """The kind of card of what is trained, where the type of the model does not say it."""

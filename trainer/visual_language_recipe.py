@@ -65,7 +65,7 @@ class VisualLanguageRecipe(Recipe):
 
     def prepare(self, args) -> PreparedRun:
         with whole_models():
-            model, processor = build_model(self.model)
+            model, processor = build_model(self.model, self.trainable, args)
         train_dataset = mix_data_sources(self.data.train, self.data.seed, self.data.stopping_strategy)
         eval_datasets = load_eval_datasets(self.data.eval)
         trainer = self.trainer_class(

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 
 from ..modeling.completed_model import check_weights
 from ..modeling.lora_adapters import ordinary_model
+from ..modeling.quantized_weights import without_quantization
 from ..modeling.trained_weights import (
     TRAINED_WEIGHTS_NAME,
     CheckpointError,
@@ -177,8 +178,9 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         return outputs, right_answers(logits.argmax(-1), targets, numbers), losses
 
     def _save(self, output_dir: str | None = None, state_dict=None):
-        # Adapters are resumed from as they are, and merged at the end.
-        if not self._saves_trained_only and getattr(self.model.config, "lora_config", None) is None:
+        # Adapters are resumed from as they are, and merged at the end; what is quantised is not trained.
+        all_in_full = getattr(self.model.config, "lora_config", None) is None
+        if not self._saves_trained_only and all_in_full and not getattr(self.model, "is_quantized", False):
             return super()._save(output_dir, state_dict)
         if not self.args.should_save:
             return None
@@ -189,7 +191,8 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if self._saves_trained_only:
             save_trained_weights(self.model, folder, trained)
         else:
-            self.model.config.save_pretrained(folder)
+            with without_quantization(self.model.config):
+                self.model.config.save_pretrained(folder)
             write_safetensors(
                 {name: tensor.cpu() for name, tensor in trained.items()}, Path(folder, TRAINED_WEIGHTS_NAME)
             )
@@ -227,7 +230,8 @@ class VisualLanguageTrainer(ReproducibleTrainer):
     def save_final(self, folder: str | os.PathLike) -> None:
         """
         Saves the trained model and its processor for use: only what was trained, or everything, as
-        `args.save_trained_only` says, in `args.save_dtype`. The folder has all of it in the end, or none. (What
+        `args.save_trained_only` says, in `args.save_dtype`. Everything is plain numbers, also of a model that was
+        quantised to be trained. The folder has all of it in the end, or none. (What
         `save_model` and checkpoints hold is to be trained on: adapters are not merged.)
 
         Args:

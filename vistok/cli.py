@@ -16,6 +16,7 @@ from . import (
     cli_demo,
     cli_evaluate,
     cli_fetch,
+    cli_merge,
     cli_push,
     cli_scenes,
     cli_study,
@@ -37,6 +38,7 @@ COMMANDS = {
     "words": cli_words,
     "tokens": cli_tokens,
     "convert": cli_convert,
+    "merge": cli_merge,
     "push": cli_push,
     "app": cli_app,
 }

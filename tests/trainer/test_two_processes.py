@@ -15,7 +15,7 @@ def two_processes(base_models, tmp_path_factory):
     return folder
 
 
-@pytest.mark.parametrize("name", ["groups", "stream"])
+@pytest.mark.parametrize("name", ["groups", "stream", "qlora"])
 def test_two_processes_train_and_evaluate_as_one_with_the_batches_of_both(two_processes, base_models, tmp_path, name):
     first, second = (json.loads((two_processes / f"{name}-{rank}.json").read_text()) for rank in range(2))
     assert first["losses"] == pytest.approx(second["losses"]) and first["sums"] == pytest.approx(second["sums"])

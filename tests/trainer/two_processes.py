@@ -5,6 +5,7 @@ import sys
 from pathlib import Path
 
 import torch
+from transformers import BitsAndBytesConfig
 
 from tests.processes import leave_process_group
 from tests.trainer.conftest import RESAMPLER
@@ -18,12 +19,16 @@ def train(base_models: list[str], folder: str, name: str, batch_size: int) -> Vi
     from datasets import Dataset
 
     torch.manual_seed(0)
-    model = GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, **RESAMPLER)
+    quantized = {"quantization_config": BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4")}
+    fields = {**RESAMPLER, **(quantized if name == "qlora" else {})}
+    model = GVTForConditionalGeneration.from_vision_text_pretrained(*base_models, **fields)
     processor = GVTProcessor.from_vision_text_pretrained(*base_models, num_image_tokens=RESAMPLER["num_latents"])
     data, options = questions(16, per_image=2), {}
     if name == "stream":  # of rows of different length, some of them without images
         rows = [question(i, i if i % 3 else None) for i in range(16)]
         data = Dataset.from_list(rows, features=FEATURES).to_iterable_dataset(num_shards=1)
+    elif name == "qlora":
+        options = {"trainable": {"vision": "lora", "resampler": "full", "llm": "lora"}, "lora": {"r": 2}}
     else:
         options = {"conversations_per_row": 2, "cache_features": True, "feature_cache_dir": f"{folder}/features"}
     args = VisualLanguageConfig(
@@ -56,7 +61,7 @@ def outcome(trainer: VisualLanguageTrainer) -> dict:
 
 
 def main(folder: str, *base_models: str) -> None:
-    for name in ("groups", "stream"):
+    for name in ("groups", "stream", "qlora"):
         trainer = train(base_models, folder, name, batch_size=2)
         found = outcome(trainer)
         Path(folder, f"{name}-{trainer.args.process_index}.json").write_text(json.dumps(found))

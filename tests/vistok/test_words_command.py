@@ -9,7 +9,7 @@ from PIL import Image
 
 from tests.tiny import tiny_image
 from tests.vistok.commands import fails
-from vistok import VTLMMForCausalLM, VTLMMProcessor, cli, save_trained_weights
+from vistok import VTLMMForCausalLM, VTLMMProcessor, cli
 from vistok.cli_words import SHIPPED_MODEL
 from vistok.configuration import shipped
 from vistok.evaluation.word_map import read_word_map
