@@ -10,7 +10,9 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from .checkpoints import checkpoint_to_resume
+from .endless_stream import EndlessStream, StreamCollator
 from .push_trained import push_trained
+from .stream_states import StreamStates
 
 logger = logging.get_logger(__name__)
 
@@ -39,6 +41,9 @@ class ReproducibleTrainer(Trainer):
         self._since_log: dict[str, torch.Tensor | float] = {}
         self._train_collator = data_collator
         self._eval_collator = data_collator if eval_collator is None else eval_collator
+        self._streams = StreamStates(args)
+        if isinstance(kwargs.get("train_dataset"), EndlessStream):
+            kwargs["train_dataset"].tells_state = True
         super().__init__(args=args, data_collator=data_collator, **kwargs)
 
     card_kind: str | None = None
@@ -64,16 +69,21 @@ class ReproducibleTrainer(Trainer):
         """
         return push_trained(self, commit_message, token, revision, private, **options)
 
+    def get_train_dataloader(self):
+        is_stream = isinstance(self.train_dataset, EndlessStream)
+        collator = StreamCollator(self._train_collator) if is_stream else self._train_collator
+        return self._with_collator(collator, super().get_train_dataloader)
+
     def get_eval_dataloader(self, eval_dataset=None):
-        return self._with_eval_collator(super().get_eval_dataloader, eval_dataset)
+        return self._with_collator(self._eval_collator, super().get_eval_dataloader, eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        return self._with_eval_collator(super().get_test_dataloader, test_dataset)
+        return self._with_collator(self._eval_collator, super().get_test_dataloader, test_dataset)
 
-    def _with_eval_collator(self, get_dataloader, dataset):
-        self.data_collator: Any = self._eval_collator
+    def _with_collator(self, collator, get_dataloader, *datasets):
+        self.data_collator: Any = collator
         try:
-            return get_dataloader(dataset)
+            return get_dataloader(*datasets)
         finally:
             self.data_collator = self._train_collator
 
@@ -100,7 +110,15 @@ class ReproducibleTrainer(Trainer):
         epoch = getattr(self._train_collator, "epoch", None)
         if isinstance(epoch, torch.Tensor):  # shared with data loader workers
             epoch.fill_(kwargs["epoch"])
+        stream = getattr(kwargs["train_dataloader"], "dataset", None)
+        if isinstance(stream, EndlessStream):
+            stream.go_on_from({})
+            if kwargs["steps_trained_in_current_epoch"]:
+                self._streams.load(kwargs["resume_from_checkpoint"], stream)
         super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(map(self._streams.note, epoch_iterator), num_batches, device)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -135,6 +153,7 @@ class ReproducibleTrainer(Trainer):
         since_log = {"loss": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
         sums = {name: float(value) for name, value in self._since_log.items()}
         torch.save({**since_log, "sums": sums}, self._loss_file(output_dir))
+        self._streams.save(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
