@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .checkpoints import checkpoint_to_resume
 from .endless_stream import EndlessStream, StreamCollator
+from .length_groups import LengthGroups
 from .push_trained import push_trained
 from .stream_states import StreamStates
 
@@ -42,6 +43,7 @@ class ReproducibleTrainer(Trainer):
         self._train_collator = data_collator
         self._eval_collator = data_collator if eval_collator is None else eval_collator
         self._streams = StreamStates(args)
+        self._groups: LengthGroups | None = None
         if isinstance(kwargs.get("train_dataset"), EndlessStream):
             kwargs["train_dataset"].tells_state = True
         super().__init__(args=args, data_collator=data_collator, **kwargs)
@@ -73,6 +75,25 @@ class ReproducibleTrainer(Trainer):
         is_stream = isinstance(self.train_dataset, EndlessStream)
         collator = StreamCollator(self._train_collator) if is_stream else self._train_collator
         return self._with_collator(collator, super().get_train_dataloader)
+
+    def _get_train_sampler(self, train_dataset=None):
+        data = self.train_dataset if train_dataset is None else train_dataset
+        name = self.args.length_column_name
+        grouped = self.args.train_sampling_strategy == "group_by_length" and isinstance(data, Dataset)
+        if not grouped or name not in data.column_names:
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._groups = LengthGroups(data[name], rows, seed)
+        return self._groups
+
+    def _get_eval_sampler(self, eval_dataset):
+        strategy = self.args.train_sampling_strategy
+        self.args.train_sampling_strategy = "random"  # which orders training alone
+        try:
+            return super()._get_eval_sampler(eval_dataset)
+        finally:
+            self.args.train_sampling_strategy = strategy
 
     def get_eval_dataloader(self, eval_dataset=None):
         return self._with_collator(self._eval_collator, super().get_eval_dataloader, eval_dataset)
@@ -110,6 +131,8 @@ class ReproducibleTrainer(Trainer):
         epoch = getattr(self._train_collator, "epoch", None)
         if isinstance(epoch, torch.Tensor):  # shared with data loader workers
             epoch.fill_(kwargs["epoch"])
+        if self._groups is not None:
+            self._groups.set_epoch(kwargs["epoch"])  # before the loader that a run resumes with is made around it
         stream = getattr(kwargs["train_dataloader"], "dataset", None)
         if isinstance(stream, EndlessStream):
             stream.go_on_from({})

@@ -1,4 +1,4 @@
-"""A training on streams that is killed and resumed meets each example that it would have met, once, in the same order."""
+"""A training on streams that is killed and resumed meets each example that it would have met, once, in order."""
 
 import itertools
 import json
@@ -94,7 +94,10 @@ def test_each_of_two_processes_goes_on_with_its_own_examples(sources, tmp_path):
 
 @pytest.mark.parametrize(
     ("changed", "name"),
-    [({"dataloader_num_workers": 2}, "data loader workers"), ({"per_device_train_batch_size": 4}, "examples per batch")],
+    [
+        ({"dataloader_num_workers": 2}, "data loader workers"),
+        ({"per_device_train_batch_size": 4}, "examples per batch"),
+    ],
 )
 def test_a_stream_is_not_resumed_in_another_division(sources, tmp_path, changed, name):
     listen(sources, str(tmp_path), 0, stop=7).train()
