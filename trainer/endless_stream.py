@@ -90,25 +90,26 @@ class StreamCollator:
     Makes a batch of examples of a stream that tells its state, with the state behind the last of them.
 
     Args:
-        collator (`Callable`): makes the batch, a mapping.
+        collator (`Callable`): makes the batch.
     """
 
-    def __init__(self, collator: Callable[[Sequence[Any]], Mapping[str, Any]]):
+    def __init__(self, collator: Callable[[Sequence[Any]], Any]):
         self.collator = collator
 
-    def __call__(self, examples: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
         """
         Args:
             examples (`list[dict]`): of an [`EndlessStream`].
 
         Returns:
-            `dict`: the batch with the key [`STREAM_STATE`]; empty if all examples stand for what was trained on.
+            `dict`: the batch with the key [`STREAM_STATE`]; empty if all examples stand for what was trained on. What
+            is no mapping stays as it is, and a run that resumes then reads again what was read.
         """
         state = examples[-1][STREAM_STATE]
         if not state:
             return {}
         batch = self.collator([{k: v for k, v in example.items() if k != STREAM_STATE} for example in examples])
-        return {**batch, STREAM_STATE: state}
+        return {**batch, STREAM_STATE: state} if isinstance(batch, Mapping) else batch
 
 
 __all__ = ["STREAM_STATE", "EndlessStream", "StreamCollator"]

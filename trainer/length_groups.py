@@ -38,8 +38,8 @@ def with_lengths(dataset: Dataset, collator: VisualLanguageCollator, args: Train
         return dataset
     if not hasattr(collator, "length"):
         raise ValueError(
-            f"train_sampling_strategy is {args.train_sampling_strategy!r}, but {type(collator).__name__} has no method "
-            f"`length` that says how long an example is in a batch: give it one, or the data a column "
+            f"train_sampling_strategy is {args.train_sampling_strategy!r}, but {type(collator).__name__} has no "
+            f"method `length` that says how long an example is in a batch: give it one, or the data a column "
             f"{args.length_column_name!r}."
         )
     needed = ("images", "messages", "conversations", "row", "rows", "source", "sources", "task")

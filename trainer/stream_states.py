@@ -26,9 +26,9 @@ class StreamStates:
         self._args = args
         self._states: dict[int, dict[str, Any]] = {}
 
-    def note(self, batch: dict[str, Any]) -> dict[str, Any]:
+    def note(self, batch: Any) -> Any:
         """Takes the state out of a batch that is about to be trained on."""
-        state = batch.pop(STREAM_STATE, None)
+        state = batch.pop(STREAM_STATE, None) if isinstance(batch, dict) else None
         if state is not None:
             found = json.loads(state)
             self._states[found.pop("worker")] = found

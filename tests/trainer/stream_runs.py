@@ -72,22 +72,21 @@ def collate(examples) -> dict:
     return {"lengths": torch.tensor([[len(name)] for name in ids]), "ids": ids}
 
 
-class Interrupt(TrainerCallback):
-    """Ends the training behind a step: by SIGKILL, or gently."""
+class Kill(TrainerCallback):
+    """Ends the process behind a step."""
 
-    def __init__(self, step: int, kill: bool):
-        self.step, self.kill = step, kill
+    def __init__(self, step: int):
+        self.step = step
 
     def on_step_end(self, args, state, control, **kwargs):
-        if state.global_step == self.step and self.kill:
+        if state.global_step == self.step:
             os.kill(os.getpid(), signal.SIGKILL)
-        control.should_training_stop |= state.global_step == self.step
 
 
 def listen(
-    sources: list[dict], output_dir: str, workers: int, stop: int | None = None, kill: bool = False, **options
+    sources: list[dict], output_dir: str, workers: int, kill_at: int | None = None, **options
 ) -> ListeningTrainer:
-    """A trainer of 40 steps of two batches of two examples, with a checkpoint every 7 steps."""
+    """A trainer of 26 steps of two batches of two examples, with a checkpoint every 7 steps."""
     weighted = [{**source, "weight": 1.0} for source in sources]
     stream = mix_data_sources(weighted, 3, "all_exhausted_without_replacement", shuffle_buffer=5)
     os.makedirs(output_dir, exist_ok=True)
@@ -98,7 +97,7 @@ def listen(
             "report_to": "none",
             "disable_tqdm": True,
             "save_steps": 7,
-            "max_steps": 40,
+            "max_steps": 26,
             "logging_steps": 100,
             "per_device_train_batch_size": 2,
             "gradient_accumulation_steps": 2,
@@ -111,7 +110,7 @@ def listen(
         args=args,
         data_collator=collate,
         train_dataset=EndlessStream(stream),
-        callbacks=[Interrupt(stop, kill)] if stop else None,
+        callbacks=[Kill(kill_at)] if kill_at else None,
     )
     trainer.met = []
     return trainer
@@ -120,16 +119,14 @@ def listen(
 def main(task: str, sources: str, folder: str) -> None:
     described = json.loads(sources)
     if task == "killed":
-        listen(described, folder, workers=2, stop=17, kill=True).train()
-    for part in ("whole", "resumed"):
-        for workers in (0, 2):
-            output_dir = f"{folder}/{part}-{workers}"
-            if part == "resumed":
-                listen(described, output_dir, workers, stop=16, max_steps=24).train()
-            trainer = listen(described, output_dir, workers, max_steps=24)
-            trainer.train(part == "resumed" or None)
+        listen(described, folder, workers=2, kill_at=9).train()
+    for workers in (0, 2):
+        output_dir = f"{folder}/{workers}"
+        for part, checkpoint in (("whole", None), ("resumed", f"{output_dir}/checkpoint-7")):
+            trainer = listen(described, output_dir, workers, max_steps=9)
+            trainer.train(checkpoint)
             found = {"met": trainer.met, "weight": trainer.model.weight.item()}
-            Path(f"{output_dir}-{trainer.args.process_index}.json").write_text(json.dumps(found))
+            Path(folder, f"{part}-{workers}-{trainer.args.process_index}.json").write_text(json.dumps(found))
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from torch.utils.data import DataLoader
 
 from tests.processes import REPOSITORY, run_in_two_processes
 from tests.trainer.stream_runs import NUM_EXAMPLES, listen, write_sources
@@ -37,15 +38,19 @@ def test_a_resumed_training_meets_what_the_whole_one_meets(sources, tmp_path, wo
     met = list(itertools.chain.from_iterable(whole.met))
     if workers == 0:
         assert each_pass_is_whole(met)
-    first = listen(sources, str(tmp_path / "parts"), workers, stop=30)
-    first.train()
-    resumed = listen(sources, str(tmp_path / "parts"), workers)
-    resumed.train(True)
-    assert resumed.met == whole.met[2 * 28 :] and first.met == whole.met[: 2 * 30]
-    assert resumed.model.weight.item() == whole.model.weight.item()
-    again = listen(sources, str(tmp_path / "parts"), workers, ignore_data_skip=True, max_steps=40)
-    again.train(str(tmp_path / "parts" / "checkpoint-35"))
-    assert again.met[:10] == whole.met[:10]
+    for step in (7, 14):  # in the first pass, and in the second
+        resumed = listen(sources, str(tmp_path / "whole"), workers, save_strategy="no")
+        resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
+        assert resumed.met == whole.met[2 * step :]
+        assert resumed.model.weight.item() == whole.model.weight.item()
+
+
+def test_a_stream_begins_anew_where_no_data_is_to_be_skipped(sources, tmp_path):
+    whole = listen(sources, str(tmp_path), 0, max_steps=9)
+    whole.train()
+    again = listen(sources, str(tmp_path), 0, ignore_data_skip=True, max_steps=9)
+    again.train(str(tmp_path / "checkpoint-7"))
+    assert again.met[:4] == whole.met[:4]
 
 
 def test_no_example_is_lost_or_met_twice_by_a_training_that_was_killed(sources, tmp_path):
@@ -55,23 +60,22 @@ def test_no_example_is_lost_or_met_twice_by_a_training_that_was_killed(sources, 
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr.decode()[-2000:]
     before = [json.loads(line) for line in (tmp_path / "met_0.jsonl").read_text().splitlines()]
-    assert len(before) == 2 * 17  # three steps behind the last checkpoint
+    assert len(before) == 2 * 9  # two steps behind the last checkpoint
     resumed = listen(sources, str(tmp_path), workers=2)
     resumed.train("auto")
-    trained = list(itertools.chain.from_iterable(before[: 2 * 14] + resumed.met))
-    whole = [example for part in ("0", "1") for example in passes_of_worker(sources, int(part))]
-    assert Counter(trained[:NUM_EXAMPLES]).most_common(1)[0][1] == 1
-    assert Counter(trained) == Counter(whole)
+    trained = list(itertools.chain.from_iterable(before[: 2 * 7] + resumed.met))
+    assert trained == uninterrupted(sources, len(trained))
+    # Workers end their first passes within a few batches of one another: then all have come, none often.
+    counts = Counter(trained)
+    assert len(counts) == NUM_EXAMPLES and max(counts.values()) <= 3
 
 
-def passes_of_worker(sources, worker: int) -> list[str]:
-    """What one of two workers gives out in 80 batches of two, by a loader that nothing interrupts."""
-    from torch.utils.data import DataLoader
-
+def uninterrupted(sources, count: int) -> list[str]:
+    """What two workers give out, by a loader that nothing interrupts."""
     weighted = [{**source, "weight": 1.0} for source in sources]
     stream = EndlessStream(mix_data_sources(weighted, 3, "all_exhausted_without_replacement", shuffle_buffer=5))
     loader = DataLoader(stream, batch_size=2, num_workers=2, collate_fn=list)
-    batches = itertools.islice(loader, worker, 80, 2)
+    batches = itertools.islice(loader, count // 2)
     return [f"{example['source']}:{example['id']}" for batch in batches for example in batch]
 
 
@@ -84,7 +88,7 @@ def test_each_of_two_processes_goes_on_with_its_own_examples(sources, tmp_path):
             for rank in (0, 1)
         }
         for rank in (0, 1):
-            assert found["resumed", rank]["met"] == found["whole", rank]["met"][2 * 14 :]
+            assert found["resumed", rank]["met"] == found["whole", rank]["met"][2 * 7 :]
             assert found["resumed", rank]["weight"] == found["whole", rank]["weight"]
         if workers == 0:
             met = [list(itertools.chain.from_iterable(found["whole", rank]["met"])) for rank in (0, 1)]
@@ -100,7 +104,7 @@ def test_each_of_two_processes_goes_on_with_its_own_examples(sources, tmp_path):
     ],
 )
 def test_a_stream_is_not_resumed_in_another_division(sources, tmp_path, changed, name):
-    listen(sources, str(tmp_path), 0, stop=7).train()
+    listen(sources, str(tmp_path), 0, max_steps=7).train()
     with pytest.raises(CheckpointError, match=f"{name}, this one has"):
         listen(sources, str(tmp_path), 0, **changed).train(True)
 
@@ -172,8 +176,6 @@ def test_ids_of_a_stream_are_those_of_the_data_set_and_tell_examples_apart(sourc
 
 
 def test_rows_of_parquet_are_those_of_the_file_in_every_worker(sources):
-    from torch.utils.data import DataLoader
-
     (described,) = (source for source in sources if source["format"] == "parquet")
     loader = DataLoader(load_data_source(described), batch_size=2, num_workers=3, collate_fn=list)
     rows = sorted((example["row"], example["id"]) for batch in loader for example in batch)
