@@ -4,7 +4,7 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import torch
+import numpy as np
 from datasets import Dataset, Features, Value
 from torch.utils.data import Sampler
 from transformers import TrainingArguments
@@ -93,8 +93,8 @@ class LengthGroups(Sampler[int]):
         return len(self.lengths)
 
     def __iter__(self) -> Iterator[int]:
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        rows = torch.randperm(len(self.lengths), generator=generator).tolist()
+        random = np.random.default_rng((self.seed, self.epoch))
+        rows = random.permutation(len(self.lengths)).tolist()
         # Windows of whole steps, but for the last; at least four, or a small data set would be sorted through.
         window = self.step_size * max(1, min(UNITS_PER_WINDOW, len(rows) // (4 * self.step_size)))
         ordered: list[int] = []
@@ -102,7 +102,7 @@ class LengthGroups(Sampler[int]):
             ordered += sorted(rows[start : start + window], key=lambda row: -self.lengths[row])
         steps = [ordered[start : start + self.step_size] for start in range(0, len(ordered), self.step_size)]
         rest = steps.pop() if steps and len(steps[-1]) < self.step_size else []
-        mixed = [steps[number] for number in torch.randperm(len(steps), generator=generator).tolist()]
+        mixed = [steps[number] for number in random.permutation(len(steps)).tolist()]
         if mixed:
             longest = max(range(len(mixed)), key=lambda number: self.lengths[mixed[number][0]])
             mixed.insert(0, mixed.pop(longest))
