@@ -1,7 +1,7 @@
 """What a step of a training costs, found by running it on tensors without content."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from ..modeling.final_features import tower_features
 from ..modeling.fused_head_losses import fused_divergence
 from ..modeling.modeling_vtlmm import VISUAL_LOSSES
 from ..modeling.vm_head import last_layer
@@ -79,24 +80,8 @@ _ON_CPU = {  # which torch does not count
 }
 
 
-class StepCounter:
-    """
-    Counts operations part by part and watches the memory of a step.
-
-    Args:
-        memory ([`LiveMemory`]): active while the step runs.
-    """
-
-    def __init__(self, memory: LiveMemory):
-        self.flops: dict[str, int] = {}
-        self.memory = memory
-
-    @contextlib.contextmanager
-    def part(self, name: str) -> Iterator[None]:
-        """What runs within is counted as this part."""
-        with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
-            yield
-        self.flops[name] = self.flops.get(name, 0) + counter.get_total_flops()
+Part = Callable[[str], contextlib.AbstractContextManager]
+"""What a step says of the operations that follow: which part of it they are."""
 
 
 @contextlib.contextmanager
@@ -106,26 +91,48 @@ def fake_tensors() -> Iterator[None]:
         yield
 
 
-@contextlib.contextmanager
-def counted_step(parameters: Any, autocast: torch.dtype | None) -> Iterator[StepCounter]:
+def run_step(
+    step: Callable[[Part], torch.Tensor], parameters: Iterable[torch.nn.Parameter], autocast: torch.dtype | None = None
+) -> tuple[dict[str, int], int]:
     """
-    Runs a step as a training would that has been going on: with gradients in place, in its precision.
+    Runs a step as a training would that has been going on, with gradients in place; twice, because what counts
+    operations holds tensors that nobody else would.
 
     Args:
-        parameters (iterable of `torch.nn.Parameter`): of the model.
+        step (`Callable`): makes the loss, and says of which parts.
+        parameters (iterable of `torch.nn.Parameter`): of what is trained.
         autocast (`torch.dtype`, *optional*): of mixed precision.
+
+    Returns:
+        `tuple[dict[str, int], int]`: floating-point operations of each part, forward, and of `"backward"`; and the
+        most bytes that tensors hold at a time, above weights and gradients.
     """
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    memory = LiveMemory()
-    with memory, torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-        yield StepCounter(memory)
+    flops: dict[str, int] = {}
+
+    @contextlib.contextmanager
+    def counted(name: str) -> Iterator[None]:
+        with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
+            yield
+        flops[name] = flops.get(name, 0) + counter.get_total_flops()
+
+    def run(part: Part) -> None:
+        with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
+            loss = step(part)
+        with part("backward"):
+            loss.backward(torch.tensor(1.0))  # whose content is known, as losses ask
+
+    run(counted)
+    with LiveMemory() as memory:
+        run(contextlib.nullcontext)
+    return flops, memory.peak
 
 
 def composed_step(
     model: Any,
-    trainable: dict[str, str],
+    trainable: Mapping[str, str],
     shape: StepShape,
     autocast: torch.dtype | None = None,
     cached_features: bool = False,
@@ -146,54 +153,94 @@ def composed_step(
     """
     model.train()
     if gradient_checkpointing:
-        model.activation_checkpointing_enable()
+        checkpoint_layers(model)
     rest_frozen_parts(model, trainable)
     images = torch.empty(shape.rows * shape.images, 3, shape.image_size, shape.image_size)
-    features, notes = None, []
+    cached, notes, read = None, set[str](), {}
     if cached_features and shape.images:
         with torch.no_grad():
-            features = _features(model, images)
-    with counted_step(model.parameters(), autocast) as counter:
-        grads = torch.set_grad_enabled(visual_loss != "visual_tokens")
-        with grads:
-            tokens = None
+            cached = model.model.get_vision_features(images)
+
+    def step(part: Part) -> torch.Tensor:
+        tokens, features = None, cached
+        with torch.set_grad_enabled(visual_loss != "visual_tokens"):
             if shape.images:
                 if features is None:
-                    with counter.part("vision tower"):
-                        features = _features(model, images)
-                with counter.part("visual tokenizer"):
-                    tokens, note = _visual_tokens(model, features, shape)
-                notes += note
-            num_tokens = 0 if tokens is None else tokens.shape[1]
-            with counter.part("language model"):
+                    with part("vision tower"):
+                        features = model.model.get_vision_features(images)
+                with part("visual tokenizer"):
+                    tokens = _visual_tokens(model, features, shape, notes)
+            with part("language model"):
                 hidden = _read(model, tokens, shape, visual_loss)
-        with counter.part("losses"):
-            loss = _losses(model, hidden, tokens, shape, visual_loss)
-        with counter.part("backward"):
-            loss.backward(torch.tensor(1.0))  # whose content is known, as losses ask
-        peak = counter.memory.peak
-    return StepCosts(counter.flops, peak, hidden.shape[0] * hidden.shape[1], num_tokens, notes)
+        read.update(tokens=hidden.shape[0] * hidden.shape[1], of_image=0 if tokens is None else tokens.shape[1])
+        with part("losses"):
+            return _loss(model, hidden, tokens, shape, visual_loss)
+
+    flops, peak = run_step(step, model.parameters(), autocast)
+    return StepCosts(flops, peak, read["tokens"], read["of_image"], sorted(notes))
 
 
-def _features(model: Any, images: torch.Tensor) -> Any:
-    core = model.model
-    # Images are given in float32; a tower's first layer brings them to its own type.
-    return core.get_vision_features(images)
+def distillation_step(
+    distilled: Any,
+    teacher: Any,
+    shape: StepShape,
+    teacher_size: int,
+    teacher_layer: int | None,
+    autocast: torch.dtype | None = None,
+    cached_features: bool = False,
+    gradient_checkpointing: bool = False,
+) -> StepCosts:
+    """
+    A step of feature distillation; called within [`fake_tensors`].
+
+    Args:
+        distilled ([`DistilledStudent`]): of fake tensors.
+        teacher (`PreTrainedModel`): frozen.
+        shape ([`StepShape`]): `rows` images of `image_size`.
+        teacher_size (`int`): side of the teacher's images, in pixels.
+        teacher_layer (`int`, *optional*): of which features are learned.
+        autocast, cached_features, gradient_checkpointing: as in [`composed_step`].
+    """
+    distilled.train()
+    if gradient_checkpointing:
+        checkpoint_layers(distilled)
+    images = torch.empty(shape.rows, 3, shape.image_size, shape.image_size)
+    of_teacher = torch.empty(shape.rows, 3, teacher_size, teacher_size)
+
+    def look() -> torch.Tensor:
+        with torch.no_grad():
+            return tower_features(teacher, of_teacher, teacher_layer)
+
+    cached = look() if cached_features else None
+
+    def step(part: Part) -> torch.Tensor:
+        features = cached
+        if features is None:
+            with part("teacher"):
+                features = look()
+        with part("student"):
+            return distilled(images, features)["loss"]
+
+    flops, peak = run_step(step, distilled.parameters(), autocast)
+    return StepCosts(flops, peak, 0, 0, [])
 
 
-def _visual_tokens(model: Any, features: Any, shape: StepShape) -> tuple[torch.Tensor, list[str]]:
+def checkpoint_layers(model: Any) -> None:
+    """Lets layers be computed twice; by the name that this version of transformers has for it."""
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable()
+
+
+def _visual_tokens(model: Any, features: Any, shape: StepShape, notes: set[str]) -> torch.Tensor:
     core = model.model
     try:
         tokens = core.project(core.tokenize(features).tokens)
-        notes = []
     except _DEPENDS_ON_DATA:
         tokenizer = core.visual_tokenizer
         count = shape.image_tokens or tokenizer.max_num_tokens
         tokens = core.project(torch.empty(len(features.patch_features), count, tokenizer.output_size))
-        notes = ["how many tokens an image has depends on what it shows: clustering and merging are not counted"]
-    if shape.image_tokens is not None:
-        tokens = tokens[:, : shape.image_tokens]
-    return tokens, notes
+        notes.add("How many tokens an image has depends on what it shows: clustering and merging are not counted.")
+    return tokens if shape.image_tokens is None else tokens[:, : shape.image_tokens]
 
 
 def _read(model: Any, tokens: torch.Tensor | None, shape: StepShape, visual_loss: str | None) -> torch.Tensor:
@@ -210,7 +257,7 @@ def _read(model: Any, tokens: torch.Tensor | None, shape: StepShape, visual_loss
     return outputs.last_hidden_state
 
 
-def _losses(model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, visual_loss: str | None) -> torch.Tensor:
+def _loss(model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, visual_loss: str | None) -> torch.Tensor:
     fused = hasattr(model.model, "vm_head")
     width = hidden.shape[-1]
     parts: list[torch.Tensor] = []
@@ -233,4 +280,12 @@ def _losses(model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, vis
     return parts[0] if len(parts) == 1 else parts[0] + parts[1]
 
 
-__all__ = ["StepCosts", "StepCounter", "StepShape", "composed_step", "counted_step", "fake_tensors"]
+__all__ = [
+    "StepCosts",
+    "StepShape",
+    "checkpoint_layers",
+    "composed_step",
+    "distillation_step",
+    "fake_tensors",
+    "run_step",
+]
