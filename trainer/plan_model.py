@@ -96,7 +96,7 @@ def _prepared(folder: str, config: Any) -> int:
 
 def planned_model(recipe: VisualLanguageRecipe, config: PreTrainedConfig, uses_deepspeed: bool) -> PreTrainedModel:
     """
-    The model of a recipe as its trainer freezes and opens it; called where tensors are fake.
+    The model of a recipe as its trainer freezes and opens it, on the device `meta`.
 
     Args:
         recipe ([`VisualLanguageRecipe`]): with the sections `model`, `trainable` and `lora`.
@@ -108,21 +108,44 @@ def planned_model(recipe: VisualLanguageRecipe, config: PreTrainedConfig, uses_d
     if recipe.model.attn_implementation is not None:
         options["attn_implementation"] = recipe.model.attn_implementation
     dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else _dtype_of(config.text_config)
-    with no_init_weights():
+    with torch.device("meta"), no_init_weights():
         model = KINDS[recipe.model.kind].model_class._from_config(config, dtype=dtype, **options)
+    with torch.device("meta"):
+        _open(model, recipe)
+        if not uses_deepspeed:
+            upcast_trained(model)
+    return model
+
+
+def _open(model: Any, recipe: VisualLanguageRecipe) -> None:
     lora, trainable = recipe.lora, dict(recipe.trainable)
-    if getattr(config, "lora_config", None) is not None:
-        add_lora(model, config.lora_config)
+    if model.config.lora_config is not None:
+        add_lora(model, model.config.lora_config)
     if recipe.model.kind == "setokim":
         if trainable["llm"] == "full":
             model.merge_token_rows()
         elif trainable["token_rows"] == "full":
             model.add_token_rows()
-        lora = lora or (dict(SETOKIM_LORA) if trainable["llm"] == "lora" and not config.lora_config else None)
+        lora = lora or (dict(SETOKIM_LORA) if trainable["llm"] == "lora" and not model.config.lora_config else None)
     set_trainable(model, trainable, lora)
-    if not uses_deepspeed:
-        upcast_trained(model)
-    return model
+
+
+def make_fake(model: torch.nn.Module) -> None:
+    """
+    Gives a model of the device `meta` tensors of a CPU; called where these are fake, and hold nothing.
+
+    Args:
+        model (`nn.Module`): changed in place.
+    """
+    made: dict[int, Any] = {}  # of what is tied
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fake = torch.nn.Parameter(torch.empty_like(parameter, device="cpu"), parameter.requires_grad)
+                module._parameters[name] = made.setdefault(id(parameter), fake)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
 def _dtype_of(text_config: Any) -> torch.dtype:
@@ -130,4 +153,4 @@ def _dtype_of(text_config: Any) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
-__all__ = ["planned_config", "planned_model"]
+__all__ = ["make_fake", "planned_config", "planned_model"]

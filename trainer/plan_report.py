@@ -55,8 +55,8 @@ def _one(plan: TrainingPlan) -> str:
             + [("all", _number(per_step / 1e12))],
         ),
         "",
-        f"A step: {plan.tokens_per_step:,} tokens, {plan.image_tokens} of each image; {plan.seconds_per_step:.3g} s "
-        f"at {100 * plan.utilisation:.0f} % of the peak.",
+        f"A step: {plan.tokens_per_step:,} tokens of the language model, {plan.image_tokens} of each image; "
+        f"{plan.seconds_per_step:.3g} s at {100 * plan.utilisation:.0f} % of the peak.",
     ]
     if plan.steps is not None and plan.hours is not None:
         lines.append(

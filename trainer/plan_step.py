@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicOutputShapeException, FakeTensorMode
-from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
 from ..modeling.final_features import tower_features
 from ..modeling.fused_head_losses import fused_divergence
@@ -15,7 +14,7 @@ from ..modeling.modeling_vtlmm import VISUAL_LOSSES
 from ..modeling.vm_head import last_layer
 from ..modeling.vocabulary_chunks import OutputHead
 from .freezing import rest_frozen_parts
-from .live_memory import LiveMemory
+from .live_costs import LiveCosts
 
 _DEPENDS_ON_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -66,20 +65,6 @@ class StepCosts:
     notes: list[str]
 
 
-def _sdpa_forward(query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
-    return sdpa_flop_count(query_shape, key_shape, value_shape)
-
-
-def _sdpa_backward(grad_out_shape, query_shape, key_shape, value_shape, *args, out_shape=None, **kwargs) -> int:
-    return sdpa_backward_flop_count(grad_out_shape, query_shape, key_shape, value_shape)
-
-
-_ON_CPU = {  # which torch does not count
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _sdpa_forward,
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward: _sdpa_backward,
-}
-
-
 Part = Callable[[str], contextlib.AbstractContextManager]
 """What a step says of the operations that follow: which part of it they are."""
 
@@ -93,10 +78,9 @@ def fake_tensors() -> Iterator[None]:
 
 def run_step(
     step: Callable[[Part], torch.Tensor], parameters: Iterable[torch.nn.Parameter], autocast: torch.dtype | None = None
-) -> tuple[dict[str, int], int]:
+) -> LiveCosts:
     """
-    Runs a step as a training would that has been going on, with gradients in place; twice, because what counts
-    operations holds tensors that nobody else would.
+    Runs a step as a training would that has been going on, with gradients in place.
 
     Args:
         step (`Callable`): makes the loss, and says of which parts.
@@ -104,30 +88,17 @@ def run_step(
         autocast (`torch.dtype`, *optional*): of mixed precision.
 
     Returns:
-        `tuple[dict[str, int], int]`: floating-point operations of each part, forward, and of `"backward"`; and the
-        most bytes that tensors hold at a time, above weights and gradients.
+        [`LiveCosts`]: operations of each part, forward, and of `"backward"`; and memory above weights and gradients.
     """
     for parameter in parameters:
         if parameter.requires_grad:
             parameter.grad = torch.zeros_like(parameter)
-    flops: dict[str, int] = {}
-
-    @contextlib.contextmanager
-    def counted(name: str) -> Iterator[None]:
-        with FlopCounterMode(display=False, custom_mapping=_ON_CPU) as counter:
-            yield
-        flops[name] = flops.get(name, 0) + counter.get_total_flops()
-
-    def run(part: Part) -> None:
+    with LiveCosts() as costs:
         with torch.autocast("cpu", autocast or torch.bfloat16, enabled=autocast is not None):
-            loss = step(part)
-        with part("backward"):
+            loss = step(costs.part)
+        with costs.part("backward"):
             loss.backward(torch.tensor(1.0))  # whose content is known, as losses ask
-
-    run(counted)
-    with LiveMemory() as memory:
-        run(contextlib.nullcontext)
-    return flops, memory.peak
+    return costs
 
 
 def composed_step(
@@ -156,7 +127,7 @@ def composed_step(
         checkpoint_layers(model)
     rest_frozen_parts(model, trainable)
     images = torch.empty(shape.rows * shape.images, 3, shape.image_size, shape.image_size)
-    cached, notes, read = None, set[str](), {}
+    cached, notes, read = None, set[str](), dict[str, int]()
     if cached_features and shape.images:
         with torch.no_grad():
             cached = model.model.get_vision_features(images)
@@ -176,8 +147,8 @@ def composed_step(
         with part("losses"):
             return _loss(model, hidden, tokens, shape, visual_loss)
 
-    flops, peak = run_step(step, model.parameters(), autocast)
-    return StepCosts(flops, peak, read["tokens"], read["of_image"], sorted(notes))
+    costs = run_step(step, model.parameters(), autocast)
+    return StepCosts(costs.flops, costs.peak, read["tokens"], read["of_image"], sorted(notes))
 
 
 def distillation_step(
@@ -221,8 +192,8 @@ def distillation_step(
         with part("student"):
             return distilled(images, features)["loss"]
 
-    flops, peak = run_step(step, distilled.parameters(), autocast)
-    return StepCosts(flops, peak, 0, 0, [])
+    costs = run_step(step, distilled.parameters(), autocast)
+    return StepCosts(costs.flops, costs.peak, 0, 0, [])
 
 
 def checkpoint_layers(model: Any) -> None:

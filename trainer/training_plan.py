@@ -21,7 +21,7 @@ from .feature_distillation_recipe import FeatureDistillationRecipe, changed_conf
 from .gpu_kinds import GPUKind, gpu_kind
 from .known_architectures import architecture
 from .plan_memory import STRATEGIES, MemoryPlan, planned_memory
-from .plan_model import planned_config, planned_model
+from .plan_model import make_fake, planned_config, planned_model
 from .plan_step import StepCosts, StepShape, composed_step, distillation_step, fake_tensors
 from .recipe_sections import Recipe
 from .visual_language_recipe import VisualLanguageRecipe
@@ -36,7 +36,7 @@ class PlanOptions:
 
     Args:
         num_gpus (`int`): processes, each with a GPU.
-        gpu (`str`): a key of [`GPUS`].
+        gpu (`str`): a key of `GPUS`.
         strategy (`str`, *optional*): one of [`STRATEGIES`]; by default what the recipe says.
         utilisation (`float`): share of the peak rate that a training reaches, from 0 to 1.
         text_tokens (`int`): of a conversation, without images.
@@ -59,6 +59,7 @@ class PlanOptions:
     def __post_init__(self):
         if self.strategy is not None:
             known("strategy", self.strategy, STRATEGIES)
+        gpu_kind(self.gpu)
         if not 0 < self.utilisation <= 1:
             raise ValueError(f"utilisation is {self.utilisation}, expected a share of the peak, above 0 and up to 1.")
         for name, least in (("num_gpus", 1), ("text_tokens", 1), ("images", 0), ("samples", 1)):
@@ -191,8 +192,9 @@ def _composed(recipe: VisualLanguageRecipe, options: PlanOptions, strategy: str,
     visual_loss = VISUAL_LOSSES.get(stage) if stage else None
     if stage == "visual_modeling" and not _setting(recipe, "visual_loss_weight"):
         visual_loss = None
+    model = planned_model(recipe, config, strategy.startswith("zero"))
     with fake_tensors():
-        model = planned_model(recipe, config, strategy.startswith("zero"))
+        make_fake(model)
         costs = composed_step(
             model,
             recipe.trainable,
