@@ -26,8 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from datasets import Dataset
 
 from benchmarks._measure import interleaved_seconds, median_ratio, parse_arguments, peak_bytes, report
+from benchmarks.training import make_rows
 from vistok import VisualLanguageCollator
 from vistok.processing.feature_cache import FeatureCache
 from vistok.trainer.conversation_groups import group_by_images
@@ -38,8 +40,7 @@ from vistok.trainer.model_recipe import build_model
 from vistok.trainer.recipe import load_recipe
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "vtlmm" / "demo" / "2-instruction.yaml"
-FROM_BASE_MODELS = ["--model.checkpoint", "null", "--model.image_size", "112", "--model.attn_implementation", "eager"]
-FROM_BASE_MODELS += ["--model.vision", "vistok:dinov2-small", "--model.text", "vistok:smollm2-135m"]
+FROM_BASE_MODELS = ["--model.checkpoint", "null", "--model.attn_implementation", "eager"]
 
 
 class Trainee:
@@ -84,19 +85,28 @@ def main() -> None:
         rounds=3,
         batches={"type": int, "default": 8, "help": "of each variant (default 8)"},
         compile={"action": "store_true", "help": "also with compiled layers, which takes minutes to compile"},
+        vision={"default": "vistok:dinov2-small", "help": "name, folder or Hub id"},
+        text={"default": "vistok:smollm2-135m", "help": "name, folder or Hub id"},
     )
-    quick = ["--data.train", "[{format: easy-vqa, split: train, max_samples: 200}]"] if options.quick else []
-    recipe: Any = load_recipe(RECIPE, [*FROM_BASE_MODELS, *quick])
+    given = ["--model.vision", options.vision, "--model.text", options.text]
+    given += [] if options.quick else ["--model.image_size", "112"]
+    recipe: Any = load_recipe(RECIPE, [*FROM_BASE_MODELS, *given])
     batch_size, per_row = (recipe.training[n] for n in ("per_device_train_batch_size", "conversations_per_row"))
     torch.manual_seed(0)
     model, processor = build_model(recipe.model)
-    data = group_by_images(mix_data_sources(recipe.data.train, recipe.data.seed), per_row)
     collator = VisualLanguageCollator(processor)
-    lengths = [collator.length(row) for row in data.select_columns(["images", "conversations", "rows", "sources"])]
-    shuffled = random.Random(0).sample(range(len(lengths)), len(lengths))
-    grouped = list(LengthGroups(lengths, batch_size, seed=0))
     count = 2 if options.quick else options.batches
     with tempfile.TemporaryDirectory() as folder:
+        if options.quick:
+            batch_size, (_, of_images) = 3, make_rows(Path(folder), num_images=8)
+            several = [{**row, "conversations": row["conversations"][:n]} for row in of_images for n in (1, 3, 6)]
+            data = Dataset.from_list(several)
+        else:
+            data = group_by_images(mix_data_sources(recipe.data.train, recipe.data.seed), per_row)
+        texts = [name for name in ("images", "conversations", "rows", "sources") if name in data.column_names]
+        lengths = [collator.length(row) for row in data.select_columns(texts)]
+        shuffled = random.Random(0).sample(range(len(lengths)), len(lengths))
+        grouped = list(LengthGroups(lengths, batch_size, seed=0))
         chosen = {name: spread(order, batch_size, count) for name, order in (("random", shuffled), ("like", grouped))}
         rows = {name: [[data[row] for row in batch] for batch in batches] for name, batches in chosen.items()}
         everything = [row for batches in rows.values() for batch in batches for row in batch]

@@ -237,8 +237,8 @@ def _loss(model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, visua
         rows = hidden[:, -answers:].reshape(-1, width)
         labels = torch.zeros(len(rows), dtype=torch.long)
         if fused:
-            head = OutputHead.of(rows, model.lm_head.weight, model.lm_head.bias)
-            parts.append(fused_divergence(head, labels, 1.0))
+            prediction = OutputHead.of(rows, model.lm_head.weight, model.lm_head.bias)
+            parts.append(fused_divergence(prediction, labels, 1.0))
         else:
             parts.append(torch.nn.functional.cross_entropy(model.lm_head(rows).float(), labels))
     if visual_loss is not None:

@@ -48,7 +48,7 @@ class _Windows(BufferShuffledExamplesIterable):
 
     def __iter__(self) -> Iterator[tuple[Any, dict[str, Any]]]:
         seed = int(copy.deepcopy(self.generator).integers(1 << 63))
-        state = self._state_dict or {"window": 0, "given_out": 0}
+        state: dict[str, Any] = self._state_dict or {"window": 0, "given_out": 0}
         if state.get("window_start") is not None:
             self.ex_iterable.load_state_dict(state["window_start"])
         given_out = state["given_out"]
