@@ -110,6 +110,7 @@ def planned_model(recipe: VisualLanguageRecipe, config: PreTrainedConfig, uses_d
     dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else _dtype_of(config.text_config)
     with torch.device("meta"), no_init_weights():
         model = KINDS[recipe.model.kind].model_class._from_config(config, dtype=dtype, **options)
+    model.tie_weights()
     with torch.device("meta"):
         _open(model, recipe)
         if not uses_deepspeed:

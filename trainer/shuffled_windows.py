@@ -55,15 +55,13 @@ class _Windows(BufferShuffledExamplesIterable):
         examples = iter(self.ex_iterable)
         for number in count(state["window"]):
             if self._state_dict:
-                start = self.ex_iterable.state_dict()
-                self._state_dict.update(window=number, window_start=start, given_out=given_out)
+                state.update(window=number, window_start=self.ex_iterable.state_dict(), given_out=given_out)
             window = list(islice(examples, self.buffer_size))
             if not window:
                 return
             order = np.random.default_rng((seed, number)).permutation(len(window))
             for index in order[given_out:]:
-                if self._state_dict:
-                    self._state_dict["given_out"] += 1
+                state["given_out"] += 1
                 yield window[index]
             given_out = 0
 

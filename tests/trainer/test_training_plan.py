@@ -10,12 +10,14 @@ from tests.trainer.conftest import RESAMPLER
 from tests.trainer.tiny_training import question
 from vistok import VisualLanguageCollator
 from vistok.cli import main
+from vistok.configuration.shipped import here_or_shipped
 from vistok.evaluation.compute_costs import count_flops
+from vistok.modeling.base_weights import BASE_WEIGHTS
 from vistok.trainer.freezing import set_trainable, upcast_trained
 from vistok.trainer.model_recipe import build_model
 from vistok.trainer.plan_memory import optimizer_bytes
 from vistok.trainer.plan_report import plan_markdown
-from vistok.trainer.recipe import recipe_from_dict
+from vistok.trainer.recipe import load_recipe, recipe_from_dict
 from vistok.trainer.training_plan import PlanOptions, plan_recipes
 
 ROWS = 3
@@ -137,6 +139,12 @@ def test_checkpointed_layers_take_less_memory_and_more_operations(base_models):
 def test_cached_features_cost_no_tower(base_models):
     cached, plain = (plan_of(recipe_of(base_models, cache_features=on)).flops_per_step for on in (True, False))
     assert cached == {name: flops for name, flops in plain.items() if name != "vision tower"}
+
+
+def test_a_head_that_is_tied_to_the_embeddings_is_counted_once():
+    plan = plan_of(load_recipe(here_or_shipped("recipes/gvt/demo.yaml")), gpu="t4")
+    assert plan.parameters["llm"]["all"] == BASE_WEIGHTS["smollm2-135m"].parameters + 8 * 576  # with its placeholder
+    assert plan.fits and plan.image_tokens == 16
 
 
 def test_a_model_of_7b_is_planned_without_anything_at_hand(capsys):
