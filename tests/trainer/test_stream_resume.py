@@ -38,7 +38,7 @@ def test_a_resumed_training_meets_what_the_whole_one_meets(sources, tmp_path, wo
     met = list(itertools.chain.from_iterable(whole.met))
     if workers == 0:
         assert each_pass_is_whole(met)
-    for step in (7, 14):  # in the first pass, and in the second
+    for step in (14,) if workers else (7, 14):  # in the first pass, and in the second
         resumed = listen(sources, str(tmp_path / "whole"), workers, save_strategy="no")
         resumed.train(str(tmp_path / "whole" / f"checkpoint-{step}"))
         assert resumed.met == whole.met[2 * step :]
@@ -130,7 +130,7 @@ def test_a_stream_of_every_kind_goes_on_from_its_state_anywhere(sources, kind):
         stream.set_epoch(1)
         return stream
 
-    for count in (0, 1, 4, 7, 13):
+    for count in (0, 4, 13):
         rest, state = left_at(make(), count)
         restored = make()
         restored.load_state_dict(state)

@@ -16,6 +16,7 @@ from vistok.modeling.base_weights import BASE_WEIGHTS
 from vistok.trainer.freezing import set_trainable, upcast_trained
 from vistok.trainer.model_recipe import build_model
 from vistok.trainer.plan_memory import optimizer_bytes
+from vistok.trainer.plan_model import planned_config, planned_model
 from vistok.trainer.plan_report import plan_markdown
 from vistok.trainer.recipe import load_recipe, recipe_from_dict
 from vistok.trainer.training_plan import PlanOptions, plan_recipes
@@ -141,10 +142,19 @@ def test_cached_features_cost_no_tower(base_models):
     assert cached == {name: flops for name, flops in plain.items() if name != "vision tower"}
 
 
+def parameters_of(model) -> int:
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
 def test_a_head_that_is_tied_to_the_embeddings_is_counted_once():
-    plan = plan_of(load_recipe(here_or_shipped("recipes/gvt/demo.yaml")), gpu="t4")
-    assert plan.parameters["llm"]["all"] == BASE_WEIGHTS["smollm2-135m"].parameters + 8 * 576  # with its placeholder
-    assert plan.image_tokens == 16
+    recipe = load_recipe(here_or_shipped("recipes/gvt/demo.yaml"))
+    config, image_size = planned_config(recipe.model, {})
+    model = planned_model(recipe, config, uses_deepspeed=False)
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert (
+        parameters_of(model.model.language_model) == BASE_WEIGHTS["smollm2-135m"].parameters + 8 * 576
+    )  # with rows for its placeholder
+    assert image_size == 112
 
 
 def test_a_model_of_7b_is_planned_without_anything_at_hand(capsys):
