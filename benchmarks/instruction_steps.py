@@ -14,8 +14,9 @@ backward, and lets AdamW update what is trained: adapter and LoRA.
 - compiled: layers of the language model by `torch.compile(dynamic=True)`, rows by length; with --compile
 
 Padding is counted over a whole epoch. Time and memory are of the same number of batches from all over the epoch: CPU
-time on one thread, medians over rounds that take turns, per row of a batch; the ratio is to the random order. Memory
-is the peak of a step above weights, gradients and the optimizer's state, the most of these batches.
+time on one thread, medians over rounds that take turns, per 1,000 tokens that are no padding, since the batches are
+others; the ratio is to the random order. Memory is the peak of a step above weights, gradients and the optimizer's
+state, the most of these batches.
 """
 
 import random
@@ -116,11 +117,12 @@ def main() -> None:
             "random": padding_share(lengths, shuffled, batch_size),
             "like": padding_share(lengths, grouped, batch_size),
         }
-        found = measure(trainee, rows, padding, batch_size, 1 if options.quick else options.rounds, options.compile)
+        tokens = {name: sum(lengths[row] for batch in chosen[name] for row in batch) for name in chosen}
+        found = measure(trainee, rows, padding, tokens, 1 if options.quick else options.rounds, options.compile)
     report(found, options.csv)
 
 
-def measure(trainee: Trainee, rows: dict, padding: dict, batch_size: int, rounds: int, compiled: bool) -> list[dict]:
+def measure(trainee: Trainee, rows: dict, padding: dict, tokens: dict, rounds: int, compiled: bool) -> list[dict]:
     """A row of the table for each variant."""
 
     def checkpointed() -> None:
@@ -149,16 +151,17 @@ def measure(trainee: Trainee, rows: dict, padding: dict, batch_size: int, rounds
         more = interleaved_seconds({"compiled": lambda: trainee.step(rows["like"])}, rounds)
         seconds["compiled"] = more["compiled"]
         memory["compiled"] = max(peak_bytes(lambda batch=batch: trainee.accumulate(batch)) for batch in rows["like"])
-    num_rows = batch_size * len(rows["random"])
+    orders = {name: "random" if name == "random order" else "like" for name in seconds}
+    per_token = {name: [taken / tokens[orders[name]] for taken in times] for name, times in seconds.items()}
     return [
         {
             "step": name,
-            "padding %": 100 * padding["random" if name == "random order" else "like"],
-            "ms per row": 1e3 * statistics.median(times) / num_rows,
-            "time ratio": median_ratio(seconds["random order"], times),
+            "padding %": 100 * padding[orders[name]],
+            "ms per 1000 tokens": 1e6 * statistics.median(times),
+            "time ratio": median_ratio(per_token["random order"], times),
             "MiB": memory[name] / 2**20,
         }
-        for name, times in seconds.items()
+        for name, times in per_token.items()
     ]
 
 
