@@ -173,6 +173,22 @@ class VisualLanguageCollator:
         """
         self._tokenize(example)
 
+    def length(self, example: Mapping[str, Any]) -> int:
+        """
+        Number of tokens of an example in a batch, without padding, which does not read its images.
+
+        Args:
+            example (`dict`): training example, or several conversations about the same images.
+
+        Raises:
+            BadSampleError: as [`check`].
+        """
+        row = self._tokenize(example)
+        if len(row) == 1:
+            return len(row[0].input_ids)
+        prefix = shared_prefix_length(row, self.processor.image_token_id)
+        return prefix + sum(len(conversation.input_ids) - prefix for conversation in row)
+
     def _check(self, conversation: TokenizedConversation, example, place: Mapping[str, Any]) -> None:
         expected = len(example.get("images") or []) * num_placeholders(self.processor)
         if self.max_length is not None:

@@ -83,6 +83,15 @@ def test_steps_of_training_that_cost_less_have_the_same_loss(run_benchmark, tmp_
     assert losses == pytest.approx([losses[0]] * 4, rel=0.01)
 
 
+def test_rows_by_length_have_less_padding_and_checkpointed_layers_less_memory(run_benchmark, tmp_path):
+    vision, text = save_base_models(tmp_path)
+    rows = run_benchmark("instruction_steps", "--vision", vision, "--text", text)
+    assert [row["step"] for row in rows] == ["random order", "rows by length", "checkpointed"]
+    random_order, by_length, checkpointed = rows
+    assert float(by_length["padding %"]) < 0.6 * float(random_order["padding %"])
+    assert float(checkpointed["MiB"]) < float(by_length["MiB"])
+
+
 def test_a_step_of_distillation_stands_beside_what_it_cannot_do_without(run_benchmark, tmp_path):
     vision, _ = save_base_models(tmp_path)
     rows = run_benchmark("distillation", "--teacher", vision, "--sizes", "24")

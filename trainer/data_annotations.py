@@ -17,7 +17,7 @@ from .data_examples import (
     question_answer,
 )
 from .data_formats import DataSource, known, register_data_format
-from .data_records import Span, existing_file, read_records, records_dataset
+from .data_records import ID_NAMES, Span, existing_file, read_records, records_dataset
 
 CAPTION_PROMPT = "what does the image describe?"
 """The question that captions answer in GVT's training (Section 4.1 of the paper)."""
@@ -26,7 +26,7 @@ LLAVA_ROLES = {"human": "user", "user": "user", "gpt": "assistant", "assistant":
 
 # What a record may call its parts, in order of preference; `options: {columns: {question: my_name}}` renames one.
 COLUMNS: dict[str, tuple[str, ...]] = {
-    "id": ("id", "question_id"),
+    "id": ID_NAMES,
     "images": ("images", "image", "file_name", "file_names"),
     "messages": ("messages",),
     "conversations": ("conversations",),

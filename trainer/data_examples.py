@@ -4,7 +4,7 @@ An example is the dictionary
 
 ```python
 {
-    "id": "…",          # unique within its source, unless that is streamed
+    "id": "…",          # unique within its source, unless that is streamed from the Hub
     "source": "…",      # name of the data source
     "row": 0,           # row of the source, counted from 0, for error messages
     "images": [{"path": "…", "bytes": None}],       # undecoded: `datasets.Image(decode=False)`

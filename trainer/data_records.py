@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 STREAM_SHARDS = 64
 """Parts a stream is cut into, so that as many data loader workers and nodes can share it."""
 
+ID_NAMES = ("id", "question_id")
+"""What a record may call its id."""
+
 Convert = Callable[..., dict[str, Any]]
 """Makes an example of `(record, row, source_name, **context)`, or raises a `BadSampleError`."""
 
@@ -35,12 +38,14 @@ class Span:
         start (`int`): byte at which the first record starts; 0 unless it is a JSONL file.
         first_row (`int`): row of the first record in the whole file.
         rows (`int`, *optional*): number of rows of a JSONL file; all that follow when missing.
+        renamed (`tuple[int, ...]`): rows of a stream whose id an earlier row has: theirs gets the row added.
     """
 
     path: str
     start: int = 0
     first_row: int = 0
     rows: int | None = None
+    renamed: tuple[int, ...] = ()
 
 
 def records_dataset(
@@ -55,7 +60,8 @@ def records_dataset(
     """Makes a dataset of the records of an annotation file.
 
     The records are converted once and cached by `datasets` under the content of the file. Only a JSONL file streams
-    without any conversion; the other kinds cannot be read from the middle, so the loader streams their cache.
+    without any conversion; the other kinds cannot be read from the middle, so the loader streams their cache. (Its
+    lines are read once all the same when it is opened, for their ids, and not kept.)
 
     Args:
         source (`DataSource`): the data source; its name, `streaming` and `max_samples` matter here.
@@ -155,7 +161,8 @@ def generate_examples(
             try:
                 if isinstance(record, BadSampleError):
                     raise record
-                yield convert(record, row, source_name, **context)
+                example = convert(record, row, source_name, **context)
+                yield {**example, "id": f"{example['id']}-{row}"} if row in span.renamed else example
             except BadSampleError as error:
                 located = BadSampleError(error.reason, error.file or span.path)
                 yield bad_example(source_name, row, located, columns)
@@ -229,16 +236,50 @@ def line_spans(path: Path, num_spans: int) -> list[Span]:
     """
     target = max(1, -(-path.stat().st_size // num_spans))
     spans, start, first_row, end = [], 0, 0, 0
+    ids = RepeatedIds()
+    renamed: list[int] = []
     with open(path, "rb") as stream:
         row = -1
         for row, line in enumerate(stream):
             end += len(line)
+            if ids.met(_id_of(line)):
+                renamed.append(row)
             if end - start >= target:
-                spans.append(Span(str(path), start, first_row, row + 1 - first_row))
-                start, first_row = end, row + 1
+                spans.append(Span(str(path), start, first_row, row + 1 - first_row, tuple(renamed)))
+                start, first_row, renamed = end, row + 1, []
         if row + 1 > first_row:
-            spans.append(Span(str(path), start, first_row, row + 1 - first_row))
+            spans.append(Span(str(path), start, first_row, row + 1 - first_row, tuple(renamed)))
     return spans
+
+
+class RepeatedIds:
+    """Tells which ids were met before, and keeps no more of each than eight bytes say."""
+
+    def __init__(self):
+        self._met: set[int] = set()
+
+    def met(self, identity: Any) -> bool:
+        """
+        Whether an id was met before; notes it.
+
+        Args:
+            identity: a text or number; `None` for none.
+        """
+        if identity is None:
+            return False
+        digest = int.from_bytes(hashlib.blake2b(str(identity).encode(), digest_size=8).digest(), "big")
+        is_repeated = digest in self._met
+        self._met.add(digest)
+        return is_repeated
+
+
+def _id_of(line: bytes) -> Any:
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return None  # a bad sample
+    named = record if isinstance(record, dict) else {}
+    return next((named[name] for name in ID_NAMES if named.get(name) is not None), None)
 
 
 def existing_file(path: Path | str, source_name: str) -> Path:

@@ -17,6 +17,7 @@ from .data_annotations import check_columns, pick, record_example, record_messag
 from .data_examples import PROBLEM, RAW_FEATURES, bad_example, make_example
 from .data_formats import DataSource, register_data_format
 from .data_records import cached_dataset, file_digest
+from .parquet_streams import parquet_stream
 
 SHARD_FEATURES = Features(
     {
@@ -216,11 +217,12 @@ def parquet(source: DataSource, columns: Mapping[str, str] | None = None) -> Dat
         columns (`Mapping`, *optional*): other names of the parts of a row, as in `{"question": "query"}`.
 
     Returns:
-        one example per row.
+        one example per row; streamed, a row group is read by one data loader worker.
     """
     files = data_files(source, ".parquet")
-    table = load_dataset("parquet", data_files={"train": files}, split="train", streaming=source.streaming)
-    return _convert_table(table, source, columns)
+    if source.streaming:
+        return parquet_stream(source, files, columns)
+    return _convert_table(load_dataset("parquet", data_files={"train": files}, split="train"), source, columns)
 
 
 @register_data_format("hub")

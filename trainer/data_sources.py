@@ -15,6 +15,7 @@ from ..processing.images import BadSampleError, load_example_images
 from .data_examples import FEATURES, PROBLEM, pack_error, unpack_error
 from .data_formats import DataSource, data_formats, known, read_format, register_data_format
 from .data_records import STREAM_SHARDS
+from .shuffled_windows import shuffle_stream
 
 logger = logging.get_logger(__name__)
 
@@ -140,10 +141,15 @@ def load_data_source(source: DataSource | Mapping[str, Any]) -> Dataset | Iterab
     else:
         dataset = _good_map_style(dataset, source, report)
     if source.seed is not None:
-        buffer = {"buffer_size": source.shuffle_buffer} if isinstance(dataset, IterableDataset) else {}
-        dataset = dataset.shuffle(seed=source.seed, **buffer)
+        dataset = _shuffled(dataset, source.seed, source.shuffle_buffer)
     dataset.skipped_samples = report
     return dataset
+
+
+def _shuffled(dataset: Dataset | IterableDataset, seed: int, buffer_size: int) -> Dataset | IterableDataset:
+    if isinstance(dataset, IterableDataset):
+        return shuffle_stream(dataset, seed, buffer_size)
+    return dataset.shuffle(seed=seed)
 
 
 def _those_where(dataset: Dataset | IterableDataset, source: DataSource) -> Dataset | IterableDataset:
@@ -189,7 +195,10 @@ def _limit(dataset: Dataset | IterableDataset, source: DataSource) -> Dataset | 
 
 
 def _with_distinct_ids(dataset: Dataset) -> Dataset:
-    """LLaVA's ids are those of images, which several conversations may be about: a repeated id gets its row added."""
+    """LLaVA's ids are those of images, which several conversations may be about: a repeated id gets its row added.
+
+    (Streams of lines and of tables do it themselves; see `data_records.line_spans`.)
+    """
     ids = list(dataset["id"])
     taken = set(ids)
     if len(taken) == len(ids):
@@ -302,8 +311,7 @@ def mix_data_sources(
         stopping_strategy (`str`): end of an epoch of a weighted mixture: `"all_exhausted"` when every source was seen
             completely (small ones repeat), `"first_exhausted"` when the first one was,
             `"all_exhausted_without_replacement"` when every example was seen exactly once.
-        shuffle_buffer (`int`): examples that a mixed stream holds to shuffle among. A stream restored by
-            `load_state_dict` passes over those it held; a resumed `Trainer` replays the stream and misses none.
+        shuffle_buffer (`int`): examples that a mixed stream holds to shuffle among (see [`shuffle_stream`]).
 
     Returns:
         `Dataset` or `IterableDataset`; its attribute `skipped_samples` adds up the reports of the sources.
@@ -318,13 +326,10 @@ def mix_data_sources(
     report = loaded[0].skipped_samples if len(loaded) == 1 else SkippedSamples([d.skipped_samples for d in loaded])
     if any(isinstance(dataset, IterableDataset) for dataset in loaded):
         loaded = [_as_stream(dataset) if isinstance(dataset, Dataset) else dataset for dataset in loaded]
-        shuffling = {"seed": seed, "buffer_size": shuffle_buffer}
-    else:
-        shuffling = {"seed": seed}
     if weights is None:
-        mixture = concatenate_datasets(loaded).shuffle(**shuffling)
+        mixture = _shuffled(concatenate_datasets(loaded), seed, shuffle_buffer)
     else:
-        unordered = [dataset.shuffle(**shuffling) for dataset in loaded]
+        unordered = [_shuffled(dataset, seed, shuffle_buffer) for dataset in loaded]
         total = sum(weights)
         mixture = interleave_datasets(
             unordered,

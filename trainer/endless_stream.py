@@ -1,11 +1,18 @@
-"""A stream that is passed over without end, in a new order each time."""
+"""A stream that is passed over without end, in a new order each time, and gone on with where a training left it."""
 
 import copy
 import itertools
-from collections.abc import Iterator
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import torch.utils.data
 from datasets import IterableDataset
+from datasets.distributed import split_dataset_by_node
+
+STREAM_STATE = "stream_state"
+"""Of an example, and of the batch that it is the last of: where its stream stands behind it, as JSON."""
 
 
 class EndlessStream(IterableDataset):
@@ -20,27 +27,89 @@ class EndlessStream(IterableDataset):
         stream (`IterableDataset`): what to pass over.
         position (`str`, *optional*):
             Column for the position of each example, counted over all passes by each data loader worker.
+        tells_state (`bool`, *optional*, defaults to `False`):
+            Adds to each example where the stream stands behind it, which a [`StreamCollator`] puts in the batch.
     """
 
-    def __init__(self, stream: IterableDataset, position: str | None = None):
+    def __init__(self, stream: IterableDataset, position: str | None = None, tells_state: bool = False):
         super().__init__(stream._ex_iterable, info=stream.info, split=stream.split)
-        self.stream, self.position = stream, position
+        self.stream, self.position, self.tells_state = stream, position, tells_state
+        self._states: dict[int, dict[str, Any]] = {}
+
+    def go_on_from(self, states: Mapping[int, Mapping[str, Any]]) -> None:
+        """
+        Lets each data loader worker go on where it was left. What it gave out before stands for nothing in the next
+        iteration: an example without content in the place of each, for a `Trainer` to skip, which read nothing.
+
+        Args:
+            states (`dict`): of each worker, by number, the state of its last example that was trained on.
+        """
+        self._states = {worker: dict(state) for worker, state in states.items()}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
+        info = torch.utils.data.get_worker_info()
+        worker = 0 if info is None else info.id
+        left = self._states.get(worker, {"pass": 0, "examples": 0, "stream": None})
+        yield from itertools.repeat({STREAM_STATE: ""}, left["examples"])
         # Workers share a stream's epoch, and are not in the same pass at the same time.
-        stream, positions = copy.deepcopy(self.stream), itertools.count()
-        for number in itertools.count():
+        stream, positions = copy.deepcopy(self.stream), itertools.count(left["examples"])
+        if left["stream"] is not None:
+            stream.load_state_dict(left["stream"])
+        for number in itertools.count(left["pass"]):
             stream.set_epoch(number)
-            empty = True
+            empty = left["stream"] is None or number > left["pass"]
             for example in stream:
                 empty = False
-                yield example if self.position is None else {**example, self.position: next(positions)}
+                position = next(positions)
+                if self.position is not None:
+                    example = {**example, self.position: position}
+                if self.tells_state:
+                    state = {"worker": worker, "pass": number, "examples": position + 1, "stream": stream.state_dict()}
+                    example = {**example, STREAM_STATE: json.dumps(state)}
+                yield example
             if empty:  # a worker without shards, say
                 return
 
     def shard(self, num_shards: int, index: int, contiguous: bool = True) -> "EndlessStream":
-        """`IterableDataset.shard` of the stream, passed over without end."""
-        return EndlessStream(self.stream.shard(num_shards, index, contiguous), self.position)
+        """
+        The part of the stream that one of several processes passes over, without end: of each pass its share of the
+        shards; or, where there are fewer shards than processes, every `num_shards`-th example.
+        """
+        strategy = "shards" if self.stream.num_shards >= num_shards else "examples"
+        part = split_dataset_by_node(self.stream, index, num_shards, strategy)
+        return EndlessStream(part, self.position, self.tells_state)
+
+    @property
+    def n_shards(self) -> int:
+        """What `accelerate` asks, to decide whether [`shard`] serves so many processes: it always does."""
+        return sys.maxsize
 
 
-__all__ = ["EndlessStream"]
+class StreamCollator:
+    """
+    Makes a batch of examples of a stream that tells its state, with the state behind the last of them.
+
+    Args:
+        collator (`Callable`): makes the batch.
+    """
+
+    def __init__(self, collator: Callable[[Sequence[Any]], Any]):
+        self.collator = collator
+
+    def __call__(self, examples: Sequence[dict[str, Any]]) -> Any:
+        """
+        Args:
+            examples (`list[dict]`): of an [`EndlessStream`].
+
+        Returns:
+            `dict`: the batch with the key [`STREAM_STATE`]; empty if all examples stand for what was trained on. What
+            is no mapping stays as it is, and a run that resumes then reads again what was read.
+        """
+        state = examples[-1][STREAM_STATE]
+        if not state:
+            return {}
+        batch = self.collator([{k: v for k, v in example.items() if k != STREAM_STATE} for example in examples])
+        return {**batch, STREAM_STATE: state} if isinstance(batch, Mapping) else batch
+
+
+__all__ = ["STREAM_STATE", "EndlessStream", "StreamCollator"]

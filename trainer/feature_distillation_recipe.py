@@ -268,14 +268,24 @@ def build_student(
     if recipe.model == "wei":
         student = wei_student(teacher.config, image_size, seed)
     else:
-        config = _changed_config(teacher.config, recipe.config)
+        config = changed_config(teacher.config, recipe.config)
         student = random_student(config, image_size, seed)
     if recipe.attn_implementation is not None:
         student.set_attn_implementation(recipe.attn_implementation)
     return student, with_statistics(teacher_processor, recipe.image_mean, recipe.image_std)
 
 
-def _changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> PreTrainedConfig:
+def changed_config(config: PreTrainedConfig, fields: Mapping[str, Any]) -> PreTrainedConfig:
+    """
+    The config of a student of the teacher's architecture.
+
+    Args:
+        config (`PreTrainedConfig`): of the teacher.
+        fields (`dict`): that are to be otherwise.
+
+    Raises:
+        ValueError: if one is no field of it.
+    """
     for name in fields:
         if not hasattr(config, name):
             raise ValueError(f"{name!r} is no field of {type(config).__name__}, the config of the teacher.")
@@ -290,5 +300,6 @@ __all__ = [
     "StudentRecipe",
     "TeacherRecipe",
     "build_student",
+    "changed_config",
     "load_teacher",
 ]

@@ -10,8 +10,11 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from .checkpoints import checkpoint_to_resume
+from .endless_stream import EndlessStream, StreamCollator
+from .length_groups import LengthGroups
 from .push_trained import push_trained
 from .quantized_training import beside_quantized_weights
+from .stream_states import StreamStates
 
 logger = logging.get_logger(__name__)
 
@@ -40,6 +43,10 @@ class ReproducibleTrainer(Trainer):
         self._since_log: dict[str, torch.Tensor | float] = {}
         self._train_collator = data_collator
         self._eval_collator = data_collator if eval_collator is None else eval_collator
+        self._streams = StreamStates(args)
+        self._groups: LengthGroups | None = None
+        if isinstance(kwargs.get("train_dataset"), EndlessStream):
+            kwargs["train_dataset"].tells_state = True
         with beside_quantized_weights(kwargs.get("model")):
             super().__init__(args=args, data_collator=data_collator, **kwargs)
 
@@ -66,16 +73,40 @@ class ReproducibleTrainer(Trainer):
         """
         return push_trained(self, commit_message, token, revision, private, **options)
 
+    def get_train_dataloader(self):
+        is_stream = isinstance(self.train_dataset, EndlessStream)
+        collator = StreamCollator(self._train_collator) if is_stream else self._train_collator
+        return self._with_collator(collator, super().get_train_dataloader)
+
+    def _get_train_sampler(self, train_dataset=None):
+        data = self.train_dataset if train_dataset is None else train_dataset
+        name = self.args.length_column_name
+        grouped = self.args.train_sampling_strategy == "group_by_length" and isinstance(data, Dataset)
+        if not grouped or name not in data.column_names:
+            return super()._get_train_sampler(train_dataset)
+        rows = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        seed = self.args.seed if self.args.data_seed is None else self.args.data_seed
+        self._groups = LengthGroups(data[name], rows, seed)
+        return self._groups
+
+    def _get_eval_sampler(self, eval_dataset):
+        strategy = self.args.train_sampling_strategy
+        self.args.train_sampling_strategy = "random"  # which orders training alone
+        try:
+            return super()._get_eval_sampler(eval_dataset)
+        finally:
+            self.args.train_sampling_strategy = strategy
+
     def get_eval_dataloader(self, eval_dataset=None):
-        return self._with_eval_collator(super().get_eval_dataloader, eval_dataset)
+        return self._with_collator(self._eval_collator, super().get_eval_dataloader, eval_dataset)
 
     def get_test_dataloader(self, test_dataset):
-        return self._with_eval_collator(super().get_test_dataloader, test_dataset)
+        return self._with_collator(self._eval_collator, super().get_test_dataloader, test_dataset)
 
-    def _with_eval_collator(self, get_dataloader, dataset):
-        self.data_collator: Any = self._eval_collator
+    def _with_collator(self, collator, get_dataloader, *datasets):
+        self.data_collator: Any = collator
         try:
-            return get_dataloader(dataset)
+            return get_dataloader(*datasets)
         finally:
             self.data_collator = self._train_collator
 
@@ -102,7 +133,17 @@ class ReproducibleTrainer(Trainer):
         epoch = getattr(self._train_collator, "epoch", None)
         if isinstance(epoch, torch.Tensor):  # shared with data loader workers
             epoch.fill_(kwargs["epoch"])
+        if self._groups is not None:
+            self._groups.set_epoch(kwargs["epoch"])  # before the loader that a run resumes with is made around it
+        stream = getattr(kwargs["train_dataloader"], "dataset", None)
+        if isinstance(stream, EndlessStream):
+            stream.go_on_from({})
+            if kwargs["steps_trained_in_current_epoch"]:
+                self._streams.load(kwargs["resume_from_checkpoint"], stream)
         super()._run_epoch(*args, **kwargs)
+
+    def get_batch_samples(self, epoch_iterator, num_batches, device):
+        return super().get_batch_samples(map(self._streams.note, epoch_iterator), num_batches, device)
 
     def training_step(self, *args, **kwargs):
         loss = super().training_step(*args, **kwargs)
@@ -137,6 +178,7 @@ class ReproducibleTrainer(Trainer):
         since_log = {"loss": self._tr_loss.item(), "last_logged_step": self._globalstep_last_logged}
         sums = {name: float(value) for name, value in self._since_log.items()}
         torch.save({**since_log, "sums": sums}, self._loss_file(output_dir))
+        self._streams.save(output_dir)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)

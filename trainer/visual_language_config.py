@@ -32,6 +32,9 @@ class VisualLanguageConfig(TrainingArguments):
             Lets up to so many conversations about the same images share their visual tokens. The result is the same,
             the cost per question is lower.
         max_length (`int`, *optional*): cuts longer rows, in tokens.
+        train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
+            As in `TrainingArguments`; `"group_by_length"` puts rows of like length in a step (see [`LengthGroups`]),
+            images counted, and saves most of the padding.
         save_trained_only (`bool`, *optional*, defaults to `True`):
             Saves what was trained (`trained_weights.safetensors`), and names the base models; otherwise, or where
             these are not known, everything, with adapters merged.

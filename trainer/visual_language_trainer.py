@@ -31,6 +31,7 @@ from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
+from .length_groups import STRATEGIES, with_lengths
 from .part_learning_rates import set_part_learning_rates
 from .refused_samples import leave_out_refused
 from .reproducible_trainer import DivergedError, ReproducibleTrainer, check_datasets, named_datasets
@@ -88,6 +89,8 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if args.conversations_per_row > 1:
             train_dataset = _group(train_dataset, args.conversations_per_row)
             eval_dataset = _group(eval_dataset, args.conversations_per_row)
+        if args.train_sampling_strategy in STRATEGIES and train_dataset is not None:
+            train_dataset = with_lengths(train_dataset, data_collator, args)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = EndlessStream(train_dataset)
         if args.augment and train_dataset is not None:
@@ -253,12 +256,15 @@ def _has_images(inputs: Mapping[str, Any]) -> bool:
 
 def _check_datasets(args: VisualLanguageConfig, train_dataset, eval_dataset) -> None:
     check_datasets(args, train_dataset, eval_dataset)
-    if not (args.cache_features or args.conversations_per_row > 1):
-        return
-    for name, dataset in named_datasets(train_dataset, eval_dataset).items():
-        if isinstance(dataset, IterableDataset):
-            option = "cache_features" if args.cache_features else "conversations_per_row"
-            raise ValueError(f"{option} needs data of known size: load {name} with streaming off.")
+    options = {
+        "cache_features": args.cache_features,
+        "conversations_per_row": args.conversations_per_row > 1,
+        f"train_sampling_strategy {args.train_sampling_strategy}": args.train_sampling_strategy in STRATEGIES,
+    }
+    for option in [option for option, is_set in options.items() if is_set]:
+        for name, dataset in named_datasets(train_dataset, eval_dataset).items():
+            if isinstance(dataset, IterableDataset):
+                raise ValueError(f"{option} needs data of known size: load {name} with streaming off.")
 
 
 def _check_own_collator(args: VisualLanguageConfig, collator) -> None:

@@ -99,10 +99,11 @@ class VisualModelingConfig(VisualLanguageConfig):
         super()._check_data_options()
         if self.stage != "visual_tokens":
             return
-        for name, nothing in (("conversations_per_row", 1), ("max_length", None)):
+        nothing_to_do = {"conversations_per_row": 1, "max_length": None, "train_sampling_strategy": "random"}
+        for name, nothing in nothing_to_do.items():
             if getattr(self, name) != nothing:
                 raise ValueError(
-                    f"{name} is {getattr(self, name)}, but the stage visual_tokens shows images alone, without "
+                    f"{name} is {getattr(self, name)!r}, but the stage visual_tokens shows images alone, without "
                     "conversations: leave it out."
                 )
 

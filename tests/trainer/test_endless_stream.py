@@ -54,6 +54,12 @@ def test_processes_have_their_own_shards_in_every_pass():
     assert sorted(first[:6] + second[:6]) == sorted(first[6:] + second[6:]) == sorted(f"q{i}" for i in range(12))
 
 
+def test_processes_take_turns_with_fewer_shards_than_there_are_of_them():
+    parts = [drawn(EndlessStream(stream(12, num_shards=1)).shard(3, index), 8) for index in range(3)]
+    for start in (0, 4):
+        assert sorted(name for part in parts for name in part[start : start + 4]) == sorted(f"q{i}" for i in range(12))
+
+
 def test_positions_are_counted_over_all_passes():
     numbered = pickle.loads(pickle.dumps(number_examples(EndlessStream(stream(3, 1)))))
     assert [example["position"] for example in itertools.islice(numbered, 7)] == list(range(7))

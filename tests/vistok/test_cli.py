@@ -20,7 +20,7 @@ from vistok.modeling.registry_packages import _CLIENT_NAMES
 from vistok.trainer.recipe import TRAINERS
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("demo", "fetch", "ask", "train", "evaluate", "scenes", "study", "convert", "merge", "push")
+COMMANDS = ("demo", "fetch", "ask", "train", "plan", "evaluate", "scenes", "study", "convert", "merge", "push")
 
 
 class TestHelp:
