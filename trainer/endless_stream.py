@@ -10,6 +10,7 @@ from typing import Any
 import torch.utils.data
 from datasets import IterableDataset
 from datasets.distributed import split_dataset_by_node
+from datasets.iterable_dataset import BufferShuffledExamplesIterable
 
 STREAM_STATE = "stream_state"
 """Of an example, and of the batch that it is the last of: where its stream stands behind it, as JSON."""
@@ -85,6 +86,22 @@ class EndlessStream(IterableDataset):
         return sys.maxsize
 
 
+def has_exact_state(stream: IterableDataset) -> bool:
+    """
+    Whether a stream goes on exactly from its `state_dict`. One that `IterableDataset.shuffle` shuffles does not: what
+    lay in its buffer is in no state, and a run that resumes has to read again what was read.
+
+    Args:
+        stream (`IterableDataset`): before or behind what `datasets` does with it.
+    """
+    parts: list[Any] = [stream._ex_iterable]
+    for part in parts:
+        if isinstance(part, BufferShuffledExamplesIterable):
+            return False
+        parts += [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
+    return True
+
+
 class StreamCollator:
     """
     Makes a batch of examples of a stream that tells its state, with the state behind the last of them.
@@ -112,4 +129,4 @@ class StreamCollator:
         return {**batch, STREAM_STATE: state} if isinstance(batch, Mapping) else batch
 
 
-__all__ = ["STREAM_STATE", "EndlessStream", "StreamCollator"]
+__all__ = ["STREAM_STATE", "EndlessStream", "StreamCollator", "has_exact_state"]

@@ -10,7 +10,7 @@ from transformers import Trainer, TrainingArguments
 from transformers.utils import logging
 
 from .checkpoints import checkpoint_to_resume
-from .endless_stream import EndlessStream, StreamCollator
+from .endless_stream import EndlessStream, StreamCollator, has_exact_state
 from .length_groups import LengthGroups
 from .push_trained import push_trained
 from .quantized_training import beside_quantized_weights
@@ -46,7 +46,7 @@ class ReproducibleTrainer(Trainer):
         self._streams = StreamStates(args)
         self._groups: LengthGroups | None = None
         if isinstance(kwargs.get("train_dataset"), EndlessStream):
-            kwargs["train_dataset"].tells_state = True
+            kwargs["train_dataset"].tells_state = has_exact_state(kwargs["train_dataset"])
         with beside_quantized_weights(kwargs.get("model")):
             super().__init__(args=args, data_collator=data_collator, **kwargs)
 
@@ -74,9 +74,9 @@ class ReproducibleTrainer(Trainer):
         return push_trained(self, commit_message, token, revision, private, **options)
 
     def get_train_dataloader(self):
-        is_stream = isinstance(self.train_dataset, EndlessStream)
-        collator = StreamCollator(self._train_collator) if is_stream else self._train_collator
-        return self._with_collator(collator, super().get_train_dataloader)
+        if not getattr(self.train_dataset, "tells_state", False):
+            return super().get_train_dataloader()
+        return self._with_collator(StreamCollator(self._train_collator), super().get_train_dataloader)
 
     def _get_train_sampler(self, train_dataset=None):
         data = self.train_dataset if train_dataset is None else train_dataset

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .data_formats import known
+from .length_groups import STRATEGIES as OF_LENGTHS
 from .visual_language_config import VisualLanguageConfig
 
 STAGES = ("alignment", "instruction", "visual_tokens", "visual_modeling")
@@ -99,9 +100,13 @@ class VisualModelingConfig(VisualLanguageConfig):
         super()._check_data_options()
         if self.stage != "visual_tokens":
             return
-        nothing_to_do = {"conversations_per_row": 1, "max_length": None, "train_sampling_strategy": "random"}
-        for name, nothing in nothing_to_do.items():
-            if getattr(self, name) != nothing:
+        of_conversations = {
+            "conversations_per_row": self.conversations_per_row != 1,
+            "max_length": self.max_length is not None,
+            "train_sampling_strategy": self.train_sampling_strategy in OF_LENGTHS,
+        }
+        for name, is_set in of_conversations.items():
+            if is_set:
                 raise ValueError(
                     f"{name} is {getattr(self, name)!r}, but the stage visual_tokens shows images alone, without "
                     "conversations: leave it out."

@@ -3,10 +3,11 @@
 import itertools
 import pickle
 
+from datasets import interleave_datasets
 from torch.utils.data import DataLoader
 
 from tests.trainer.tiny_training import questions
-from vistok.trainer.endless_stream import EndlessStream
+from vistok.trainer.endless_stream import EndlessStream, has_exact_state
 from vistok.trainer.seeded_augmentation import number_examples
 
 
@@ -64,3 +65,9 @@ def test_positions_are_counted_over_all_passes():
     numbered = pickle.loads(pickle.dumps(number_examples(EndlessStream(stream(3, 1)))))
     assert [example["position"] for example in itertools.islice(numbered, 7)] == list(range(7))
     assert "position" not in next(iter(EndlessStream(stream())))
+
+
+def test_a_buffer_of_datasets_is_in_no_state():
+    plain = questions(12).to_iterable_dataset(num_shards=2)
+    assert has_exact_state(plain) and has_exact_state(EndlessStream(interleave_datasets([plain, plain])))
+    assert not has_exact_state(EndlessStream(interleave_datasets([plain, stream()]).map(lambda example: example)))
