@@ -96,7 +96,7 @@ def has_exact_state(stream: IterableDataset) -> bool:
     """
     parts: list[Any] = [stream._ex_iterable]
     for part in parts:
-        if isinstance(part, BufferShuffledExamplesIterable):
+        if type(part) is BufferShuffledExamplesIterable:  # the windows of `shuffle_stream` derive from it
             return False
         parts += [part.ex_iterable] if hasattr(part, "ex_iterable") else getattr(part, "ex_iterables", [])
     return True
