@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .divided_weights import original_class
 from .hub_weights import download_weights_file
 
 logger = logging.get_logger(__name__)
@@ -141,7 +142,7 @@ def save_trained_weights(
     trained = trained_state_dict(model) if state_dict is None else state_dict
     prefix = _prefix_of_whole(model)
     trained = {prefix + name: tensor.to("cpu", dtype).contiguous() for name, tensor in trained.items()}
-    model.config.architectures = [type(model).__name__]
+    model.config.architectures = [original_class(model).__name__]
     model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:  # a model without a head has that of its language model
         model.generation_config.save_pretrained(folder)

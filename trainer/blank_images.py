@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..modeling.trainable_parts import part_prefixes
 from ..processing.collator import IGNORED
@@ -16,20 +15,27 @@ class BlankImages:
     """
     Adds a row with a blank image to batches of text alone. Nothing looks at it and nothing predicts it: losses and
     gradients stay as they are, but what is trained on images has a gradient, of zero. Several processes wait for one
-    another's gradients, and with ZeRO stage 3 for one another's calls of every layer.
+    another's gradients, and where weights are divided among them for one another's calls of every layer.
 
     Args:
         model (`PreTrainedModel`): a composed model of vistok, frozen where it is not trained.
         processor ([`VTLMMProcessor`] or alike, *optional*): prepares images. Without one, batches stay as they are.
         features (`Mapping[str, torch.Tensor]`, *optional*): cached features in place of images.
+        divided (`bool`, *optional*, defaults to `False`): whether weights are divided among processes.
     """
 
-    def __init__(self, model: Any, processor: Any = None, features: Mapping[str, torch.Tensor] | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        features: Mapping[str, torch.Tensor] | None = None,
+        divided: bool = False,
+    ):
         of_text = part_prefixes(model, "llm")
         self._learns_from_images = any(
             parameter.requires_grad and not name.startswith(of_text) for name, parameter in model.named_parameters()
         )
-        self._processor, self._features = processor, features
+        self._processor, self._features, self._divided = processor, features, divided
 
     @property
     def are_needed(self) -> bool:
@@ -39,7 +45,7 @@ class BlankImages:
     @property
     def are_needed_to_predict(self) -> bool:
         """Whether any batch of text alone needs one."""
-        return self._processor is not None and is_deepspeed_zero3_enabled()
+        return self._processor is not None and self._divided
 
     def add_to(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """

@@ -13,6 +13,7 @@ from transformers import TrainerCallback
 from ..configuration.configuration_setok import LOSS_TERMS
 from ..evaluation.token_sources import TokenSource
 from ..modeling.completed_model import check_weights
+from ..modeling.divided_weights import whole_root
 from ..modeling.modeling_setok import SeTokForPreTraining
 from ..modeling.trained_weights import (
     TRAINED_WEIGHTS_NAME,
@@ -224,7 +225,8 @@ class SeTokTrainer(ReproducibleTrainer):
     @torch.no_grad()
     def write_samples(self, path: str | os.PathLike) -> None:
         """
-        Draws the first images of the evaluation data, or else of the training data, as the model sees them now.
+        Draws the first images of the evaluation data, or else of the training data, as the model sees them now. Where
+        weights are divided among processes, all of them have to call it; one writes.
 
         Args:
             path (`str`): PNG file.
@@ -236,6 +238,14 @@ class SeTokTrainer(ReproducibleTrainer):
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
+        with whole_root(model):
+            columns = self._samples(model, images)
+        model.train(training)
+        if self.is_world_process_zero():
+            write_grid(list(zip(*columns.values())), list(columns), Path(path))
+
+    def _samples(self, model: Any, images: list) -> dict[str, list]:
+        """Pictures of what becomes of some images, by the name of their column."""
         pixel_values = self.processing_class(images=images, return_tensors="pt")["pixel_values"]
         encoded = model.vision_model(pixel_values.to(self.args.device), return_dict=True)
         size = encoded.grid_size
@@ -246,15 +256,14 @@ class SeTokTrainer(ReproducibleTrainer):
             "tokens": [tokens_panel(image, tokens) for image, tokens in zip(shown, assignments)],
         }
         if model.detokenizer is not None:
-            generators = [torch.Generator(self.args.device).manual_seed(self.args.seed) for _ in some]
+            generators = [torch.Generator(self.args.device).manual_seed(self.args.seed) for _ in images]
             drawn = model.reconstruct(encoded.tokens, encoded.mask, generators, self.args.sample_inference_steps)
             columns["reconstruction"] = [image_panel(pixels) for pixels in drawn]
         logits = model.decode_masks(encoded.tokens, encoded.mask, encoded.patch_features, size)
         columns["masks"] = [
             masks_panel(*pair) for pair in zip(shown, (one[m] for one, m in zip(logits, encoded.mask)))
         ]
-        model.train(training)
-        write_grid(list(zip(*columns.values())), list(columns), Path(path))
+        return columns
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         """A checkpoint on the way: what is trained alone, under its own names. The rest is frozen."""
@@ -263,16 +272,23 @@ class SeTokTrainer(ReproducibleTrainer):
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         model = self.accelerator.unwrap_model(self.model)
         model.config.save_pretrained(folder)
-        trained = {name: tensor.cpu().contiguous() for name, tensor in trained_state_dict(model).items()}
+        trained = trained_state_dict(model)
+        if state_dict is not None:  # gathered from several devices
+            trained = {name: state_dict[name] for name in trained}
+        trained = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
         write_safetensors(trained, folder / TRAINED_WEIGHTS_NAME)
         self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        self._load_trained(resume_from_checkpoint)
+        if self.weights_are_divided:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        return self._load_trained(resume_from_checkpoint)
 
     def _load_best_model(self):
-        self._load_trained(str(self.state.best_model_checkpoint))
+        if self.weights_are_divided:
+            return super()._load_best_model()
+        return self._load_trained(str(self.state.best_model_checkpoint))
 
     def _load_trained(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -291,11 +307,14 @@ class SeTokTrainer(ReproducibleTrainer):
     def save_final(self, folder: str | os.PathLike) -> None:
         """
         Saves the whole trained model and its image processor for use. The folder has all of it in the end, or none.
+        All processes have to call it, and one of them writes.
 
         Args:
             folder (`str`): where; files of other names stay.
         """
-        model = self.accelerator.unwrap_model(self.model)
+        model = self.model_to_save(self.accelerator.unwrap_model(self.model))
+        if model is None:
+            return
         base_models = model.config.base_models
         with replacing_files(folder) as temporary:
             model.config.base_models = None  # nothing is left to be completed
@@ -311,7 +330,8 @@ class _SampleCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.sample_steps and state.global_step % args.sample_steps == 0 and state.is_world_process_zero:
+        draws = state.is_world_process_zero or self.trainer.weights_are_divided
+        if args.sample_steps and state.global_step % args.sample_steps == 0 and draws:
             random_state = torch.get_rng_state()
             self.trainer.write_samples(Path(str(args.output_dir), "samples", f"step-{state.global_step:06d}.png"))
             torch.set_rng_state(random_state)

@@ -1,4 +1,4 @@
-"""What DeepSpeed's ZeRO stage 3, which leaves each process a share of every weight, asks of loading."""
+"""What FSDP and DeepSpeed's ZeRO stage 3, which leave each process a share of every weight, ask of a training."""
 
 import contextlib
 from collections.abc import Iterator
@@ -23,4 +23,36 @@ def whole_models() -> Iterator[None]:
             integration.set_hf_deepspeed_config(config)
 
 
-__all__ = ["whole_models"]
+def uses_deepspeed(args: Any) -> bool:
+    """
+    Whether a training runs with DeepSpeed, by its arguments or by those of `accelerate launch`.
+
+    Args:
+        args (`TrainingArguments`): of the training.
+    """
+    return getattr(args, "deepspeed_plugin", None) is not None
+
+
+def check_fsdp(plugin: Any) -> None:
+    """
+    Makes sure that FSDP does what trainers of vistok rely on.
+
+    Args:
+        plugin (`accelerate.FullyShardedDataParallelPlugin`): of the training.
+
+    Raises:
+        ValueError: if it is FSDP1, or processes but the first would be given models without weights.
+    """
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"fsdp_version is {plugin.fsdp_version}, which makes one vector of the weights of a layer, trained and "
+            "frozen: set fsdp_version to 2, as recipes/accelerate/fsdp2.yaml does."
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading is on, which gives the weights of base models to the first process alone, "
+            "while all of them compose the model: set it to false, as recipes/accelerate/fsdp2.yaml does."
+        )
+
+
+__all__ = ["check_fsdp", "uses_deepspeed", "whole_models"]

@@ -34,6 +34,7 @@ from .part_learning_rates import set_part_learning_rates
 from .refused_samples import leave_out_refused
 from .reproducible_trainer import DivergedError, ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
+from .sharded_training import uses_deepspeed
 from .shared_feature_cache import build_together
 from .visual_language_config import VisualLanguageConfig
 
@@ -74,7 +75,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
         set_trainable(model, args.trainable, args.lora)
-        if not args.deepspeed:  # which keeps a copy of them in float32
+        if not uses_deepspeed(args):  # which keeps a copy of them in float32
             upcast_trained(model)
         features = None
         if args.cache_features:
@@ -103,7 +104,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             eval_collator=eval_collator,
             **kwargs,
         )
-        self._blank_images = BlankImages(model, processing_class, features)
+        self._blank_images = BlankImages(model, processing_class, features, self.weights_are_divided)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
 
@@ -203,11 +204,11 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         return self.args.save_trained_only and bool(getattr(self.model.config, "base_models", None))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        if not self._load_trained(resume_from_checkpoint):
+        if self.weights_are_divided or not self._load_trained(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        if not self._load_trained(self.state.best_model_checkpoint):
+        if self.weights_are_divided or not self._load_trained(self.state.best_model_checkpoint):
             super()._load_best_model()
 
     def _load_trained(self, folder: str) -> bool:
@@ -228,17 +229,21 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         """
         Saves the trained model and its processor for use: only what was trained, or everything, as
         `args.save_trained_only` says, in `args.save_dtype`. The folder has all of it in the end, or none. (What
-        `save_model` and checkpoints hold is to be trained on: adapters are not merged.)
+        `save_model` and checkpoints hold is to be trained on: adapters are not merged.) All processes have to call
+        it, and one of them writes.
 
         Args:
             folder (`str`): where; files of other names stay.
         """
+        model = self.model_to_save(self.model)
+        if model is None:
+            return
         dtype = getattr(torch, self.args.save_dtype) if self.args.save_dtype else None
         with replacing_files(folder) as temporary:
             if self._saves_trained_only:
-                save_trained_weights(self.model, temporary, dtype=dtype)
+                save_trained_weights(model, temporary, dtype=dtype)
             else:
-                ordinary_model(self.model, dtype).save_pretrained(temporary)
+                ordinary_model(model, dtype).save_pretrained(temporary)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(temporary)
 
