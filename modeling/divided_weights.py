@@ -44,9 +44,13 @@ def whole_root(model: nn.Module) -> Iterator[None]:
         yield
         return
     model.unshard()
+    # As Trainer registers it with FSDP, it would divide the root again when it ends.
+    registered = vars(model).pop("generate", None)
     try:
         yield
     finally:
+        if registered is not None:
+            model.generate = registered
         model.reshard()
 
 

@@ -53,22 +53,20 @@ class BlankImages:
             inputs (`dict`): a batch of text, of a [`VisualLanguageCollator`].
 
         Returns:
-            `dict`: the batch with one row more, or as it was, if its rows are shared.
+            `dict`: the batch with one row more.
         """
-        mask, input_ids = inputs.get("attention_mask"), inputs["input_ids"]
-        if mask is None or mask.ndim != 2:
-            return dict(inputs)
+        mask, input_ids = inputs["attention_mask"], inputs["input_ids"]
         tokenizer = self._processor.tokenizer
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         row = [filler, *[self._processor.image_token_id] * num_placeholders(self._processor)]
-        added = {
-            **inputs,
-            "input_ids": _with_row(input_ids, row, filler),
-            "attention_mask": _with_row(mask, [1], 0, width=max(input_ids.shape[1], len(row))),
-        }
+        added = {**inputs, "input_ids": _with_row(input_ids, row, filler)}
+        width = added["input_ids"].shape[1]
+        added["attention_mask"] = _with_row(mask, [1], 0, width) if mask.ndim == 2 else _with_lonely_row(mask, width)
+        if "position_ids" in inputs:
+            added["position_ids"] = _with_row(inputs["position_ids"], [], 0, width)
         if inputs.get("labels") is not None:
             labels = inputs["labels"]
-            width = added["input_ids"].shape[1] if labels.shape == input_ids.shape else labels.shape[1]
+            width = width if labels.shape == input_ids.shape else labels.shape[1]
             added["labels"] = _with_row(labels, [], IGNORED, width)
         return added | self._image(input_ids.device)
 
@@ -85,6 +83,13 @@ def _with_row(rows: torch.Tensor, row: list[int], filler: int, width: int = 0) -
     padded[:-1, : rows.shape[1]] = rows
     padded[-1, : len(row)] = rows.new_tensor(row)
     return padded
+
+
+def _with_lonely_row(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """Of rows that are shared, `(batch, 1, length, length)`: tokens of the new one attend to themselves alone."""
+    wider = torch.eye(width, dtype=mask.dtype, device=mask.device).repeat(len(mask) + 1, 1, 1, 1)
+    wider[:-1, :, : mask.shape[2], : mask.shape[3]] = mask
+    return wider
 
 
 __all__ = ["BlankImages"]

@@ -92,6 +92,8 @@ class ClassSupervisionTrainer(ReproducibleTrainer):
             eval_collator=ClassSupervisionCollator(processing_class),
             **kwargs,
         )
+        # Classifiers of transformers take any keyword, but their loss is the mean over a batch.
+        self.model_accepts_loss_kwargs = False
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         # Under the names that the model has: save_pretrained gives some architectures those of older checkpoints,

@@ -14,7 +14,7 @@ from ..modeling.divided_weights import whole_state_dict
 from ..modeling.lora_adapters import whole_copy
 from .checkpoints import check_strategy, checkpoint_to_resume
 from .push_trained import push_trained
-from .sharded_training import check_fsdp
+from .sharded_training import prepare_fsdp
 
 logger = logging.get_logger(__name__)
 
@@ -45,7 +45,7 @@ class ReproducibleTrainer(Trainer):
         self._eval_collator = data_collator if eval_collator is None else eval_collator
         super().__init__(args=args, data_collator=data_collator, **kwargs)
         if self.is_fsdp_enabled:
-            check_fsdp(self.accelerator.state.fsdp_plugin)
+            prepare_fsdp(self.accelerator.state.fsdp_plugin, self.model)
 
     @property
     def weights_are_divided(self) -> bool:

@@ -1,5 +1,6 @@
 """Training of SeTok in the two sub-phases of its stage I (SeTok, Section 2.2), on transformers' Trainer."""
 
+import dataclasses
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,13 +30,14 @@ from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
 from .part_learning_rates import check_learning_rates, set_part_learning_rates
 from .reproducible_trainer import ReproducibleTrainer, check_datasets, named_datasets
+from .seeded_augmentation import number_examples
 from .setok_collator import SeTokCollator
 from .setok_config import SeTokTrainingConfig
 from .setok_measures import SeTokMetrics, counts_of, image_metrics, image_rows
 from .setok_pictures import image_panel, masks_panel, tokens_panel, write_grid
 from .shared_feature_cache import build_together
 
-NOT_OF_MODEL = ("num_objects", "patch_labels")
+NOT_OF_MODEL = ("num_objects", "patch_labels", "noise_seeds")
 COUNTED = "images"
 
 
@@ -99,11 +101,14 @@ class SeTokTrainer(ReproducibleTrainer):
             with_masks=args.phase == "boundaries",
             mask_scale=args.mask_scale,
             max_objects=args.max_objects,
+            seed=args.seed,
         )
         if args.cache_features:
             collator.features = self._cache_features(args, train_dataset, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = EndlessStream(train_dataset)
+        if train_dataset is not None:
+            train_dataset = number_examples(train_dataset)
         weights = {name: float(getattr(config, f"{name}_weight")) for name in LOSS_TERMS}
         self.weights, self._totals = weights, {"images": 1, "objects": 1}
         kwargs.setdefault("compute_metrics", SeTokMetrics(weights))
@@ -114,6 +119,8 @@ class SeTokTrainer(ReproducibleTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=collator,
+            # Noise is to be the same, whenever evaluation takes place.
+            eval_collator=dataclasses.replace(collator, epoch=torch.zeros((), dtype=torch.long)),
             **kwargs,
         )
         vars(config).pop("use_cache", None)  # Trainer's mark
@@ -168,7 +175,7 @@ class SeTokTrainer(ReproducibleTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted terms of the phase; in training a part of their means over all batches of the step."""
         if not model.training:
-            outputs = self._run(model, inputs, torch.Generator(self.args.device).manual_seed(self.args.seed))
+            outputs = self._run(model, inputs)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         rest_frozen_parts(self.model, self.trainable)
         outputs = self._run(model, inputs)
@@ -185,9 +192,12 @@ class SeTokTrainer(ReproducibleTrainer):
         loss = torch.stack(terms).sum() * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _run(self, model, inputs: Mapping[str, Any], generator: torch.Generator | None = None):
+    def _run(self, model, inputs: Mapping[str, Any]):
         given = {name: value for name, value in inputs.items() if name not in NOT_OF_MODEL}
-        return model(**given, phase=self.args.phase, generator=generator, return_dict=True)
+        if "noise_seeds" in inputs:
+            seeds = inputs["noise_seeds"].tolist()
+            given["generator"] = [torch.Generator(self.args.device).manual_seed(seed) for seed in seeds]
+        return model(**given, phase=self.args.phase, return_dict=True)
 
     def _add(self, name: str, value: float) -> None:
         self._since_log[name] = self._since_log.get(name, 0.0) + value

@@ -356,8 +356,8 @@ def _keep_setok_whole(plugin: Any, model: Any, args: SetokimTrainingConfig) -> N
     setok = model.model.setok.to(args.device)
     trained = [] if args.trainable["mask_decoder"] == "frozen" else [setok.mask_decoder]
     plugin.ignored_modules = [part for part in setok.children() if part not in trained]
-    if plugin.transformer_cls_names_to_wrap is None:
-        plugin.transformer_cls_names_to_wrap = sorted(model.model.language_model._no_split_modules)
+    in_setok = {type(part).__name__ for part in setok.modules()}
+    plugin.transformer_cls_names_to_wrap = sorted(set(plugin.transformer_cls_names_to_wrap) - in_setok)
 
 
 def _tasks(dataset: Any) -> set[str]:

@@ -117,9 +117,10 @@ def train_all(folder: Path, strategy: str) -> None:
         except ValueError as error:
             write(place / "outcome.json", {"refused": str(error)})
             continue
-        trainer.train()
-        metrics = trainer.evaluate()
-        trainer.save_final(place)
+        import time; t0 = time.process_time()
+        trainer.train(); t1 = time.process_time()
+        metrics = trainer.evaluate(); t2 = time.process_time()
+        trainer.save_final(place); print("TIME", strategy, name, round(t1 - t0, 2), round(t2-t1, 2), round(time.process_time()-t2, 2), flush=True)
         if trainer.is_world_process_zero():
             write(place / "outcome.json", outcome(trainer.state.log_history[: SETTINGS["max_steps"]], metrics))
         del trainer

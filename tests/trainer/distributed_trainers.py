@@ -69,10 +69,10 @@ def base_models(folder: Path) -> tuple[str, str]:
     return str(folder / "base" / "vision"), str(folder / "base" / "text")
 
 
-def visual_language(folder: Path, data: Any, **options) -> VisualLanguageTrainer:
+def visual_language(folder: Path, data: Any, dtype=torch.float64, **options) -> VisualLanguageTrainer:
     bases = base_models(folder)
     torch.manual_seed(0)
-    model = GVTForConditionalGeneration.from_vision_text_pretrained(*bases, **RESAMPLER).double()
+    model = GVTForConditionalGeneration.from_vision_text_pretrained(*bases, **RESAMPLER).to(dtype)
     processor = GVTProcessor.from_vision_text_pretrained(*bases, num_image_tokens=RESAMPLER["num_latents"])
     args = VisualLanguageConfig(**options)
     return VisualLanguageTrainer(model, args, data, questions(5), processing_class=processor)
@@ -96,7 +96,7 @@ def gvt_shared_rows(folder: Path, **options) -> VisualLanguageTrainer:
     rows = [question(i, i // 2 if i < 16 else None) for i in range(24)]
     data = Dataset.from_list(rows, features=FEATURES)
     cached = {"cache_features": True, "feature_cache_dir": f"{options['output_dir']}-features"}
-    return visual_language(folder, data, conversations_per_row=2, **cached, **options)
+    return visual_language(folder, data, torch.float32, conversations_per_row=2, **cached, **options)
 
 
 def visual_modeling(stage: str, images=WITH_IMAGES) -> Callable[..., Any]:
