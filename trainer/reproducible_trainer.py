@@ -14,7 +14,7 @@ from ..modeling.divided_weights import whole_state_dict
 from ..modeling.lora_adapters import whole_copy
 from .checkpoints import check_strategy, checkpoint_to_resume
 from .push_trained import push_trained
-from .sharded_training import prepare_fsdp
+from .sharded_training import prepare_fsdp, whole_models
 
 logger = logging.get_logger(__name__)
 
@@ -67,7 +67,8 @@ class ReproducibleTrainer(Trainer):
         if not self.weights_are_divided:
             return model if saves else None
         weights = whole_state_dict(model, keep=saves)
-        return whole_copy(model, weights) if saves else None
+        with whole_models():
+            return whole_copy(model, weights) if saves else None
 
     card_kind: str | None = None
     """The kind of card of what is trained, where the type of the model does not say it."""

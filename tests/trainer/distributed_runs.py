@@ -8,6 +8,7 @@ gradient norm. test_distributed.py reads what it is made of. One process imports
 """
 
 import gc
+import importlib
 import json
 import os
 import shutil
@@ -86,13 +87,16 @@ def join(strategy: str, rank: int, world: int, port: str) -> None:
     accelerators alone, while torch has them on CPUs too: there it takes a CPU for an accelerator.
     """
     config = shipped_path(f"recipes/accelerate/{strategy}.yaml")
-    args, *_ = _validate_launch_command(
+    args, defaults, _ = _validate_launch_command(
         launch_command_parser().parse_args(["--config_file", str(config), "--num_processes", "2", "train.py"])
     )
     if args.use_deepspeed:
-        args.deepspeed_config_file = str(shipped_path(args.deepspeed_config_file))
+        args.deepspeed_fields_from_accelerate_config = ",".join(defaults.deepspeed_config)
+        args.deepspeed_config_file = without_small_weights(shipped_path(args.deepspeed_config_file))
         os.environ["DS_ACCELERATOR"] = "cpu"
         os.environ |= prepare_deepspeed_cmd_env(args)[1]
+        # It would be compiled first, for minutes, and gloo is as right.
+        importlib.import_module("deepspeed.comm.torch").build_shm_op = lambda: None  # type: ignore[attr-defined]
     else:
         os.environ |= prepare_multi_gpu_env(args)
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world, "MASTER_PORT": port}
@@ -103,6 +107,15 @@ def join(strategy: str, rank: int, world: int, port: str) -> None:
     os.environ["ACCELERATE_TORCH_DEVICE"] = "cpu"
     accelerator = ("gloo", DistributedType.MULTI_GPU)
     PartialState._prepare_backend = lambda self, *args, **kwargs: accelerator  # type: ignore[method-assign]
+
+
+def without_small_weights(settings: Path) -> str:
+    """The settings of DeepSpeed, as a file, with weights divided that are so small that stage 3 would leave them."""
+    config = json.loads(settings.read_text())
+    config["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+    file = Path(tempfile.gettempdir(), f"{settings.stem}-{os.getpid()}.json")
+    file.write_text(json.dumps(config))
+    return str(file)
 
 
 def train_all(folder: Path, strategy: str) -> None:
