@@ -122,12 +122,11 @@ class ClassSupervisionTrainer(ReproducibleTrainer):
         Args:
             folder (`str`): where; files of other names stay.
         """
-        model = self.model_to_save(self.accelerator.unwrap_model(self.model))
-        if model is None:
-            return
-        with replacing_files(folder) as temporary:
-            model.base_model.save_pretrained(temporary)
-            self.processing_class.save_pretrained(temporary)
+        with self.model_to_save(self.accelerator.unwrap_model(self.model)) as model:
+            if model is not None:
+                with replacing_files(folder) as temporary:
+                    model.base_model.save_pretrained(temporary)
+                    self.processing_class.save_pretrained(temporary)
 
 
 def class_supervised_model(

@@ -356,13 +356,12 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         Args:
             folder (`str`): where; files of other names stay.
         """
-        student = self.model_to_save(self.student)
-        if student is None:
-            return
         dtype = getattr(torch, self.args.save_dtype) if self.args.save_dtype else None
-        with replacing_files(folder) as temporary:
-            _with_dtype(student, dtype).save_pretrained(temporary)
-            self.processing_class.save_pretrained(temporary)
+        with self.model_to_save(self.student) as student:
+            if student is not None:
+                with replacing_files(folder) as temporary:
+                    _with_dtype(student, dtype).save_pretrained(temporary)
+                    self.processing_class.save_pretrained(temporary)
 
 
 def learning_rate(args: FeatureDistillationConfig, step: int, warmup_steps: int, num_steps: int) -> float:

@@ -1,5 +1,7 @@
 """What all trainers of vistok have in common: exact resuming, and an end where the loss is no number."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -52,23 +54,25 @@ class ReproducibleTrainer(Trainer):
         """Whether each process has a part of every weight: with FSDP, and DeepSpeed's ZeRO stage 3."""
         return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
 
-    def model_to_save(self, model: PreTrainedModel) -> PreTrainedModel | None:
+    @contextlib.contextmanager
+    def model_to_save(self, model: PreTrainedModel) -> Iterator[PreTrainedModel | None]:
         """
-        A model, or a part of it, with whole weights, in the process that saves. All processes have to call it.
+        A model, or a part of it, with whole weights, in the process that saves. All processes have to enter.
 
         Args:
             model (`PreTrainedModel`): that is trained.
 
-        Returns:
+        Yields:
             `PreTrainedModel`: the model itself, or a copy on the CPU where its weights are divided among processes;
             `None` in the processes that save nothing.
         """
         saves = self.args.should_save
         if not self.weights_are_divided:
-            return model if saves else None
+            yield model if saves else None
+            return
         weights = whole_state_dict(model, keep=saves)
         with whole_models():
-            return whole_copy(model, weights) if saves else None
+            yield whole_copy(model, weights) if saves else None
 
     card_kind: str | None = None
     """The kind of card of what is trained, where the type of the model does not say it."""

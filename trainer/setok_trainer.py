@@ -322,9 +322,11 @@ class SeTokTrainer(ReproducibleTrainer):
         Args:
             folder (`str`): where; files of other names stay.
         """
-        model = self.model_to_save(self.accelerator.unwrap_model(self.model))
-        if model is None:
-            return
+        with self.model_to_save(self.accelerator.unwrap_model(self.model)) as model:
+            if model is not None:
+                self._save_whole(model, folder)
+
+    def _save_whole(self, model: SeTokForPreTraining, folder: str | os.PathLike) -> None:
         base_models = model.config.base_models
         with replacing_files(folder) as temporary:
             model.config.base_models = None  # nothing is left to be completed

@@ -235,10 +235,12 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         Args:
             folder (`str`): where; files of other names stay.
         """
-        model = self.model_to_save(self.model)
-        if model is None:
-            return
         dtype = getattr(torch, self.args.save_dtype) if self.args.save_dtype else None
+        with self.model_to_save(self.model) as model:
+            if model is not None:
+                self._save_whole(model, folder, dtype)
+
+    def _save_whole(self, model: Any, folder: str | os.PathLike, dtype: torch.dtype | None) -> None:
         with replacing_files(folder) as temporary:
             if self._saves_trained_only:
                 save_trained_weights(model, temporary, dtype=dtype)

@@ -26,6 +26,7 @@ from accelerate.state import DistributedType, PartialState
 from accelerate.utils import is_deepspeed_available
 from accelerate.utils.launch import prepare_deepspeed_cmd_env, prepare_multi_gpu_env
 from safetensors.torch import load_file
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 from transformers.utils import logging
 
 from tests.trainer.distributed_trainers import SETTINGS, TRAINERS, prepare
@@ -125,6 +126,7 @@ def train_all(folder: Path, strategy: str) -> None:
     for name in os.environ.get("TRAINERS", "").split("|") if "TRAINERS" in os.environ else TRAINERS:
         place = folder / strategy / name
         options = {**SETTINGS, **split, "output_dir": str(place), "use_cpu": strategy in (ALONE, "DDP")}
+        unset_hf_deepspeed_config()  # of the training before: models are composed before there are arguments
         try:
             trainer = TRAINERS[name](folder, **options)
         except ValueError as error:
