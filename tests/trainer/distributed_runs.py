@@ -4,14 +4,14 @@ Every trainer of vistok with every strategy, beside one process with the same ba
     python -m tests.trainer.distributed_runs
 
 prints the table: the largest difference of a weight that was saved in the end, of a loss that was logged, and of a
-gradient norm. test_distributed.py reads what it is made of. One process imports everything and forks all others.
+gradient norm, as a share of it. test_distributed.py reads what it is made of. One process imports everything and forks
+all others, two at a time.
 """
 
 import gc
 import importlib
 import json
 import os
-import shutil
 import socket
 import sys
 import tempfile
@@ -32,11 +32,16 @@ from transformers.utils import logging
 from tests.trainer.distributed_trainers import SETTINGS, TRAINERS, prepare
 from vistok.configuration.shipped import shipped_path
 
+ALONE = "1 process"
 STRATEGIES = {"DDP": "ddp", "FSDP2": "fsdp2", "ZeRO-2": "zero2", "ZeRO-3": "zero3"}
 """By name, the configuration of accelerate among the recipes."""
 
-ALONE = "1 process"
 RESUMED = "VisualModelingTrainer, visual modeling"
+SESSIONS = {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")}
+"""Of a training with divided checkpoints: by name, on how many processes, and from which checkpoint."""
+
+DIFFERENT = ("_seconds", "runtime", "per_second")
+"""Ends of the names of what two equal trainings log otherwise."""
 
 
 def run_all(folder: Path) -> None:
@@ -46,8 +51,8 @@ def run_all(folder: Path) -> None:
     for strategy, name in STRATEGIES.items():
         if runs_here(strategy):
             fork(2, name, train_all, folder, strategy)
-    for name, world, start in (("whole", 2, None), ("fewer", 1, "whole/checkpoint-2"), ("more", 2, "fewer/checkpoint-3")):
-        fork(world, "fsdp2", train_on, folder, name, world, start)
+    for session in SESSIONS:
+        fork(SESSIONS[session][0], "fsdp2", train_on, folder / "resumed", folder, session)
 
 
 def runs_here(strategy: str) -> bool:
@@ -62,30 +67,31 @@ def fork(world: int, strategy: str | None, function: Callable[..., None], *argum
     children = []
     for rank in range(world):
         child = os.fork()
-        if child:
-            children.append(child)
-            continue
-        code = 1
-        try:
-            if strategy is not None:
-                join(strategy, rank, world, port)
-            function(*arguments)
-            gc.collect()
-            code = 0
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            sys.stderr.flush()
-            os._exit(code)
+        if not child:
+            os._exit(_exit_code(world, rank, port, strategy, function, arguments))
+        children.append(child)
     codes = [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
     if any(codes):
         raise RuntimeError(f"{strategy or ALONE} ended with {codes}.")
 
 
+def _exit_code(world: int, rank: int, port: str, strategy: str | None, function, arguments) -> int:
+    try:
+        if strategy is not None:
+            join(strategy, rank, world, port)
+        function(*arguments)
+        gc.collect()
+    except BaseException:  # whatever it is, nothing of the parent may go on in this process
+        traceback.print_exc()
+        sys.stderr.flush()
+        return 1
+    return 0
+
+
 def join(strategy: str, rank: int, world: int, port: str) -> None:
     """
     Makes this process one of a group: sets what `accelerate launch` would. Accelerate has FSDP and DeepSpeed on
-    accelerators alone, while torch has them on CPUs too: there it takes a CPU for an accelerator.
+    accelerators alone, while they run on CPUs too: there it takes a CPU for an accelerator.
     """
     config = shipped_path(f"recipes/accelerate/{strategy}.yaml")
     args, defaults, _ = _validate_launch_command(
@@ -121,98 +127,101 @@ def without_small_weights(settings: Path) -> str:
 
 def train_all(folder: Path, strategy: str) -> None:
     """Trains with each trainer. One that is refused leaves the error."""
-    split = {"per_device_train_batch_size": 4} if strategy == ALONE else {"per_device_train_batch_size": 1}
-    split["gradient_accumulation_steps"] = 1 if strategy == ALONE else 2
-    for name in os.environ.get("TRAINERS", "").split("|") if "TRAINERS" in os.environ else TRAINERS:
+    options = {**SETTINGS, "use_cpu": strategy in (ALONE, "DDP"), "per_device_train_batch_size": 4}
+    if strategy != ALONE:
+        options |= {"per_device_train_batch_size": 1, "gradient_accumulation_steps": 2}
+    for name, make in TRAINERS.items():
         place = folder / strategy / name
-        options = {**SETTINGS, **split, "output_dir": str(place), "use_cpu": strategy in (ALONE, "DDP")}
         unset_hf_deepspeed_config()  # of the training before: models are composed before there are arguments
         try:
-            trainer = TRAINERS[name](folder, **options)
+            trainer = make(folder, **options, output_dir=str(place))
         except ValueError as error:
-            write(place / "outcome.json", {"refused": str(error)})
+            write(place, {"refused": str(error)})
             continue
-        import time; t0 = time.process_time()
-        trainer.train(); t1 = time.process_time()
-        metrics = trainer.evaluate(); t2 = time.process_time()
-        trainer.save_final(place); print("TIME", strategy, name, round(t1 - t0, 2), round(t2-t1, 2), round(time.process_time()-t2, 2), flush=True)
+        before = {} if strategy != ALONE else {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        trainer.train()
+        now = dict(trainer.model.named_parameters()) if before else {}
+        moved = max(((now[name] - value).abs().max().item() for name, value in before.items()), default=0.0)
+        logged = trainer.state.log_history[: SETTINGS["max_steps"]]
+        metrics = trainer.evaluate()
+        trainer.save_final(place)
         if trainer.is_world_process_zero():
-            write(place / "outcome.json", outcome(trainer.state.log_history[: SETTINGS["max_steps"]], metrics))
-        del trainer
+            write(place, {"logged": logged, "metrics": metrics, "moved": moved})
+        del trainer, before, now
         gc.collect()
 
 
-def train_on(folder: Path, name: str, world: int, start: str | None) -> None:
+def train_on(place: Path, folder: Path, session: str) -> None:
     """Trains four steps, or what is left of them from a checkpoint of another number of processes; logs at the end."""
-    place = folder / "resumed"
-    options = {"output_dir": str(place / name), "use_cpu": False, "save_strategy": "steps", "save_steps": 1}
-    options |= {"optim": "adamw_torch", "max_steps": 4, "logging_steps": 4, "learning_rate": 0.01}
-    options |= {"per_device_train_batch_size": 4 // world}
-    trainer = TRAINERS[RESUMED](folder, **{**SETTINGS, **options})
+    world, start = SESSIONS[session]
+    options = {"output_dir": str(place / session), "save_strategy": "steps", "save_steps": 1, "logging_steps": 4}
+    options |= {"optim": "adamw_torch", "max_steps": 4, "learning_rate": 0.01}
+    trainer = TRAINERS[RESUMED](
+        folder, **{**SETTINGS, **options, "per_device_train_batch_size": 4 // world}, use_cpu=False
+    )
     trainer.train(None if start is None else str(place / start))
-    trainer.save_final(place / name)
+    trainer.save_final(place / session)
     if trainer.is_world_process_zero():
-        write(place / name / "outcome.json", outcome(trainer.state.log_history[:1], {}))
+        write(place / session, {"logged": trainer.state.log_history[:1]})
 
 
-def outcome(logged: list[dict[str, Any]], metrics: dict[str, float]) -> dict[str, Any]:
-    timed = ("tokens_per_second", "runtime", "samples_per_second", "steps_per_second")
-    return {
-        "logged": [{name: value for name, value in entry.items() if name not in timed} for entry in logged],
-        "metrics": {name: value for name, value in metrics.items() if not name.endswith(timed)},
-    }
+def write(place: Path, values: dict[str, Any]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    (place / "outcome.json").write_text(json.dumps(values, default=float))
 
 
-def write(path: Path, values: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(values, default=float))
+def read(folder: Path, strategy: str, trainer: str) -> dict[str, Any]:
+    """What [`train_all`] wrote: `logged`, `metrics` and `moved`, or `refused`."""
+    return json.loads((folder / strategy / trainer / "outcome.json").read_text())
 
 
 def differences(folder: Path, strategy: str, trainer: str) -> dict[str, float]:
-    """How far a training is from that of one process: weights that were saved, losses and gradient norms; at most."""
-    alone, found = folder / ALONE / trainer, folder / strategy / trainer
-    entries = [json.loads((place / "outcome.json").read_text())["logged"] for place in (alone, found)]
-    pairs = list(zip(*entries, strict=True))
+    """How far a training is from that of one process, at most."""
+    pairs = list(zip(*(read(folder, one, trainer)["logged"] for one in (ALONE, strategy)), strict=True))
+    norms = [(a["grad_norm"], b["grad_norm"]) for a, b in pairs]
     return {
-        "weight": weight_difference(alone, found),
-        **{name: max(abs(a[name] - b[name]) for a, b in pairs) for name in ("loss", "grad_norm")},
+        "weight": weight_difference(folder / ALONE / trainer, folder / strategy / trainer),
+        "loss": max(abs(a["loss"] - b["loss"]) for a, b in pairs),
+        "gradient": max(abs(a - b) / a for a, b in norms),
     }
 
 
 def weight_difference(first: Path, second: Path) -> float:
+    """The largest, of all weights in two folders that hold the same."""
     weights = [load_file(next(place.glob("*.safetensors"))) for place in (first, second)]
     if weights[0].keys() != weights[1].keys():
         raise ValueError(f"{first} and {second} hold other weights: {weights[0].keys() ^ weights[1].keys()}.")
     return max((weights[0][name].double() - weights[1][name].double()).abs().max().item() for name in weights[0])
 
 
-def main() -> None:
-    folder = Path(tempfile.mkdtemp())
-    try:
-        run_all(folder)
-        lines = [["trainer", *STRATEGIES]]
-        for trainer in TRAINERS:
-            cells = []
-            for strategy in STRATEGIES:
-                place = folder / strategy / trainer / "outcome.json"
-                if not runs_here(strategy):
-                    cells.append("no deepspeed")
-                elif "refused" in json.loads(place.read_text()):
-                    cells.append("refused")
-                else:
-                    cells.append("{weight:.0e} {loss:.0e} {grad_norm:.0e}".format(**differences(folder, strategy, trainer)))
-            lines.append([trainer, *cells])
-        widths = [max(map(len, column)) for column in zip(*lines)]
-        for line in lines:
-            sys.stdout.write("  ".join(cell.ljust(width) for cell, width in zip(line, widths)).rstrip() + "\n")
-    finally:
-        shutil.rmtree(folder)
+def table(folder: Path) -> str:
+    """The differences of all, in Markdown."""
+    lines = [["trainer", "moved by", *STRATEGIES], ["---"] * (2 + len(STRATEGIES))]
+    for trainer in TRAINERS:
+        cells = []
+        for strategy in STRATEGIES:
+            if not runs_here(strategy):
+                cells.append("not installed")
+            elif "refused" in read(folder, strategy, trainer):
+                cells.append("refused")
+            else:
+                found = differences(folder, strategy, trainer)
+                cells.append(" ".join(f"{found[name]:.0e}" for name in ("weight", "loss", "gradient")))
+        lines.append([trainer, f"{read(folder, ALONE, trainer)['moved']:.0e}", *cells])
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def main(arguments: list[str]) -> None:
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    torch.set_num_threads(1)
+    if arguments:
+        run_all(Path(arguments[0]))
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        run_all(Path(folder))
+        sys.stdout.write(table(Path(folder)))
 
 
 if __name__ == "__main__":
-    logging.set_verbosity_error()
-    torch.set_num_threads(1)
-    if len(sys.argv) > 1:
-        run_all(Path(sys.argv[1]))
-    else:
-        main()
+    main(sys.argv[1:])
