@@ -64,9 +64,10 @@ class SeTokCollator:
 
         Returns:
             `dict`: `pixel_values`, or `patch_features` and `grid_size`; `target_pixel_values` if images are to be
-            drawn, and `noise_seeds`, a number for each, whatever process meets it; `mask_labels`, `(batch, num_objects, *mask_size)` from 0 to 1 padded with zeros, `mask_size`,
-            `patch_labels`, `(batch, num_patches)` (-1 ignored, 0 background, objects from 1), and `num_objects`,
-            `(batch,)`, if there are masks.
+            drawn, and `noise_seeds`, a number for each, whatever process meets it; `mask_labels`, `(batch,
+            num_objects, *mask_size)` from 0 to 1 padded with zeros, `mask_size`, `patch_labels`, `(batch,
+            num_patches)` (-1 ignored, 0 background, objects from 1), and `num_objects`, `(batch,)`, if there are
+            masks.
 
         Raises:
             BadSampleError: if an image or a mask is missing, damaged or of another size; or an example has no masks.

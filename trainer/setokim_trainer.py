@@ -147,9 +147,8 @@ class SetokimTrainer(VisualLanguageTrainer):
 
     def _with_visual_tokens(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch = self._prepare_inputs(dict(batch))
-        with torch.no_grad(), self.compute_loss_context_manager():
-            with whole_root(self.model):
-                return with_visual_tokens(self.model.model, batch, self.args.segmentation_target)
+        with torch.no_grad(), self.compute_loss_context_manager(), whole_root(self.model):
+            return with_visual_tokens(self.model.model, batch, self.args.segmentation_target)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted terms of the loss, with no matrix of logits; a part of their means over the whole step."""
@@ -347,7 +346,8 @@ def _check_model(model: PreTrainedModel, args: SetokimTrainingConfig) -> None:
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "ZeRO stage 3 leaves each process a part of every weight, of which visual tokens need the whole before a "
-            "step: use stage 2 (training.deepspeed: recipes/deepspeed/zero2.json) or FSDP (recipes/accelerate/fsdp2.yaml)."
+            "step: use stage 2 (training.deepspeed: recipes/deepspeed/zero2.json), or FSDP as "
+            "recipes/accelerate/fsdp2.yaml has it."
         )
 
 

@@ -40,12 +40,17 @@ RESUMED = "VisualModelingTrainer, visual modeling"
 SESSIONS = {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")}
 """Of a training with divided checkpoints: by name, on how many processes, and from which checkpoint."""
 
+IMPORTED_LATER = ("diffusers.models.unets.unet_2d_condition", "diffusers.schedulers", "scipy.stats", "peft")
+"""What trainers import where they use it: here it is imported once, not in each process."""
+
 DIFFERENT = ("_seconds", "runtime", "per_second")
 """Ends of the names of what two equal trainings log otherwise."""
 
 
 def run_all(folder: Path) -> None:
     """Trains all; what came out of each is in `<folder>/<strategy>/<trainer>`."""
+    for module in IMPORTED_LATER:
+        importlib.import_module(module)
     prepare(folder)
     fork(1, None, train_all, folder, ALONE)
     for strategy, name in STRATEGIES.items():

@@ -29,7 +29,8 @@ from vistok import (
 from vistok.trainer.class_supervision import ClassSupervisionTrainer, class_dataset, class_supervised_model
 from vistok.trainer.data_examples import FEATURES
 
-# Of two processes that take rows in turn, the first has no image in one step and one less than the second in the other.
+# Of two processes that take rows in turn, the first has no image in one step and one less than the second in the
+# other.
 WITH_IMAGES = {1, 3, 4, 5, 7}
 # Where a loss is the mean of a batch, the last one counts what it repeats to be as large as the others.
 WHOLE_BATCHES = range(4)

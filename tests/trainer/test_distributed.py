@@ -1,4 +1,4 @@
-"""Every trainer takes the steps of one process with DDP, FSDP2 and ZeRO: losses, weights, metrics, and what it saves."""
+"""Every trainer takes the steps of one process with DDP, FSDP2 and ZeRO: losses, weights, metrics and final folder."""
 
 import json
 import os
