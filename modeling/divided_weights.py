@@ -32,7 +32,7 @@ def whole_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def whole_root(model: nn.Module) -> Iterator[None]:
+def whole_root(model: Any) -> Iterator[None]:
     """
     Within, parts of a model can be called without the model: what FSDP gathers when the model is called, all but its
     layers, is whole. All processes have to enter, and to call the same layers.
@@ -54,7 +54,7 @@ def whole_root(model: nn.Module) -> Iterator[None]:
         model.reshard()
 
 
-def whole_tensor(tensor: torch.Tensor) -> torch.Tensor:
+def whole_tensor(tensor: Any) -> torch.Tensor:
     """
     A weight with the parts of all processes, which all have to call this. One that is whole is returned as it is.
 

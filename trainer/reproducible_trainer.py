@@ -175,7 +175,9 @@ class ReproducibleTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        files = [] if checkpoint is None else sorted(Path(checkpoint).glob("loss_since_log_*.pt"))
+        if checkpoint is None:
+            return
+        files = sorted(Path(checkpoint).glob("loss_since_log_*.pt"))
         if not files:
             return
         # The first loss that is logged is the mean since the last one that was. With as many processes as before each

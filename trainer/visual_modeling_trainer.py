@@ -162,8 +162,8 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         steps = max(round(sums.get("steps", 1)), 1)
         found = {name: sums[name] / steps for name in SUMS if name in sums}
         if self.args.stage in VISUAL_LOSSES:
-            measured = self.statistics.sums(self._last_predicted)
-            found |= statistics_of(list(self._taken_together(dict(enumerate(measured))).values()))
+            measured = enumerate(self.statistics.sums(self._last_predicted))
+            found |= statistics_of(list(self._taken_together({str(n): value for n, value in measured}).values()))
             self._last_predicted = None
         return found
 
