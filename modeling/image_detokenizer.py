@@ -115,7 +115,7 @@ class ImageDetokenizer(PreTrainedModel):
         images: torch.Tensor,
         noise: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
     ) -> ImageDetokenizerOutput:
         """
         The loss of one denoising step, E‖ε − ε_θ(z_t, t, c)‖² (SeTok, Section 2.2). In training mode some images lose
@@ -127,7 +127,8 @@ class ImageDetokenizer(PreTrainedModel):
             images (`torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`): what is denoised, 0 to 1.
             noise (`torch.FloatTensor`, *optional*): ε, of the shape of latents (of images without a VAE).
             timesteps (`torch.LongTensor` of shape `(batch,)`, *optional*): t, drawn uniformly by default.
-            generator (`torch.Generator`, *optional*): what is not given is drawn from it.
+            generator (`torch.Generator` or a list of them, *optional*):
+                What is not given is drawn from it; from a list, for each image from its own.
 
         Returns:
             [`ImageDetokenizerOutput`].
@@ -141,12 +142,12 @@ class ImageDetokenizer(PreTrainedModel):
             noise = self._randn(latents.shape, generator, latents.dtype)
         if timesteps is None:
             timesteps = self._random(
-                torch.randint, scheduler.config.num_train_timesteps, (len(latents),), generator=generator
+                torch.randint, scheduler.config.num_train_timesteps, count=len(latents), generator=generator
             )
         noisy = scheduler.add_noise(latents, noise, timesteps)
         dropped = None
         if self.training:
-            dropped = self._random(torch.rand, len(latents), generator=generator) < self.config.condition_dropout
+            dropped = self._random(torch.rand, count=len(latents), generator=generator) < self.config.condition_dropout
         condition = self.mapper(tokens, mask, dropped)
         prediction = self.unet(noisy, timesteps, encoder_hidden_states=condition.to(noisy.dtype)).sample
         target = self._target(latents, noise, timesteps)
@@ -218,14 +219,14 @@ class ImageDetokenizer(PreTrainedModel):
         return unconditional + scale * (conditional - unconditional)
 
     @torch.no_grad()
-    def encode_images(self, images: torch.Tensor, generator: torch.Generator | None = None) -> torch.Tensor:
+    def encode_images(self, images: torch.Tensor, generator: Generators = None) -> torch.Tensor:
         """
         What the U-Net works on: latents of the VAE, drawn from their distribution and scaled; without a VAE the
         images themselves, -1 to 1, squares of `pixel_patch_size` pixels as channels.
 
         Args:
             images (`torch.FloatTensor` of shape `(batch, 3, image_size, image_size)`): 0 to 1.
-            generator (`torch.Generator`, *optional*): source of the draw.
+            generator (`torch.Generator` or a list of them, *optional*): source of the draw.
 
         Raises:
             ValueError: if the images are of another size, or not 0 to 1.
@@ -234,7 +235,7 @@ class ImageDetokenizer(PreTrainedModel):
         values = images.to(self.unet.dtype) * 2 - 1
         if self.vae is None:
             return nn.functional.pixel_unshuffle(values, self.config.pixel_patch_size)
-        latents = self.vae.encode(values.to(self.vae.dtype)).latent_dist.sample(generator)
+        latents = self.vae.encode(values.to(self.vae.dtype)).latent_dist.sample(_as_list(generator))
         latents = (latents - (self.vae.config.shift_factor or 0)) * self.vae.config.scaling_factor
         return latents.to(self.unet.dtype)
 
@@ -284,10 +285,15 @@ class ImageDetokenizer(PreTrainedModel):
 
         return randn_tensor(tuple(shape), generator=_as_list(generator), device=self.device, dtype=dtype)
 
-    def _random(self, draw, *arguments, generator: torch.Generator | None) -> torch.Tensor:
+    def _random(self, draw, *arguments, count: int, generator: Generators) -> torch.Tensor:
         """Drawn where the generator lives, so that a seed means the same on every device."""
-        device = self.device if generator is None else generator.device
-        return draw(*arguments, generator=generator, device=device).to(self.device)
+        generators = list(generator) if isinstance(generator, Sequence) else [generator]
+        size = (count // len(generators),)
+        draws = [
+            draw(*arguments, size, generator=one, device=self.device if one is None else one.device)
+            for one in generators
+        ]
+        return torch.cat(draws).to(self.device)
 
 
 def _as_list(generator: Generators) -> Any:

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from .divided_weights import original_class
 from .quantized_weights import dequantized_weight, is_quantized
 from .trained_weights import LORA_MARK, is_lora_weight
 
@@ -62,6 +63,29 @@ def ordinary_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> 
     return ordinary
 
 
+def whole_copy(model: PreTrainedModel, weights: Mapping[str, torch.Tensor]) -> PreTrainedModel:
+    """
+    A model like one whose weights are divided among processes, with whole weights. It is made to be saved.
+
+    Args:
+        model (`PreTrainedModel`): with or without LoRA adapters; it stays as it is.
+        weights (`dict[str, torch.Tensor]`): all its weights, as [`whole_state_dict`] gathers them.
+    """
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"):
+        whole = original_class(model)._from_config(config)
+        if getattr(config, "lora_config", None) is not None:
+            add_lora(whole, config.lora_config)
+    whole.load_state_dict(weights, assign=True)
+    whole.tie_weights()
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    for name, parameter in whole.named_parameters():
+        parameter.requires_grad_(name in trained)
+    whole.generation_config = getattr(model, "generation_config", None)
+    whole.added_weights = getattr(model, "added_weights", set())
+    return whole
+
+
 @torch.no_grad()
 def _merged_state_dict(model: PreTrainedModel) -> dict[str, torch.Tensor]:
     from peft.tuners.tuners_utils import BaseTunerLayer
@@ -109,4 +133,4 @@ def _plain(layer: Any, weight: torch.Tensor) -> dict[str, torch.Tensor]:
     return {"weight": weight} if layer.bias is None else {"weight": weight, "bias": layer.bias.detach()}
 
 
-__all__ = ["adapted_modules", "add_lora", "ordinary_model"]
+__all__ = ["adapted_modules", "add_lora", "ordinary_model", "whole_copy"]

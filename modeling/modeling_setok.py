@@ -213,6 +213,9 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             # What one phase trains is saved with the trained weights after the next one too.
             self.added_weights = getattr(self, "added_weights", set()) | set(opened)
 
+    def get_input_embeddings(self) -> Any:
+        return self.vision_model.get_input_embeddings()
+
     # Without **kwargs: transformers' Trainer takes these as a promise to divide by its num_items_in_batch.
     @can_return_tuple
     def forward(
@@ -221,7 +224,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         target_pixel_values: torch.Tensor | None = None,
         mask_labels: Sequence[torch.Tensor] | torch.Tensor | None = None,
         phase: Phase | None = None,
-        generator: torch.Generator | None = None,
+        generator: Generators = None,
         patch_features: torch.Tensor | None = None,
         grid_size: tuple[int, int] | None = None,
         mask_size: tuple[int, int] | None = None,
@@ -240,7 +243,8 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
                 Which terms have to be there: the first takes the reconstruction alone, whatever masks come with it;
                 the second takes the masks', and the reconstruction where its images are given. By default every term
                 whose targets are given.
-            generator (`torch.Generator`, *optional*): source of noise and steps of the reconstruction.
+            generator (`torch.Generator` or a list of them, *optional*):
+                Source of noise and steps of the reconstruction; one for all images, or one for each.
             patch_features, grid_size (*optional*): in place of `pixel_values`: see [`SeTokVisionModel`].
             mask_size (`tuple[int, int]`, *optional*): height and width of `mask_labels`, where these are given at
                 another size, as shares of larger pixels; by default that of `pixel_values`.

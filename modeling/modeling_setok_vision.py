@@ -89,6 +89,9 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
         model.vision_tower = tower
         return model.eval()
 
+    def get_input_embeddings(self) -> Any:
+        return self.vision_tower.get_input_embeddings()
+
     @can_return_tuple
     def forward(
         self,

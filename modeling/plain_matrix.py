@@ -1,11 +1,11 @@
 """Linear layers as the matrices that they are, for what multiplies with these in another way."""
 
-import contextlib
-from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from .divided_weights import is_whole
 
 
 def is_plain_matrix(projection: nn.Module) -> bool:
@@ -18,29 +18,6 @@ def is_plain_matrix(projection: nn.Module) -> bool:
         projection (`nn.Module`): a linear layer.
     """
     return type(projection) is nn.Linear and is_whole(projection.weight)
-
-
-def is_whole(weight: torch.Tensor) -> bool:
-    """Whether a weight is here to be read, neither offloaded nor a part that ZeRO-3 or FSDP left on this process."""
-    return type(weight) in (torch.Tensor, nn.Parameter) and not weight.is_meta and not hasattr(weight, "ds_id")
-
-
-@contextlib.contextmanager
-def whole_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
-    """
-    Within, weights that DeepSpeed's ZeRO stage 3 divides among processes are whole. All processes have to enter.
-
-    Args:
-        parameters (`Iterable[torch.Tensor]`): divided, or not.
-    """
-    divided = [parameter for parameter in parameters if hasattr(parameter, "ds_id")]
-    if not divided:
-        yield
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(divided):
-        yield
 
 
 def matrix_of(projection: Any, in_features: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -68,4 +45,4 @@ def matrix_of(projection: Any, in_features: int, like: torch.Tensor) -> tuple[to
     return (projection(units) - bias).t(), bias[0]
 
 
-__all__ = ["is_plain_matrix", "is_whole", "matrix_of"]
+__all__ = ["is_plain_matrix", "matrix_of"]

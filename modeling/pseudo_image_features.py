@@ -7,7 +7,8 @@ import torch
 from torch import nn
 from torch.autograd.function import once_differentiable
 
-from .plain_matrix import is_whole, matrix_of
+from .divided_weights import is_whole
+from .plain_matrix import matrix_of
 from .vm_head import LowRankVMHead
 from .vocabulary_chunks import chunks
 

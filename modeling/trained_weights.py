@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import PreTrainedModel
 from transformers.utils import logging
 
+from .divided_weights import original_class
 from .hub_weights import download_weights_file
 from .quantized_weights import without_quantization
 
@@ -143,7 +144,7 @@ def save_trained_weights(
     trained = trained_state_dict(model) if state_dict is None else state_dict
     prefix = _prefix_of_whole(model)
     trained = {prefix + name: tensor.to("cpu", dtype).contiguous() for name, tensor in trained.items()}
-    model.config.architectures = [type(model).__name__]
+    model.config.architectures = [original_class(model).__name__]
     with without_quantization(model.config):  # base models are loaded as they are, unless one asks for something else
         model.config.save_pretrained(folder)
     if getattr(model, "generation_config", None) is not None:  # a model without a head has that of its language model

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from transformers.utils import logging
 
-from .plain_matrix import matrix_of, whole_weights
+from .divided_weights import whole_weights
+from .plain_matrix import matrix_of
 
 logger = logging.get_logger(__name__)
 

@@ -5,7 +5,6 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..modeling.trainable_parts import part_prefixes
 from ..processing.collator import IGNORED
@@ -16,20 +15,27 @@ class BlankImages:
     """
     Adds a row with a blank image to batches of text alone. Nothing looks at it and nothing predicts it: losses and
     gradients stay as they are, but what is trained on images has a gradient, of zero. Several processes wait for one
-    another's gradients, and with ZeRO stage 3 for one another's calls of every layer.
+    another's gradients, and where weights are divided among them for one another's calls of every layer.
 
     Args:
         model (`PreTrainedModel`): a composed model of vistok, frozen where it is not trained.
         processor ([`VTLMMProcessor`] or alike, *optional*): prepares images. Without one, batches stay as they are.
         features (`Mapping[str, torch.Tensor]`, *optional*): cached features in place of images.
+        divided (`bool`, *optional*, defaults to `False`): whether weights are divided among processes.
     """
 
-    def __init__(self, model: Any, processor: Any = None, features: Mapping[str, torch.Tensor] | None = None):
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        features: Mapping[str, torch.Tensor] | None = None,
+        divided: bool = False,
+    ):
         of_text = part_prefixes(model, "llm")
         self._learns_from_images = any(
             parameter.requires_grad and not name.startswith(of_text) for name, parameter in model.named_parameters()
         )
-        self._processor, self._features = processor, features
+        self._processor, self._features, self._divided = processor, features, divided
 
     @property
     def are_needed(self) -> bool:
@@ -39,7 +45,7 @@ class BlankImages:
     @property
     def are_needed_to_predict(self) -> bool:
         """Whether any batch of text alone needs one."""
-        return self._processor is not None and is_deepspeed_zero3_enabled()
+        return self._processor is not None and self._divided
 
     def add_to(self, inputs: Mapping[str, Any]) -> dict[str, Any]:
         """
@@ -47,22 +53,20 @@ class BlankImages:
             inputs (`dict`): a batch of text, of a [`VisualLanguageCollator`].
 
         Returns:
-            `dict`: the batch with one row more, or as it was, if its rows are shared.
+            `dict`: the batch with one row more.
         """
-        mask, input_ids = inputs.get("attention_mask"), inputs["input_ids"]
-        if mask is None or mask.ndim != 2:
-            return dict(inputs)
+        mask, input_ids = inputs["attention_mask"], inputs["input_ids"]
         tokenizer = self._processor.tokenizer
         filler = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
         row = [filler, *[self._processor.image_token_id] * num_placeholders(self._processor)]
-        added = {
-            **inputs,
-            "input_ids": _with_row(input_ids, row, filler),
-            "attention_mask": _with_row(mask, [1], 0, width=max(input_ids.shape[1], len(row))),
-        }
+        added = {**inputs, "input_ids": _with_row(input_ids, row, filler)}
+        width = added["input_ids"].shape[1]
+        added["attention_mask"] = _with_row(mask, [1], 0, width) if mask.ndim == 2 else _with_lonely_row(mask, width)
+        if "position_ids" in inputs:
+            added["position_ids"] = _with_row(inputs["position_ids"], [], 0, width)
         if inputs.get("labels") is not None:
             labels = inputs["labels"]
-            width = added["input_ids"].shape[1] if labels.shape == input_ids.shape else labels.shape[1]
+            width = width if labels.shape == input_ids.shape else labels.shape[1]
             added["labels"] = _with_row(labels, [], IGNORED, width)
         return added | self._image(input_ids.device)
 
@@ -79,6 +83,13 @@ def _with_row(rows: torch.Tensor, row: list[int], filler: int, width: int = 0) -
     padded[:-1, : rows.shape[1]] = rows
     padded[-1, : len(row)] = rows.new_tensor(row)
     return padded
+
+
+def _with_lonely_row(mask: torch.Tensor, width: int) -> torch.Tensor:
+    """Of rows that are shared, `(batch, 1, length, length)`: tokens of the new one attend to themselves alone."""
+    wider = torch.eye(width, dtype=mask.dtype, device=mask.device).repeat(len(mask) + 1, 1, 1, 1)
+    wider[:-1, :, : mask.shape[2], : mask.shape[3]] = mask
+    return wider
 
 
 __all__ = ["BlankImages"]

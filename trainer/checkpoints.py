@@ -7,6 +7,7 @@ import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
+from transformers.trainer import FSDP_MODEL_NAME
 from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
@@ -112,6 +113,28 @@ def check_checkpoint(folder: str | os.PathLike) -> TrainerState:
     return state
 
 
+def check_strategy(folder: str | os.PathLike, fsdp: bool = False, deepspeed: bool = False) -> None:
+    """
+    Makes sure that a checkpoint is of the kind that a training reads: FSDP and DeepSpeed each write one of their own.
+
+    Args:
+        folder (`str`): of the checkpoint.
+        fsdp, deepspeed (`bool`, *optional*, defaults to `False`): which of them the training uses.
+
+    Raises:
+        CheckpointError: if it is of another kind.
+    """
+    names = [entry.name for entry in Path(folder).iterdir()]
+    kinds = {"FSDP": FSDP_MODEL_NAME, "DeepSpeed": "global_step"}
+    written = next((kind for kind, start in kinds.items() if any(name.startswith(start) for name in names)), None)
+    wanted = "FSDP" if fsdp else "DeepSpeed" if deepspeed else None
+    if written != wanted:
+        raise CheckpointError(
+            f"{folder} is a checkpoint of a training with {written or 'neither FSDP nor DeepSpeed'}, and this one is "
+            f"with {wanted or 'neither'}: go on as it began, or start anew from what that training saved in its end."
+        )
+
+
 def _check_rest(folder: Path) -> None:
     """What a training goes on with beside the weights."""
     for path in [*folder.glob("*.pt"), *folder.glob("*.pth")]:
@@ -144,4 +167,4 @@ def _truncated(path: Path, error: object) -> CheckpointError:
     return CheckpointError(f"{path} ({size}) is truncated or damaged ({error}): resume from an earlier checkpoint.")
 
 
-__all__ = ["check_checkpoint", "checkpoint_to_resume", "last_complete_checkpoint"]
+__all__ = ["check_checkpoint", "check_strategy", "checkpoint_to_resume", "last_complete_checkpoint"]

@@ -92,10 +92,14 @@ class ClassSupervisionTrainer(ReproducibleTrainer):
             eval_collator=ClassSupervisionCollator(processing_class),
             **kwargs,
         )
+        # Classifiers of transformers take any keyword, but their loss is the mean over a batch.
+        self.model_accepts_loss_kwargs = False
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         # Under the names that the model has: save_pretrained gives some architectures those of older checkpoints,
         # which the Trainer does not find again when it resumes.
+        if not self.args.should_save:
+            return
         folder = Path(output_dir or str(self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
         weights = self.model.state_dict() if state_dict is None else state_dict
@@ -103,22 +107,26 @@ class ClassSupervisionTrainer(ReproducibleTrainer):
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
+        if self.weights_are_divided:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
         weights = load_file(Path(resume_from_checkpoint, WEIGHTS))
         expected = {name: tensor.shape for name, tensor in self.model.state_dict().items()}
         check_weights(str(resume_from_checkpoint), weights, expected)
-        self.model.load_state_dict(weights)
+        return self.model.load_state_dict(weights)
 
     def save_final(self, folder: str | os.PathLike) -> None:
         """
-        Saves the vision tower, without the classifier, and its image processor.
+        Saves the vision tower, without the classifier, and its image processor. All processes have to call it, and
+        one of them writes.
 
         Args:
             folder (`str`): where; files of other names stay.
         """
-        tower = self.accelerator.unwrap_model(self.model).base_model
-        with replacing_files(folder) as temporary:
-            tower.save_pretrained(temporary)
-            self.processing_class.save_pretrained(temporary)
+        with self.model_to_save(self.accelerator.unwrap_model(self.model)) as model:
+            if model is not None:
+                with replacing_files(folder) as temporary:
+                    model.base_model.save_pretrained(temporary)
+                    self.processing_class.save_pretrained(temporary)
 
 
 def class_supervised_model(

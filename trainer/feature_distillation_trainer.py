@@ -156,14 +156,17 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         """`Trainer.train`, with drop path. The student is then as it was before, but for its weights."""
         student, rate = self.student, self.args.drop_path_rate
         trained = self.accelerator.unwrap_model(self.model)
-        left_out = [parameter for name, parameter in trained.named_parameters() if name in self._unused]
         with contextlib.ExitStack() as stack:
             if rate or getattr(student.config, "drop_path_rate", 0.0):
                 stack.enter_context(drop_path(student, rate))
-            for parameter in left_out:
-                parameter.requires_grad_(False)
-                stack.callback(parameter.requires_grad_, True)
+            self._train_unused(trained, False)
+            stack.callback(self._train_unused, trained, True)
             return super().train(*args, **kwargs)
+
+    def _train_unused(self, trained: nn.Module, value: bool) -> None:
+        for name, parameter in trained.named_parameters():  # FSDP puts others in their place
+            if name in self._unused:
+                parameter.requires_grad_(value)
 
     @property
     def student(self) -> PreTrainedModel:
@@ -311,7 +314,7 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
         path = Path(resume_from_checkpoint, SAFE_WEIGHTS_NAME)
-        if path.is_file():
+        if path.is_file() and not self.weights_are_divided:
             from safetensors import safe_open
 
             with safe_open(path, framework="pt") as weights:
@@ -336,28 +339,29 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
         is_checkpoint = output_dir is not None and Path(output_dir).name.startswith(f"{PREFIX_CHECKPOINT_DIR}-")
         if _internal_call and is_checkpoint:
             super().save_model(output_dir, _internal_call=True)
-        elif self.args.should_save:  # also before it is pushed
+        else:  # also before it is pushed
             self.save_final(output_dir or str(self.args.output_dir))
 
     def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
         # Trainer copies the weights of a checkpoint, and what is pushed is to be the student.
         with tempfile.TemporaryDirectory() as folder:
-            if self.is_world_process_zero():
-                self.save_final(folder)
+            self.save_final(folder)
             super()._push_from_checkpoint(folder)
 
     def save_final(self, folder: str | os.PathLike) -> None:
         """
         Saves the student and its image processor: an ordinary vision model of transformers, in `args.save_dtype`. The
-        folder has all of it in the end, or none.
+        folder has all of it in the end, or none. All processes have to call it, and one of them writes.
 
         Args:
             folder (`str`): where; files of other names stay.
         """
         dtype = getattr(torch, self.args.save_dtype) if self.args.save_dtype else None
-        with replacing_files(folder) as temporary:
-            _with_dtype(self.student, dtype).save_pretrained(temporary)
-            self.processing_class.save_pretrained(temporary)
+        with self.model_to_save(self.student) as student:
+            if student is not None:
+                with replacing_files(folder) as temporary:
+                    _with_dtype(student, dtype).save_pretrained(temporary)
+                    self.processing_class.save_pretrained(temporary)
 
 
 def learning_rate(args: FeatureDistillationConfig, step: int, warmup_steps: int, num_steps: int) -> float:

@@ -9,9 +9,11 @@ from peft import LoraConfig
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.modeling_layers import GradientCheckpointingLayer
 
+from ..modeling.divided_weights import whole_tensor
 from ..modeling.lora_adapters import add_lora
 from ..modeling.quantized_weights import is_quantized_weight, num_elements
 from ..modeling.trainable_parts import MODES, parameters_to_train, part_prefixes
+from .sharded_training import uses_deepspeed
 
 
 def set_trainable(model: PreTrainedModel, trainable: Mapping[str, str], lora: Mapping[str, Any] | None = None) -> None:
@@ -150,8 +152,7 @@ class FreezeCheckCallback(TrainerCallback):
         self.checksums = self._checksums(model)
 
     def on_pre_optimizer_step(self, args, state, control, model=None, **kwargs):
-        # DeepSpeed and FSDP keep gradients elsewhere.
-        if self.done or getattr(args, "deepspeed", None) or getattr(args, "fsdp", None):
+        if self.done or uses_deepspeed(args):  # which keeps gradients elsewhere
             return
         for part, mode in self.trainable.items():
             to_train = parameters_to_train(model, part, mode).values()
@@ -176,7 +177,7 @@ class FreezeCheckCallback(TrainerCallback):
         checksums = {}
         for name, parameter in model.named_parameters():
             if name not in trained and not hasattr(parameter, "ds_id"):  # ZeRO stage 3 has it here only now and then
-                values = torch.nan_to_num(parameter.detach().double())  # NaN differs from itself
+                values = torch.nan_to_num(whole_tensor(parameter).double())  # NaN differs from itself
                 checksums[name] = (values.sum().item(), values.square().sum().item())
         return checksums
 

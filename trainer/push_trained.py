@@ -8,7 +8,6 @@ from ..hub_cards.card import write_card
 from ..hub_cards.push import Pushed, send
 from ..hub_cards.push_plan import check_repo_id, planned_push
 from ..hub_cards.run_results import merge_results, read_results, run_environment
-from ..modeling.plain_matrix import whole_weights
 
 
 def push_trained(
@@ -38,9 +37,7 @@ def push_trained(
         raise ValueError("args.hub_model_id is None: name the repository, owner/name, that is to be pushed to.")
     check_repo_id(args.hub_model_id)
     folder = Path(str(args.output_dir))
-    with whole_weights(trainer.model.parameters()):
-        if trainer.is_world_process_zero():
-            trainer.save_final(str(folder))
+    trainer.save_final(str(folder))
     if not trainer.is_world_process_zero():
         return None
     if not read_results(folder):  # a recipe records more of its run

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..configuration.optional import require
 from ..modeling.quantized_weights import EXTRA, QUANTIZED_PARTS, QuantizablePreTrainedModel
@@ -72,7 +73,7 @@ def quantization_options(
             "lora or frozen in trainable, or leave load_in_4bit and load_in_8bit out."
         )
     if args is not None:
-        _check_whole(args)
+        check_whole(args)
     fields: dict[str, Any] = {"load_in_8bit": True}
     if recipe.load_in_4bit:
         dtype = getattr(torch, recipe.dtype) if recipe.dtype else torch.float32
@@ -82,10 +83,18 @@ def quantization_options(
     return options if args is None else {**options, "device_map": {"": args.device}}
 
 
-def _check_whole(args: Any) -> None:
-    plan = getattr(args, "hf_deepspeed_config", None)
+def check_whole(args: Any) -> None:
+    """
+    Checks that a run leaves quantised weights whole on every process.
+
+    Args:
+        args (`TrainingArguments`): of the run.
+
+    Raises:
+        ValueError: if it divides weights, by FSDP or DeepSpeed's ZeRO stage 3.
+    """
     uses_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
-    if uses_fsdp or (plan is not None and plan.is_zero3()):
+    if uses_fsdp or is_deepspeed_zero3_enabled():
         raise ValueError(
             "Quantised weights stay whole on every process: leave fsdp and DeepSpeed's stage 3 out, and train with "
             "DDP or recipes/deepspeed/zero2.json; or leave load_in_4bit and load_in_8bit out."
@@ -112,4 +121,4 @@ def beside_quantized_weights(model: Any) -> Iterator[None]:
         model.is_quantized = True
 
 
-__all__ = ["beside_quantized_weights", "check_quantization", "quantization_options"]
+__all__ = ["beside_quantized_weights", "check_quantization", "check_whole", "quantization_options"]

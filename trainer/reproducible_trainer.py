@@ -1,19 +1,25 @@
 """What all trainers of vistok have in common: exact resuming, and an end where the loss is no number."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
-from transformers import Trainer, TrainingArguments
+from transformers import PreTrainedModel, Trainer, TrainingArguments
+from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
-from .checkpoints import checkpoint_to_resume
+from ..modeling.divided_weights import whole_state_dict
+from ..modeling.lora_adapters import whole_copy
+from .checkpoints import check_strategy, checkpoint_to_resume
 from .endless_stream import EndlessStream, StreamCollator, has_exact_state
 from .length_groups import LengthGroups
 from .push_trained import push_trained
-from .quantized_training import beside_quantized_weights
+from .quantized_training import beside_quantized_weights, check_whole
+from .sharded_training import prepare_fsdp, whole_models
 from .stream_states import StreamStates
 
 logger = logging.get_logger(__name__)
@@ -47,8 +53,37 @@ class ReproducibleTrainer(Trainer):
         self._groups: LengthGroups | None = None
         if isinstance(kwargs.get("train_dataset"), EndlessStream):
             kwargs["train_dataset"].tells_state = has_exact_state(kwargs["train_dataset"])
+        if getattr(kwargs.get("model"), "is_quantized", False):
+            check_whole(args)
         with beside_quantized_weights(kwargs.get("model")):
             super().__init__(args=args, data_collator=data_collator, **kwargs)
+        if self.is_fsdp_enabled:
+            prepare_fsdp(self.accelerator.state.fsdp_plugin, self.model)
+
+    @property
+    def weights_are_divided(self) -> bool:
+        """Whether each process has a part of every weight: with FSDP, and DeepSpeed's ZeRO stage 3."""
+        return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+
+    @contextlib.contextmanager
+    def model_to_save(self, model: PreTrainedModel) -> Iterator[PreTrainedModel | None]:
+        """
+        A model, or a part of it, with whole weights, in the process that saves. All processes have to enter.
+
+        Args:
+            model (`PreTrainedModel`): that is trained.
+
+        Yields:
+            `PreTrainedModel`: the model itself, or a copy on the CPU where its weights are divided among processes;
+            `None` in the processes that save nothing.
+        """
+        saves = self.args.should_save
+        if not self.weights_are_divided:
+            yield model if saves else None
+            return
+        weights = whole_state_dict(model, keep=saves)
+        with whole_models():
+            yield whole_copy(model, weights) if saves else None
 
     card_kind: str | None = None
     """The kind of card of what is trained, where the type of the model does not say it."""
@@ -121,10 +156,14 @@ class ReproducibleTrainer(Trainer):
             args, kwargs: as in `transformers.Trainer`.
 
         Raises:
-            CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model.
+            CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model, or is one of FSDP
+                or of DeepSpeed and this training uses another.
             DivergedError: if the loss or the gradient is no finite number.
         """
-        return super().train(checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir), *args, **kwargs)
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if checkpoint is not None:
+            check_strategy(checkpoint, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+        return super().train(checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # a run that was at its end takes no further step
@@ -182,13 +221,21 @@ class ReproducibleTrainer(Trainer):
 
     def _load_rng_state(self, checkpoint: str | None) -> None:
         super()._load_rng_state(checkpoint)
-        if checkpoint is not None and self._loss_file(checkpoint).exists():
-            # The first loss that is logged is the mean since the last one that was.
-            since_log = torch.load(self._loss_file(checkpoint), weights_only=True)
-            self._tr_loss += since_log["loss"]
-            self._globalstep_last_logged = since_log["last_logged_step"]
-            for name, value in since_log.get("sums", {}).items():  # the next step may have begun to count
-                self._since_log[name] = self._since_log.get(name, 0.0) + value
+        if checkpoint is None:
+            return
+        files = sorted(Path(checkpoint).glob("loss_since_log_*.pt"))
+        if not files:
+            return
+        # The first loss that is logged is the mean since the last one that was. With as many processes as before each
+        # has its own share; otherwise all have the same.
+        is_own, size = len(files) == self.args.world_size, self.args.world_size
+        parts = [torch.load(file, weights_only=True) for file in ([self._loss_file(checkpoint)] if is_own else files)]
+        self._tr_loss += sum(part["loss"] for part in parts) / len(parts)
+        self._globalstep_last_logged = parts[0]["last_logged_step"]
+        for part in parts:
+            for name, value in part.get("sums", {}).items():  # the next step may have begun to count
+                share = value if is_own else value / size
+                self._since_log[name] = self._since_log.get(name, 0.0) + share
 
     def _taken_together(self, sums: dict[str, Any]) -> dict[str, float]:
         """Empties sums by name, and returns those of all processes together; a name may be known to some alone."""

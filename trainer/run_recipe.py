@@ -14,7 +14,6 @@ from ..configuration.optional import require
 from ..hub_cards.card import write_card
 from ..hub_cards.published_text import published_values
 from ..hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
-from ..modeling.plain_matrix import whole_weights
 from .checkpoints import check_checkpoint, checkpoint_to_resume
 from .data_sources import SkippedSamples
 from .loss_curve import draw_loss_curve, series
@@ -72,9 +71,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
             "is. To train once more, start with --resume never (resume=False)."
         )
         return recorded
-    with whole_weights(trainer.model.parameters()):
-        if trainer.is_world_process_zero():
-            trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
+    trainer.save_final(str(args.output_dir))  # nothing that comes next may cost the model
     metrics = final_metrics(trainer, run.eval_datasets)
     skipped = SkippedSamples([dataset.skipped_samples for dataset in (run.train_dataset, *run.eval_datasets.values())])
     if skipped.count:

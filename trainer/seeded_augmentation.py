@@ -65,13 +65,17 @@ def draws_of(example: Mapping[str, Any], seed: int, epoch: int, purpose: str | N
         epoch (`int`): current epoch.
         purpose (`str`, *optional*): what is drawn, if it is to be independent of other draws.
     """
-    identity = (seed, epoch, *(example.get(name) for name in (POSITION, "source", "id")))
-    identity = identity if purpose is None else (*identity, purpose)
-    digest = hashlib.sha256(repr(identity).encode()).digest()
     with torch.random.fork_rng(devices=[]):
         # torch.manual_seed would reset the generators of GPUs as well.
-        torch.default_generator.manual_seed(int.from_bytes(digest[:8], "little", signed=True))
+        torch.default_generator.manual_seed(seed_of(example, seed, epoch, purpose))
         yield
 
 
-__all__ = ["POSITION", "SeededAugmentationCollator", "draws_of", "number_examples"]
+def seed_of(example: Mapping[str, Any], seed: int, epoch: int, purpose: str | None = None) -> int:
+    """A seed, of 64 bits, for what is drawn for an example. Arguments are those of [`draws_of`]."""
+    identity = (seed, epoch, *(example.get(name) for name in (POSITION, "source", "id")))
+    identity = identity if purpose is None else (*identity, purpose)
+    return int.from_bytes(hashlib.sha256(repr(identity).encode()).digest()[:8], "little", signed=True)
+
+
+__all__ = ["POSITION", "SeededAugmentationCollator", "draws_of", "number_examples", "seed_of"]

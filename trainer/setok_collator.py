@@ -14,6 +14,7 @@ from ..processing.feature_cache import FeatureCache
 from ..processing.images import BadSampleError, image_key, load_example_images
 from ..processing.object_masks import patch_coverage, seen_objects
 from .masked_images import masked_image_of
+from .seeded_augmentation import seed_of
 
 LEVELS = 255
 """Shares of pixels that masks cover are kept in so many steps."""
@@ -32,6 +33,9 @@ class SeTokCollator:
         mask_scale (`int`): pixels of masks per side of a patch.
         max_objects (`int`): most objects of an image, the largest.
         features (`FeatureCache`, *optional*): in place of images for the tower.
+        seed (`int`, *optional*, defaults to 0): of the noise that is taken off drawn images.
+        epoch (`torch.LongTensor` of shape `()`): current epoch, in which each image gets another noise; shared with
+            data loader workers.
     """
 
     image_processor: Any
@@ -41,6 +45,8 @@ class SeTokCollator:
     mask_scale: int = 4
     max_objects: int = 64
     features: FeatureCache | None = None
+    seed: int = 0
+    epoch: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long).share_memory_())
     _masks: dict[str, np.ndarray] = field(default_factory=dict)
 
     @property
@@ -58,9 +64,10 @@ class SeTokCollator:
 
         Returns:
             `dict`: `pixel_values`, or `patch_features` and `grid_size`; `target_pixel_values` if images are to be
-            drawn; `mask_labels`, `(batch, num_objects, *mask_size)` from 0 to 1 padded with zeros, `mask_size`,
-            `patch_labels`, `(batch, num_patches)` (-1 ignored, 0 background, objects from 1), and `num_objects`,
-            `(batch,)`, if there are masks.
+            drawn, and `noise_seeds`, a number for each, whatever process meets it; `mask_labels`, `(batch,
+            num_objects, *mask_size)` from 0 to 1 padded with zeros, `mask_size`, `patch_labels`, `(batch,
+            num_patches)` (-1 ignored, 0 background, objects from 1), and `num_objects`, `(batch,)`, if there are
+            masks.
 
         Raises:
             BadSampleError: if an image or a mask is missing, damaged or of another size; or an example has no masks.
@@ -75,6 +82,8 @@ class SeTokCollator:
             batch["grid_size"] = self.grid_size
         if self.draw_size is not None:
             batch["target_pixel_values"] = self.targets(images, self.draw_size)
+            seeds = [seed_of(example, self.seed, int(self.epoch), "noise") for example in examples]
+            batch["noise_seeds"] = torch.tensor(seeds)
         if self.with_masks:
             batch |= self._mask_batch(examples)
         return batch

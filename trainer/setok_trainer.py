@@ -1,5 +1,6 @@
 """Training of SeTok in the two sub-phases of its stage I (SeTok, Section 2.2), on transformers' Trainer."""
 
+import dataclasses
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from transformers import TrainerCallback
 from ..configuration.configuration_setok import LOSS_TERMS
 from ..evaluation.token_sources import TokenSource
 from ..modeling.completed_model import check_weights
+from ..modeling.divided_weights import whole_root
 from ..modeling.modeling_setok import SeTokForPreTraining
 from ..modeling.trained_weights import (
     TRAINED_WEIGHTS_NAME,
@@ -29,13 +31,14 @@ from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upc
 from .masked_images import MASKS
 from .part_learning_rates import check_learning_rates, set_part_learning_rates
 from .reproducible_trainer import ReproducibleTrainer, check_datasets, named_datasets
+from .seeded_augmentation import number_examples
 from .setok_collator import SeTokCollator
 from .setok_config import SeTokTrainingConfig
 from .setok_measures import SeTokMetrics, counts_of, image_metrics, image_rows
 from .setok_pictures import image_panel, masks_panel, tokens_panel, write_grid
 from .shared_feature_cache import build_together
 
-NOT_OF_MODEL = ("num_objects", "patch_labels")
+NOT_OF_MODEL = ("num_objects", "patch_labels", "noise_seeds")
 COUNTED = "images"
 
 
@@ -99,11 +102,14 @@ class SeTokTrainer(ReproducibleTrainer):
             with_masks=args.phase == "boundaries",
             mask_scale=args.mask_scale,
             max_objects=args.max_objects,
+            seed=args.seed,
         )
         if args.cache_features:
             collator.features = self._cache_features(args, train_dataset, eval_dataset)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = EndlessStream(train_dataset)
+        if train_dataset is not None:
+            train_dataset = number_examples(train_dataset)
         weights = {name: float(getattr(config, f"{name}_weight")) for name in LOSS_TERMS}
         self.weights, self._totals = weights, {"images": 1, "objects": 1}
         kwargs.setdefault("compute_metrics", SeTokMetrics(weights))
@@ -114,6 +120,8 @@ class SeTokTrainer(ReproducibleTrainer):
             eval_dataset=eval_dataset,
             processing_class=processing_class,
             data_collator=collator,
+            # Noise is to be the same, whenever evaluation takes place.
+            eval_collator=dataclasses.replace(collator, epoch=torch.zeros((), dtype=torch.long)),
             **kwargs,
         )
         vars(config).pop("use_cache", None)  # Trainer's mark
@@ -169,7 +177,7 @@ class SeTokTrainer(ReproducibleTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted terms of the phase; in training a part of their means over all batches of the step."""
         if not model.training:
-            outputs = self._run(model, inputs, torch.Generator(self.args.device).manual_seed(self.args.seed))
+            outputs = self._run(model, inputs)
             return (outputs.loss, outputs) if return_outputs else outputs.loss
         rest_frozen_parts(self.model, self.trainable)
         outputs = self._run(model, inputs)
@@ -186,9 +194,12 @@ class SeTokTrainer(ReproducibleTrainer):
         loss = torch.stack(terms).sum() * self.accelerator.num_processes
         return (loss, outputs) if return_outputs else loss
 
-    def _run(self, model, inputs: Mapping[str, Any], generator: torch.Generator | None = None):
+    def _run(self, model, inputs: Mapping[str, Any]):
         given = {name: value for name, value in inputs.items() if name not in NOT_OF_MODEL}
-        return model(**given, phase=self.args.phase, generator=generator, return_dict=True)
+        if "noise_seeds" in inputs:
+            seeds = inputs["noise_seeds"].tolist()
+            given["generator"] = [torch.Generator(self.args.device).manual_seed(seed) for seed in seeds]
+        return model(**given, phase=self.args.phase, return_dict=True)
 
     def _add(self, name: str, value: float) -> None:
         self._since_log[name] = self._since_log.get(name, 0.0) + value
@@ -226,7 +237,8 @@ class SeTokTrainer(ReproducibleTrainer):
     @torch.no_grad()
     def write_samples(self, path: str | os.PathLike) -> None:
         """
-        Draws the first images of the evaluation data, or else of the training data, as the model sees them now.
+        Draws the first images of the evaluation data, or else of the training data, as the model sees them now. Where
+        weights are divided among processes, all of them have to call it; one writes.
 
         Args:
             path (`str`): PNG file.
@@ -238,6 +250,14 @@ class SeTokTrainer(ReproducibleTrainer):
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
+        with whole_root(model):
+            columns = self._samples(model, images)
+        model.train(training)
+        if self.is_world_process_zero():
+            write_grid(list(zip(*columns.values())), list(columns), Path(path))
+
+    def _samples(self, model: Any, images: list) -> dict[str, list]:
+        """Pictures of what becomes of some images, by the name of their column."""
         pixel_values = self.processing_class(images=images, return_tensors="pt")["pixel_values"]
         encoded = model.vision_model(pixel_values.to(self.args.device), return_dict=True)
         size = encoded.grid_size
@@ -248,15 +268,14 @@ class SeTokTrainer(ReproducibleTrainer):
             "tokens": [tokens_panel(image, tokens) for image, tokens in zip(shown, assignments)],
         }
         if model.detokenizer is not None:
-            generators = [torch.Generator(self.args.device).manual_seed(self.args.seed) for _ in some]
+            generators = [torch.Generator(self.args.device).manual_seed(self.args.seed) for _ in images]
             drawn = model.reconstruct(encoded.tokens, encoded.mask, generators, self.args.sample_inference_steps)
             columns["reconstruction"] = [image_panel(pixels) for pixels in drawn]
         logits = model.decode_masks(encoded.tokens, encoded.mask, encoded.patch_features, size)
         columns["masks"] = [
             masks_panel(*pair) for pair in zip(shown, (one[m] for one, m in zip(logits, encoded.mask)))
         ]
-        model.train(training)
-        write_grid(list(zip(*columns.values())), list(columns), Path(path))
+        return columns
 
     def _save(self, output_dir: str | None = None, state_dict=None):
         """A checkpoint on the way: what is trained alone, under its own names. The rest is frozen."""
@@ -265,16 +284,23 @@ class SeTokTrainer(ReproducibleTrainer):
         folder = Path(output_dir if output_dir is not None else str(self.args.output_dir))
         model = self.accelerator.unwrap_model(self.model)
         model.config.save_pretrained(folder)
-        trained = {name: tensor.cpu().contiguous() for name, tensor in trained_state_dict(model).items()}
+        trained = trained_state_dict(model)
+        if state_dict is not None:  # gathered from several devices
+            trained = {name: state_dict[name] for name in trained}
+        trained = {name: tensor.cpu().contiguous() for name, tensor in trained.items()}
         write_safetensors(trained, folder / TRAINED_WEIGHTS_NAME)
         self.processing_class.save_pretrained(folder)
         torch.save(self.args, folder / "training_args.bin")
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        self._load_trained(resume_from_checkpoint)
+        if self.weights_are_divided:
+            return super()._load_from_checkpoint(resume_from_checkpoint, model)
+        return self._load_trained(resume_from_checkpoint)
 
     def _load_best_model(self):
-        self._load_trained(str(self.state.best_model_checkpoint))
+        if self.weights_are_divided:
+            return super()._load_best_model()
+        return self._load_trained(str(self.state.best_model_checkpoint))
 
     def _load_trained(self, folder: str) -> None:
         model = self.accelerator.unwrap_model(self.model)
@@ -293,11 +319,16 @@ class SeTokTrainer(ReproducibleTrainer):
     def save_final(self, folder: str | os.PathLike) -> None:
         """
         Saves the whole trained model and its image processor for use. The folder has all of it in the end, or none.
+        All processes have to call it, and one of them writes.
 
         Args:
             folder (`str`): where; files of other names stay.
         """
-        model = self.accelerator.unwrap_model(self.model)
+        with self.model_to_save(self.accelerator.unwrap_model(self.model)) as model:
+            if model is not None:
+                self._save_whole(model, folder)
+
+    def _save_whole(self, model: SeTokForPreTraining, folder: str | os.PathLike) -> None:
         base_models = model.config.base_models
         with replacing_files(folder) as temporary:
             model.config.base_models = None  # nothing is left to be completed
@@ -317,7 +348,8 @@ class _SampleCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.sample_steps and state.global_step % args.sample_steps == 0 and state.is_world_process_zero:
+        draws = state.is_world_process_zero or self.trainer.weights_are_divided
+        if args.sample_steps and state.global_step % args.sample_steps == 0 and draws:
             random_state = torch.get_rng_state()
             self.trainer.write_samples(Path(str(args.output_dir), "samples", f"step-{state.global_step:06d}.png"))
             torch.set_rng_state(random_state)

@@ -1,7 +1,6 @@
 """Arguments of the trainer of Setokim, by its two stages."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
@@ -89,12 +88,6 @@ class SetokimTrainingConfig(VisualLanguageConfig):
         for name, least in (("sample_steps", 0), ("num_samples", 1), ("sample_inference_steps", 1)):
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number of at least {least}.")
-        if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-            raise ValueError(
-                "FSDP leaves each process a part of every weight, of which visual tokens need the whole before a "
-                "step: leave fsdp out, and train with DeepSpeed's stage 2 (training.deepspeed: "
-                "recipes/deepspeed/zero2.json)."
-            )
         self.trainable = trained_in(self.stage, self.trainable)
         whole = self.trainable["llm"] == "full"
         if self.learning_rate is None:

@@ -20,7 +20,7 @@ _LINE = 24  # letters
 _SCANNED = 2000  # examples of a data set that are looked at for tasks
 
 
-def write_samples(model: Any, processor: Any, datasets: Iterable[Any], args: Any, path: Path) -> None:
+def write_samples(model: Any, processor: Any, datasets: Iterable[Any], args: Any, path: Path | None) -> None:
     """
     Draws what a model writes for the first examples of each task. Where nothing asks for an image that it can draw, no
     file is written.
@@ -30,7 +30,7 @@ def write_samples(model: Any, processor: Any, datasets: Iterable[Any], args: Any
         processor ([`SetokimProcessor`]): that goes with it.
         datasets (`list[Dataset]`): training examples; those with a `task` are drawn.
         args ([`SetokimTrainingConfig`]): how many of each task, and how.
-        path (`Path`): PNG file.
+        path (`Path`, *optional*): PNG file; without one, nothing is written.
     """
     tasks = [task for task in TASK_PROMPTS if task == SEGMENT or model.model.setok.detokenizer is not None]
     rows = [
@@ -39,7 +39,7 @@ def write_samples(model: Any, processor: Any, datasets: Iterable[Any], args: Any
         if task in tasks
         for panels in _panels(model, processor, task, examples, args)
     ]
-    if rows:
+    if rows and path is not None:
         write_grid(rows, COLUMNS, path)
 
 

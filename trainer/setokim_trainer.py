@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
 from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
+from ..modeling.divided_weights import whole_root
 from ..modeling.trainable_parts import part_prefixes
 from ..processing.collator import IGNORED
 from ..processing.feature_cache import FeatureCache
@@ -103,6 +104,8 @@ class SetokimTrainer(VisualLanguageTrainer):
         )
         self._placeholders = (model.config.image_token_id, model.model.visual_tokenizer.max_num_tokens)
         self._totals = {"text": 1, "written": 1, "masks": 1}
+        if self.is_fsdp_enabled:
+            _keep_setok_whole(self.accelerator.state.fsdp_plugin, model, args)
         self._last_states = LastStates(model.model)
         self._clock = TokenClock()
         self.add_callback(_SampleCallback(self))
@@ -144,7 +147,7 @@ class SetokimTrainer(VisualLanguageTrainer):
 
     def _with_visual_tokens(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch = self._prepare_inputs(dict(batch))
-        with torch.no_grad(), self.compute_loss_context_manager():
+        with torch.no_grad(), self.compute_loss_context_manager(), whole_root(self.model):
             return with_visual_tokens(self.model.model, batch, self.args.segmentation_target)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
@@ -259,7 +262,8 @@ class SetokimTrainer(VisualLanguageTrainer):
     def write_samples(self, path: str | os.PathLike) -> None:
         """
         Draws what the model writes now for some examples of the evaluation data, or else of the training data: images
-        for captions and edits, masks for expressions. Data that ask for neither leave no picture.
+        for captions and edits, masks for expressions. Data that ask for neither leave no picture. Where weights are
+        divided among processes, all of them have to call it; one writes.
 
         Args:
             path (`str`): PNG file.
@@ -268,8 +272,9 @@ class SetokimTrainer(VisualLanguageTrainer):
         model = self.accelerator.unwrap_model(self.model)
         training = model.training
         model.eval()
-        with self._clock.stopped(), self.compute_loss_context_manager():
-            write_samples(model, self.processing_class, datasets or [self.train_dataset], self.args, Path(path))
+        file = Path(path) if self.is_world_process_zero() else None
+        with self._clock.stopped(), self.compute_loss_context_manager(), whole_root(model):
+            write_samples(model, self.processing_class, datasets or [self.train_dataset], self.args, file)
         model.train(training)
 
 
@@ -295,7 +300,8 @@ class _SampleCallback(TrainerCallback):
         self.trainer = trainer
 
     def on_step_end(self, args, state, control, **kwargs):
-        if args.sample_steps and state.global_step % args.sample_steps == 0 and state.is_world_process_zero:
+        draws = state.is_world_process_zero or self.trainer.weights_are_divided
+        if args.sample_steps and state.global_step % args.sample_steps == 0 and draws:
             random_state = torch.get_rng_state()
             self.trainer.write_samples(Path(str(args.output_dir), "samples", f"step-{state.global_step:06d}.png"))
             torch.set_rng_state(random_state)
@@ -340,8 +346,18 @@ def _check_model(model: PreTrainedModel, args: SetokimTrainingConfig) -> None:
     if is_deepspeed_zero3_enabled():
         raise ValueError(
             "ZeRO stage 3 leaves each process a part of every weight, of which visual tokens need the whole before a "
-            "step: use stage 2 (training.deepspeed: recipes/deepspeed/zero2.json)."
+            "step: use stage 2 (training.deepspeed: recipes/deepspeed/zero2.json), or FSDP as "
+            "recipes/accelerate/fsdp2.yaml has it."
         )
+
+
+def _keep_setok_whole(plugin: Any, model: Any, args: SetokimTrainingConfig) -> None:
+    """SeTok runs before a step, on the images that each process has: FSDP divides none of it but what is trained."""
+    setok = model.model.setok.to(args.device)
+    trained = [] if args.trainable["mask_decoder"] == "frozen" else [setok.mask_decoder]
+    plugin.ignored_modules = [part for part in setok.children() if part not in trained]
+    in_setok = {type(part).__name__ for part in setok.modules()}
+    plugin.transformer_cls_names_to_wrap = sorted(set(plugin.transformer_cls_names_to_wrap) - in_setok)
 
 
 def _tasks(dataset: Any) -> set[str]:

@@ -1,9 +1,11 @@
-"""What DeepSpeed's ZeRO stage 3, which leaves each process a share of every weight, asks of loading."""
+"""What FSDP and DeepSpeed's ZeRO stage 3, which leave each process a share of every weight, ask of a training."""
 
 import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+from torch import nn
+from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
 
 
@@ -23,4 +25,45 @@ def whole_models() -> Iterator[None]:
             integration.set_hf_deepspeed_config(config)
 
 
-__all__ = ["whole_models"]
+def uses_deepspeed(args: Any) -> bool:
+    """
+    Whether a training runs with DeepSpeed, by its arguments or by those of `accelerate launch`.
+
+    Args:
+        args (`TrainingArguments`): of the training.
+    """
+    return getattr(args, "deepspeed_plugin", None) is not None
+
+
+def prepare_fsdp(plugin: Any, model: nn.Module) -> None:
+    """
+    Makes sure that FSDP does what trainers of vistok rely on, and tells it which layers are put together one by one:
+    those that a model, or a part of it, names in `_no_split_modules`, as far as it has them.
+
+    Args:
+        plugin (`accelerate.FullyShardedDataParallelPlugin`): of the training; changed in place.
+        model (`nn.Module`): to be trained.
+
+    Raises:
+        ValueError: if it is FSDP1, or processes but the first would be given models without weights.
+    """
+    if plugin.fsdp_version != 2:
+        raise ValueError(
+            f"fsdp_version is {plugin.fsdp_version}, which makes one vector of the weights of a layer, trained and "
+            "frozen: set fsdp_version to 2, as recipes/accelerate/fsdp2.yaml does."
+        )
+    if plugin.cpu_ram_efficient_loading:
+        raise ValueError(
+            "fsdp_cpu_ram_efficient_loading is on, which gives the weights of base models to the first process alone, "
+            "while all of them compose the model: set it to false, as recipes/accelerate/fsdp2.yaml does."
+        )
+    if plugin.transformer_cls_names_to_wrap is None:
+        named = {name for part in model.modules() for name in getattr(part, "_no_split_modules", None) or ()}
+        embeddings = model.get_input_embeddings() if isinstance(model, PreTrainedModel) else None
+        layers = [part for part in model.modules() if type(part).__name__ in named]
+        # Accelerate divides the embeddings by themselves, so they are no part of what else is divided.
+        around = {type(part).__name__ for part in layers if any(inner is embeddings for inner in part.modules())}
+        plugin.transformer_cls_names_to_wrap = sorted({type(part).__name__ for part in layers} - around)
+
+
+__all__ = ["prepare_fsdp", "uses_deepspeed", "whole_models"]

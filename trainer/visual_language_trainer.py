@@ -36,6 +36,7 @@ from .part_learning_rates import set_part_learning_rates
 from .refused_samples import leave_out_refused
 from .reproducible_trainer import DivergedError, ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
+from .sharded_training import uses_deepspeed
 from .shared_feature_cache import build_together
 from .visual_language_config import VisualLanguageConfig
 
@@ -76,7 +77,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
         set_trainable(model, args.trainable, args.lora)
-        if not args.deepspeed:  # which keeps a copy of them in float32
+        if not uses_deepspeed(args):  # which keeps a copy of them in float32
             upcast_trained(model)
         features = None
         if args.cache_features:
@@ -107,7 +108,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             eval_collator=eval_collator,
             **kwargs,
         )
-        self._blank_images = BlankImages(model, processing_class, features)
+        self._blank_images = BlankImages(model, processing_class, features, self.weights_are_divided)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
 
@@ -209,11 +210,11 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         return self.args.save_trained_only and bool(getattr(self.model.config, "base_models", None))
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None):
-        if not self._load_trained(resume_from_checkpoint):
+        if self.weights_are_divided or not self._load_trained(resume_from_checkpoint):
             super()._load_from_checkpoint(resume_from_checkpoint, model)
 
     def _load_best_model(self):
-        if not self._load_trained(self.state.best_model_checkpoint):
+        if self.weights_are_divided or not self._load_trained(self.state.best_model_checkpoint):
             super()._load_best_model()
 
     def _load_trained(self, folder: str) -> bool:
@@ -235,17 +236,23 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         Saves the trained model and its processor for use: only what was trained, or everything, as
         `args.save_trained_only` says, in `args.save_dtype`. Everything is plain numbers, also of a model that was
         quantised to be trained. The folder has all of it in the end, or none. (What
-        `save_model` and checkpoints hold is to be trained on: adapters are not merged.)
+        `save_model` and checkpoints hold is to be trained on: adapters are not merged.) All processes have to call
+        it, and one of them writes.
 
         Args:
             folder (`str`): where; files of other names stay.
         """
         dtype = getattr(torch, self.args.save_dtype) if self.args.save_dtype else None
+        with self.model_to_save(self.model) as model:
+            if model is not None:
+                self._save_whole(model, folder, dtype)
+
+    def _save_whole(self, model: Any, folder: str | os.PathLike, dtype: torch.dtype | None) -> None:
         with replacing_files(folder) as temporary:
             if self._saves_trained_only:
-                save_trained_weights(self.model, temporary, dtype=dtype)
+                save_trained_weights(model, temporary, dtype=dtype)
             else:
-                ordinary_model(self.model, dtype).save_pretrained(temporary)
+                ordinary_model(model, dtype).save_pretrained(temporary)
             if self.processing_class is not None:
                 self.processing_class.save_pretrained(temporary)
 

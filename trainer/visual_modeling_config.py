@@ -1,7 +1,6 @@
 """Arguments of the trainer of visual modelling, by its four stages."""
 
 import math
-import os
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -51,7 +50,7 @@ class VisualModelingConfig(VisualLanguageConfig):
 
     Raises:
         ValueError: if a value is unknown or out of its range, options do not go together, no loss of the stage would
-            reach a part that is to be trained, or FSDP is asked for.
+            reach a part that is to be trained.
     """
 
     stage: str = field(default="alignment", metadata={"help": "alignment, instruction, visual_tokens …"})
@@ -68,12 +67,6 @@ class VisualModelingConfig(VisualLanguageConfig):
         known("loss_implementation", self.loss_implementation, IMPLEMENTATIONS)
         if not 0 <= self.visual_loss_weight < math.inf:
             raise ValueError(f"visual_loss_weight is {self.visual_loss_weight!r}, expected a number from 0 on.")
-        if self.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1"):
-            raise ValueError(
-                "FSDP leaves each process a part of every weight, of which the logs and the final folder need the "
-                "whole: leave fsdp out, and train with DeepSpeed (training.deepspeed: recipes/deepspeed/zero3.json) "
-                "where a model is too large for one GPU."
-            )
         if self.learning_rate is None:
             self.learning_rate = LEARNING_RATES[self.stage]
         super().__post_init__()

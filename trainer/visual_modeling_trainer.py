@@ -112,7 +112,7 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0) // self.get_tp_size()
         num_labels, num_visual, num_tokens = counts
         self._num_visual_items = num_visual.clamp(min=1)
-        self._since_log["steps"] = self._since_log.get("steps", 0) + 1
+        self._since_log["steps"] = self._since_log.get("steps", 0.0) + 1 / self.args.world_size
         self._clock.add(float(num_tokens))
         return num_labels.clamp(min=1)
 
@@ -131,10 +131,9 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         return (loss, outputs) if return_outputs else loss
 
     def _note(self, inputs: Mapping[str, Any], outputs: Any) -> None:
-        scale = self.accelerator.num_processes // self.get_tp_size()
         for name in SUMS:
             if (part := getattr(outputs, name)) is not None:
-                self._since_log[name] = self._since_log.get(name, 0.0) + scale * part.detach()
+                self._since_log[name] = self._since_log.get(name, 0.0) + part.detach() / self.get_tp_size()
         if self.args.stage in VISUAL_LOSSES:
             predicted = self._predicted(inputs, outputs)
             if (
@@ -159,24 +158,14 @@ class VisualModelingTrainer(VisualLanguageTrainer):
 
     def _means_since_log(self) -> dict[str, float]:
         """The parts of the loss as Trainer means their sum, and the statistics of the last images."""
-        steps = max(int(self._since_log.pop("steps", 1)), 1)
-        names = [name for name in SUMS if name in self._since_log]
-        sums = [float(self._since_log.pop(name)) / steps for name in names]
-        found: dict[str, float] = {}
-        if names:
-            means = self._over_processes(sums) / self.accelerator.num_processes
-            found = dict(zip(names, means.tolist()))
+        sums = self._taken_together(self._since_log)
+        steps = max(round(sums.get("steps", 1)), 1)
+        found = {name: sums[name] / steps for name in SUMS if name in sums}
         if self.args.stage in VISUAL_LOSSES:
-            measured = self._over_processes(self.statistics.sums(self._last_predicted))
-            found |= statistics_of(measured.tolist())
+            measured = enumerate(self.statistics.sums(self._last_predicted))
+            found |= statistics_of(list(self._taken_together({str(n): value for n, value in measured}).values()))
             self._last_predicted = None
         return found
-
-    def _over_processes(self, values: list[float]) -> torch.Tensor:
-        of_this = torch.tensor(values, dtype=torch.float64)
-        if self.args.world_size == 1:
-            return of_this
-        return self.accelerator.gather(of_this[None].to(self.args.device)).sum(0)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss; of each row which answers are exactly right; and what [`VisualModelingMetrics`] makes means of."""

@@ -11,6 +11,7 @@ from torch import nn
 from transformers import PreTrainedModel
 from transformers.trainer_utils import EvalPrediction
 
+from ..modeling.divided_weights import whole_root
 from ..modeling.language_head import logit_transform
 from ..modeling.plain_matrix import matrix_of
 from ..modeling.vm_head import last_layer
@@ -144,17 +145,18 @@ class PredictionStatistics:
     def _divergences(self, positions: PredictedPositions) -> DistributionDivergences:
         """Of P' and Q. All processes have to call it, where weights are divided among them."""
         model, states = self.model, positions.hidden_states
-        weight, bias = matrix_of(model.get_output_embeddings(), states.shape[-1], states)
-        vm_head = model.model.vm_head
-        features, vm_weight = last_layer(vm_head, positions.image_features.to(_dtype_of(vm_head)))
-        return distribution_divergences(
-            features,
-            vm_weight,
-            states.to(weight.dtype),
-            weight,
-            predicting_bias=bias,
-            transform_predictions=logit_transform(model.config.text_config),
-        )
+        with whole_root(model):
+            weight, bias = matrix_of(model.get_output_embeddings(), states.shape[-1], states)
+            vm_head = model.model.vm_head
+            features, vm_weight = last_layer(vm_head, positions.image_features.to(_dtype_of(vm_head)))
+            return distribution_divergences(
+                features,
+                vm_weight,
+                states.to(weight.dtype),
+                weight,
+                predicting_bias=bias,
+                transform_predictions=logit_transform(model.config.text_config),
+            )
 
     def _is_punctuation(self, token_ids: torch.Tensor) -> torch.Tensor:
         if self.tokenizer is None:

@@ -1,6 +1,5 @@
 """Training of SeTok: both phases on a few drawn boxes, exact resuming, named losses, pictures and bad input."""
 
-import json
 import shutil
 
 import numpy as np
@@ -10,6 +9,7 @@ from PIL import Image
 from transformers import ViTImageProcessorPil
 
 from tests.tiny_setok import tiny_setok, tiny_setok_config
+from tests.trainer.planted_boxes import save_boxes
 from vistok import SeTokTrainer, SeTokTrainingConfig, load_data_source
 from vistok.modeling.object_contrast import object_contrast_loss, patch_objects, squared_kernel_scale
 from vistok.processing.images import BadSampleError, image_key, load_image
@@ -20,24 +20,8 @@ PROCESSOR = ViTImageProcessorPil(size={"height": 24, "width": 24}, do_resize=Tru
 
 @pytest.fixture(scope="module")
 def boxes(tmp_path_factory):
-    """Eight images of one to three boxes, with their masks, as COCO writes them."""
     folder = tmp_path_factory.mktemp("boxes")
-    (folder / "images").mkdir()
-    pixels = np.random.default_rng(0)
-    images, annotations = [], []
-    for number in range(8):
-        picture = pixels.integers(0, 255, (32, 32, 3)).astype(np.uint8)
-        for box in range(number % 3 + 1):
-            left = 10 * box
-            picture[4:20, left : left + 9] = 40 * box + 60
-            corners = [left, 4, left + 9, 4, left + 9, 20, left, 20]
-            annotations.append(
-                {"id": len(annotations) + 1, "image_id": number, "category_id": 1, "segmentation": [corners]}
-            )
-        Image.fromarray(picture).save(folder / "images" / f"{number}.png")
-        images.append({"id": number, "file_name": f"{number}.png", "height": 32, "width": 32})
-    document = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "box"}]}
-    (folder / "instances.json").write_text(json.dumps(document))
+    save_boxes(folder)
     return folder
 
 

@@ -70,7 +70,6 @@ def test_what_an_override_trains_otherwise_leaves_the_rest_to_the_stage():
     [
         ({"visual_loss_weight": -1.0, "stage": "visual_modeling"}, "visual_loss_weight is -1.0"),
         ({"visual_loss_weight": float("nan"), "stage": "visual_modeling"}, "visual_loss_weight is nan"),
-        ({"fsdp": True}, "FSDP leaves each process a part of every weight.*train with DeepSpeed"),
         ({"loss_implementation": "fast"}, "unknown loss_implementation 'fast'"),
         ({"average_tokens_across_devices": False}, "average_tokens_across_devices must stay True"),
         ({"trainable": {"adapters": "full"}, "stage": "visual_tokens"}, "adapters is to be trained"),
@@ -82,12 +81,6 @@ def test_what_an_override_trains_otherwise_leaves_the_rest_to_the_stage():
 def test_arguments_that_do_not_go_together_are_refused(options, message, tmp_path):
     with pytest.raises(ValueError, match=message):
         VisualModelingConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none", **options)
-
-
-def test_fsdp_of_a_launcher_is_refused_too(tmp_path, monkeypatch):
-    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
-    with pytest.raises(ValueError, match="FSDP leaves each process"):
-        VisualModelingConfig(output_dir=str(tmp_path), use_cpu=True, report_to="none")
 
 
 def test_parts_are_read_from_a_command_line(tmp_path):

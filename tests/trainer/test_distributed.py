@@ -1,0 +1,103 @@
+"""Every trainer takes the steps of one process with DDP, FSDP2 and ZeRO: losses, weights, metrics and final folder."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+from safetensors.torch import load_file
+
+from tests.processes import REPOSITORY
+from tests.trainer.distributed_runs import (
+    ALONE,
+    DIFFERENT,
+    SESSIONS,
+    STRATEGIES,
+    differences,
+    read,
+    runs_here,
+    weight_difference,
+)
+from tests.trainer.distributed_trainers import TRAINERS
+from vistok.modeling.trained_weights import CheckpointError
+from vistok.trainer.checkpoints import check_strategy
+from vistok.trainer.sharded_training import prepare_fsdp
+
+DIVIDED = "ZeRO stage 3 leaves each process a part of every weight"
+QUANTIZED = "Quantised weights stay whole on every process"
+REFUSED = {
+    ("SetokimTrainer, pretraining", "ZeRO-3"): DIVIDED,
+    ("SetokimTrainer, instruction", "ZeRO-3"): DIVIDED,
+    ("VisualLanguageTrainer, QLoRA", "FSDP2"): QUANTIZED,
+    ("VisualLanguageTrainer, QLoRA", "ZeRO-3"): QUANTIZED,
+}
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """All trainings, by one process that imports once: a fork with threads of its own might never end."""
+    folder = tmp_path_factory.mktemp("distributed")
+    settings = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([str(REPOSITORY), *sys.path])}
+    command = [sys.executable, "-m", "tests.trainer.distributed_runs", str(folder)]
+    told = subprocess.run(command, cwd=REPOSITORY, env=settings, capture_output=True, text=True, timeout=1200)
+    assert told.returncode == 0, told.stderr[-5000:]
+    return folder
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("trainer", TRAINERS)
+def test_two_processes_train_and_evaluate_as_one_with_the_batches_of_both(runs, trainer, strategy):
+    if not runs_here(strategy):
+        pytest.skip("deepspeed is not installed: pip install deepspeed (nothing has to be compiled)")
+    found, alone = read(runs, strategy, trainer), read(runs, ALONE, trainer)
+    if (trainer, strategy) in REFUSED:
+        assert REFUSED[trainer, strategy] in found["refused"]
+        return
+    far = differences(runs, strategy, trainer)
+    # DeepSpeed computes in float32, where gradients are large too.
+    exact = not strategy.startswith("ZeRO")
+    assert far["weight"] < (1e-7 if exact else 1e-4) and far["weight"] < 0.01 * alone["moved"]
+    assert far["loss"] < (1e-5 if exact else 1e-3) and far["gradient"] < (1e-6 if exact else 1e-3)
+    for name, value in alone["metrics"].items():
+        if not name.endswith(DIFFERENT):
+            assert found["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), name
+
+
+@pytest.mark.parametrize("session", ["fewer", "more"])
+def test_a_divided_checkpoint_goes_on_with_another_number_of_processes(runs, session):
+    place = runs / "resumed"
+    assert weight_difference(place / "whole", place / session) < 1e-12
+    first, second = (json.loads((place / name / "outcome.json").read_text()) for name in ("whole", session))
+    for name, value in first["logged"][0].items():  # means since the first step, of which others took a part
+        assert name.endswith(DIFFERENT) or second["logged"][0][name] == pytest.approx(value, rel=1e-6), name
+    assert (place / SESSIONS[session][1] / "pytorch_model_fsdp_0").is_dir()
+
+
+def test_what_fsdp_saves_in_the_end_is_a_model_as_one_process_saves_it(runs):
+    name = "VisualLanguageTrainer, all parts, LoRA"
+    configs = [json.loads((runs / strategy / name / "config.json").read_text()) for strategy in (ALONE, "FSDP2")]
+    assert configs[0] == configs[1] and configs[1]["architectures"] == ["GVTForConditionalGeneration"]
+    assert not any("lora" in weight for weight in load_file(runs / "FSDP2" / name / "model.safetensors"))
+
+
+def test_a_checkpoint_of_another_strategy_is_refused(runs):
+    divided = runs / "resumed" / "whole" / "checkpoint-2"
+    check_strategy(divided, fsdp=True)
+    for options, told in (({}, "with neither"), ({"deepspeed": True}, "with DeepSpeed")):
+        with pytest.raises(CheckpointError, match=f"of a training with FSDP, and this one is {told}"):
+            check_strategy(divided, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"fsdp_version": 1}, "fsdp_version is 1"), ({"cpu_ram_efficient_loading": True}, "ram_efficient_loading is on")],
+)
+def test_what_trainers_cannot_do_with_fsdp_is_refused(options, told):
+    class Plugin:
+        fsdp_version, cpu_ram_efficient_loading, transformer_cls_names_to_wrap = 2, False, ["Layer"]
+
+    plugin = Plugin()
+    vars(plugin).update(options)
+    with pytest.raises(ValueError, match=told):
+        prepare_fsdp(plugin, None)
