@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import BitsAndBytesConfig
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..configuration.optional import require
 from ..modeling.quantized_weights import EXTRA, QUANTIZED_PARTS, QuantizablePreTrainedModel
@@ -94,7 +93,9 @@ def check_whole(args: Any) -> None:
         ValueError: if it divides weights, by FSDP or DeepSpeed's ZeRO stage 3.
     """
     uses_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
-    if uses_fsdp or is_deepspeed_zero3_enabled():
+    plugin = getattr(args, "deepspeed_plugin", None)
+    plan = getattr(args, "hf_deepspeed_config", None) or getattr(plugin, "hf_ds_config", None)
+    if uses_fsdp or (plan is not None and plan.is_zero3()):
         raise ValueError(
             "Quantised weights stay whole on every process: leave fsdp and DeepSpeed's stage 3 out, and train with "
             "DDP or recipes/deepspeed/zero2.json; or leave load_in_4bit and load_in_8bit out."

@@ -13,7 +13,9 @@ from vistok.trainer.visual_language_recipe import VisualLanguageRecipe
 
 # A study is no training: see test_study_recipe.py and test_stage_comparison.py.
 STUDIES = ("study.yaml", "comparison.yaml")
-RECIPES = sorted(path for path in Path(shipped_path("recipes")).rglob("*.yaml") if path.name not in STUDIES)
+FOLDERS = ("gvt", "setok", "setokim", "vtlmm")
+FILES = [file for folder in FOLDERS for file in Path(shipped_path("recipes"), folder).rglob("*.yaml")]
+RECIPES = sorted(file for file in FILES if file.name not in STUDIES)
 
 
 def is_visual_language(path) -> bool:
