@@ -51,6 +51,20 @@ class Reply(NamedTuple):
 
 
 @dataclass
+class Conversation:
+    """
+    What was asked and answered about one image by one system.
+
+    Args:
+        turns (`list[tuple[str, str]]`): questions and answers up to now.
+        is_over (`bool`): whether another image or system was chosen: an answer still to come is then nobody's.
+    """
+
+    turns: Turns = field(default_factory=list)
+    is_over: bool = False
+
+
+@dataclass
 class Conversations:
     """
     Puts questions to systems, each of which is loaded when it is first asked and kept.
@@ -134,17 +148,20 @@ def build_page(models: Sequence[str | os.PathLike] = ()) -> Any:
     systems = offered_systems(models)
     conversations = Conversations(systems)
 
-    def ask(image_file, name, question, turns):
-        reply = conversations.ask(image_file, name, question, turns)
+    def ask(image_file, name, question, conversation):
+        reply = conversations.ask(image_file, name, question, conversation.turns)
+        if conversation.is_over:
+            return [gr.skip()] * 5
         left = "" if reply.is_answered else question
-        return _messages(reply.turns), reply.turns, left, reply.picture, reply.note
+        return _messages(reply.turns), Conversation(reply.turns), left, reply.picture, reply.note
 
-    def begin(name):
-        return [], [], None, "", about(conversations.named(name))
+    def begin(name, conversation):
+        conversation.is_over = True
+        return [], Conversation(), None, "", about(conversations.named(name))
 
     with gr.Blocks(title=TITLE, analytics_enabled=False) as page:
         gr.Markdown(INTRODUCTION)
-        turns = gr.State([])
+        conversation = gr.State(Conversation())
         with gr.Row():
             with gr.Column(scale=2, min_width=320):
                 image = _image_file(gr)(label="Image", sources=["upload", "clipboard"], height=300, elem_id="image")
@@ -167,11 +184,14 @@ def build_page(models: Sequence[str | os.PathLike] = ()) -> Any:
                 )  # fmt: skip
         gr.Examples(_examples(), [image, question], label="Examples")
         asked = question.submit(
-            ask, [image, name, question, turns], [chat, turns, question, picture, note], api_name="ask"
+            ask, [image, name, question, conversation], [chat, conversation, question, picture, note], api_name="ask"
         )
         for event in (image.change, name.change, chat.clear):
-            # An answer that is still to come is about what was chosen before.
-            event(begin, name, [chat, turns, picture, note, explained], api_visibility="private", cancels=[asked])
+            # A question that still waits is not put any more; the answer to one that is being answered is not shown.
+            event(
+                begin, [name, conversation], [chat, conversation, picture, note, explained],
+                api_visibility="private", cancels=[asked],
+            )  # fmt: skip
     return page
 
 
