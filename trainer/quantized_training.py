@@ -42,6 +42,16 @@ def check_quantization(load_in_4bit: bool, load_in_8bit: bool, quantization: Map
         raise ValueError("model.quantization says how to quantise: set model.load_in_4bit or model.load_in_8bit too.")
 
 
+def without_unused_fields(model: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    The model of a recipe, without the fields of quantisation if it is not quantised: jobs of a study whose recipe does
+    not speak of quantisation are then the same ones as before recipes could.
+    """
+    if any(model.get(name) for name in _SWITCHES):
+        return dict(model)
+    return {name: value for name, value in model.items() if name not in (*_SWITCHES, "quantization")}
+
+
 def quantization_options(
     recipe: Any, model_class: type[QuantizablePreTrainedModel], trainable: Mapping[str, str], args: Any
 ) -> dict[str, Any]:
@@ -122,4 +132,10 @@ def beside_quantized_weights(model: Any) -> Iterator[None]:
         model.is_quantized = True
 
 
-__all__ = ["beside_quantized_weights", "check_quantization", "check_whole", "quantization_options"]
+__all__ = [
+    "beside_quantized_weights",
+    "check_quantization",
+    "check_whole",
+    "quantization_options",
+    "without_unused_fields",
+]

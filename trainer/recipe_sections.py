@@ -12,6 +12,7 @@ from ..configuration.shipped import here_or_shipped
 from ..hub_cards.card_header import check_card_fields
 from .data_formats import DataSource
 from .loss_curve import CurveLabels
+from .quantized_training import without_unused_fields
 from .reproducible_trainer import ReproducibleTrainer
 
 DEFAULT_TRAINER = "visual-language"
@@ -122,6 +123,8 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as plain dictionaries, as it stands in a YAML file."""
         values = dataclasses.asdict(self)
+        if "model" in values:
+            values["model"] = without_unused_fields(values["model"])
         named = {} if self.trainer == DEFAULT_TRAINER else {"trainer": self.trainer}
         return {**named, **{name: values[name] for name in self.sections}}
 

@@ -58,8 +58,9 @@ def draw_comparison(found: Mapping[str, Any], path: Path) -> None:
     _name_rows(panels[0, 0], [arm["label"] for arm in arms.values()])
     if differences:
         for axes, measure in zip(panels[1], measures):
+            if axes is not panels[1, 0]:
+                axes.sharex(panels[1, 0])  # so that intervals of all tasks have the same scale
             handles |= _draw_differences(axes, [one[measure] for one in differences])
-            axes.sharex(panels[1, 0])  # so that intervals of all tasks have the same scale
         pairs = [[arms[arm]["label"] for arm in one["arms"]] for one in differences]
         _name_rows(panels[1, 0], [f"{first}\n− {second}" for first, second in pairs])
     figure.get_layout_engine().set(w_pad=0.1)

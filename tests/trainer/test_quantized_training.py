@@ -226,3 +226,11 @@ def test_a_recipe_without_bitsandbytes_names_the_extra(wide_base_models, monkeyp
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(ImportError, match=r'pip install "vistok\[quantization\]"'):
         build_model(ModelRecipe(vision=vision, text=text, load_in_4bit=True))
+
+
+def test_a_recipe_without_quantisation_is_written_as_before_there_was_any():
+    plain = {"data": {"train": [{"format": "easy-vqa"}]}, "training": {"output_dir": "runs/gvt"}}
+    named = {"load_in_4bit", "load_in_8bit", "quantization"}
+    assert not named & set(recipe_from_dict(plain).to_dict()["model"])
+    quantised = recipe_from_dict({**plain, "model": {"load_in_8bit": True}}).to_dict()
+    assert named <= set(quantised["model"]) and recipe_from_dict(quantised).model.load_in_8bit

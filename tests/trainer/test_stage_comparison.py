@@ -9,6 +9,7 @@ import pytest
 from tests.tiny import tiny_image
 from tests.trainer.tiny_visual_modeling import NUM_TOKENS
 from vistok.configuration.shipped import shipped_path
+from vistok.evaluation.seed_replicates import AVERAGE
 from vistok.modeling.trained_weights import read_trained_weights
 from vistok.trainer import stage_comparison_figure
 from vistok.trainer.run_lineage import weights_digest
@@ -271,6 +272,22 @@ class TestReport:
             assert (40.0, height) in at  # other images
         for height, one in enumerate(found["differences"]):
             assert (round(one["mine"]["value"], 3), height) in places(differences)
+
+    def test_differences_of_all_tasks_fit_into_the_scale_that_they_share(self, planted, drawn, tmp_path):
+        found = collect_comparison(planted())
+        found["tasks"]["wide"] = found["tasks"]["mine"]
+        for entry in found["arms"].values():
+            for name in ("scores", "floors", "shuffled"):
+                entry[name]["wide"] = entry[name]["mine"]
+            entry["scores"][AVERAGE] = entry["scores"]["mine"]
+        wide = {"value": -40.0, "low": -60.0, "high": -20.0, "seeds": ()}
+        for one in found["differences"]:
+            one["wide"], one[AVERAGE] = wide, one["mine"]
+        stage_comparison_figure.draw_comparison(found, tmp_path / "comparison.png")
+        highest = max(one["mine"]["high"] for one in found["differences"])
+        for axes in drawn["comparison.png"].axes[3:]:
+            low, high = axes.get_xlim()
+            assert low < -60 and high > highest
 
     def test_curves_of_shared_stages_and_of_arms_with_the_mean_of_their_seeds_are_drawn(self, planted, drawn):
         write_comparison(planted())

@@ -12,18 +12,7 @@ from vistok.cli_words import SHIPPED_MODEL
 from vistok.configuration.shipped import shipped_path
 from vistok.evaluation.word_map import WordMap, read_word_map
 
-
-def it_ships() -> bool:
-    try:
-        return (shipped_path(SHIPPED_MODEL) / "config.json").is_file()
-    except FileNotFoundError:
-        return False
-
-
-pytestmark = [
-    pytest.mark.real_weights,
-    pytest.mark.skipif(not it_ships(), reason=f"{SHIPPED_MODEL} is not there"),
-]
+pytestmark = pytest.mark.real_weights
 
 
 @pytest.fixture(scope="module")
