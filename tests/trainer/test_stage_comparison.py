@@ -310,7 +310,8 @@ class TestReport:
             values[: len(values) // 3] = [0] * (len(values) // 3)  # another seed is 20 points worse
             file.write_text(json.dumps(document))
         found = collect_comparison(recipe)
-        widths = {arm: one["scores"]["mine"]["high"] - one["scores"]["mine"]["low"] for arm, one in found["arms"].items()}
+        scores = {arm: one["scores"]["mine"] for arm, one in found["arms"].items()}
+        widths = {arm: score["high"] - score["low"] for arm, score in scores.items()}
         assert widths["stop"] < 6 and min(widths["text"], widths["images"]) > 20
 
     def test_as_long_as_the_arm_that_stops_was_not_asked_nothing_is_concluded(self, planted, tmp_path):

@@ -186,7 +186,8 @@ class TestMeans:
     def test_placeholders_that_images_leave_unused_are_no_positions(self, base_models, tmp_path, stage):
         setok = {"model_type": "setok_tokenizer", "method": "threshold", "score_threshold": 0.3, "num_neighbors": 2}
         setok |= {"max_tokens": 5, "merger_num_layers": 1}
-        processor = VTLMMProcessor.from_vision_text_pretrained(*base_models, num_image_tokens=5, chat_template="chatml")
+        options = {"num_image_tokens": 5, "chat_template": "chatml"}
+        processor = VTLMMProcessor.from_vision_text_pretrained(*base_models, **options)
         data = mixed(9 if stage == "visual_tokens" else 6)  # six rows: stage III leaves out those without an image
         for batch_size, steps in ((6, 1), (2, 3)):
             model = compose_vtlmm(base_models, adapter_config=setok)
