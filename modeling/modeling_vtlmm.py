@@ -16,7 +16,7 @@ from .multimodal_model import MultimodalModel, MultimodalPreTrainedModel, build_
 from .outputs_vtlmm import VTLMMImageFeatures, VTLMMOutput
 from .plain_matrix import matrix_of
 from .pseudo_image_features import embedding_table, pseudo_image_features
-from .vision_features import build_vision_tower, patch_grid
+from .vision_features import build_vision_tower, feature_grid
 from .visual_positions import predicted_image_positions, used_placeholders
 from .visual_tokenizer import VisualTokenizer
 from .visual_words import VisualTokenDistributions, nearest_tokens, visual_token_distributions
@@ -56,13 +56,14 @@ class VTLMMPreTrainedModel(MultimodalPreTrainedModel):
         Raises:
             ValueError: if an override is a field of neither config, or the language model is an encoder-decoder.
             FetchError: if base weights of vistok are not in the cache; names the command for all of them.
-            CheckpointError: if the vision checkpoint is no vision transformer, or weights are truncated or missing.
+            CheckpointError: if the vision checkpoint is no tower, or weights are truncated or missing.
         """
         model = super().from_vision_text_pretrained(vision, text, **kwargs)
         model.config.vm_head_trained = False
         if image_size is not None:
             core = getattr(model, model.base_model_prefix, model)
-            height, width = patch_grid(model.config.vision_config, (image_size, image_size))
+            layer = model.config.vision_feature_layer
+            height, width = feature_grid(model.config.vision_config, (image_size, image_size), layer)
             for config in (model.config.adapter_config, core.adapter.config):
                 if hasattr(config, "num_tokens"):
                     config.num_tokens = height * width
