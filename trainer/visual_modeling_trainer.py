@@ -49,7 +49,8 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             or as in [`VisualLanguageTrainer`].
 
     Losses are means over all labels, and over all predicted image positions, of a step: of all its batches and
-    processes. Beside `loss` (what is minimised) a training logs
+    processes. Where the number of visual tokens follows the image, tower and adapter run once more before a step in
+    which Loss_VM is trained, to count them. Beside `loss` (what is minimised) a training logs
 
     - `loss_lm` and `loss_vm`: means over steps of Loss_LM, and of Loss_VM (Eq. 6) or Loss'_VM (Eq. 9), in nats;
     - `visual_perplexity`: exp(mean over image positions of −Σ_i P'(i) log Q(i)), the perplexity of the visual tokens
