@@ -74,4 +74,6 @@ def test_columns_are_those_that_were_measured(card):
 
 def test_widths_are_those_of_the_adapter_also_behind_a_convolutional_tower(card):
     assert "| adapter | 32 → 48 → 48 |" in card()
-    assert "| adapter | 16 → 48 → 48 |" in card(tower=ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1] * 4))
+    text = card(tower=ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1] * 4))
+    assert "| adapter | 16 → 48 → 48 |" in text
+    assert "convnext, stages of 8, 12, 16 and 20; its `hidden_states[-2]`" in text
