@@ -111,7 +111,7 @@ class VTLMMConfig(PreTrainedConfig):
             raise ValueError(f"vm_head_rank is {self.vm_head_rank}: give 1 or more, or None for a full matrix.")
         check_feature_layer(self)
         patch_hidden_size = feature_width(vision_config, self.vision_feature_layer)
-        widths = {"patch_hidden_size": patch_hidden_size, "output_size": _embedding_width(text_config)}
+        widths: dict[str, Any] = {"patch_hidden_size": patch_hidden_size, "output_size": _embedding_width(text_config)}
         if getattr(self.adapter_config, "intermediate_size", 0) is None:
             widths["intermediate_size"] = widths["output_size"]
         if getattr(self.adapter_config, "num_tokens", 0) is None:

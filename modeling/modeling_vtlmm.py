@@ -73,7 +73,7 @@ class VTLMMPreTrainedModel(MultimodalPreTrainedModel):
         """`PreTrainedModel.resize_token_embeddings`, and the visual modelling head with them."""
         embeddings = super().resize_token_embeddings(*args, **kwargs)
         std = getattr(self.config.text_config, "initializer_range", 0.02)
-        core = getattr(self, self.base_model_prefix, self)
+        core: Any = getattr(self, self.base_model_prefix, self)
         resize_vm_head(core.vm_head, embeddings.num_embeddings, std)
         return embeddings
 
