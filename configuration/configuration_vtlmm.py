@@ -6,7 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .multimodal_config import check_feature_layer, check_image_token, complete_tower, with_fields
+from .multimodal_config import check_feature_layer, check_image_token, complete_tower, feature_width, with_fields
 
 CLIP_L_336 = {
     "hidden_size": 1024,
@@ -28,12 +28,13 @@ class VTLMMConfig(PreTrainedConfig):
 
     Args:
         vision_config (`PreTrainedConfig` or `dict`, *optional*, defaults to CLIP ViT-L/14 at 336 pixels):
-            Configuration of the vision tower: any vision transformer of transformers, or that of EVA-CLIP.
+            Configuration of the vision tower: any vision transformer of transformers, that of EVA-CLIP, or a
+            convolutional network that returns feature maps, such as ConvNeXt.
         text_config (`PreTrainedConfig` or `dict`, *optional*, defaults to Llama with eight rows more):
             Configuration of the language model: any causal model of transformers.
         adapter_config (`PreTrainedConfig` or `dict`, *optional*, defaults to `MLPAdapterConfig()`):
             Configuration of the adapter. Its widths follow the tower and the language model; its `num_tokens` is by
-            default the number of patches of an image of the tower's `image_size`.
+            default the number of patches of an image of the tower's `image_size`, unknown of a convolutional network.
         image_token_id (`int`, *optional*, defaults to 32000):
             Id of the placeholder that visual tokens take the place of, one of the language model's `vocab_size`.
         vision_feature_layer (`int` or `"final"`, *optional*, defaults to -2):
@@ -58,7 +59,8 @@ class VTLMMConfig(PreTrainedConfig):
             The `peft.LoraConfig`, as a dictionary, of the adapters among the trained weights of such a folder.
 
     Raises:
-        ValueError: if the language model is an encoder-decoder, the tower lacks the layer, or the rank is below 1.
+        ValueError: if the language model is an encoder-decoder, the tower lacks the layer or a width, or the rank is
+            below 1.
 
     Example:
 
@@ -107,14 +109,15 @@ class VTLMMConfig(PreTrainedConfig):
             )
         if self.vm_head_rank is not None and self.vm_head_rank < 1:
             raise ValueError(f"vm_head_rank is {self.vm_head_rank}: give 1 or more, or None for a full matrix.")
-        widths = {"patch_hidden_size": vision_config.hidden_size, "output_size": _embedding_width(text_config)}
+        check_feature_layer(self)
+        patch_hidden_size = feature_width(vision_config, self.vision_feature_layer)
+        widths: dict[str, Any] = {"patch_hidden_size": patch_hidden_size, "output_size": _embedding_width(text_config)}
         if getattr(self.adapter_config, "intermediate_size", 0) is None:
             widths["intermediate_size"] = widths["output_size"]
         if getattr(self.adapter_config, "num_tokens", 0) is None:
             widths["num_tokens"] = _num_patches(vision_config)
         self.adapter_config = with_fields(self.adapter_config, **widths)
         self.tie_word_embeddings = bool(getattr(text_config, "tie_word_embeddings", False))
-        check_feature_layer(self)
 
     def check_image_token(self) -> None:
         """
@@ -133,6 +136,8 @@ def _embedding_width(text_config: Any) -> int:
 
 
 def _num_patches(vision_config: Any) -> int | None:
+    if getattr(vision_config, "hidden_sizes", None):  # its stages differ
+        return None
     sizes = (getattr(vision_config, name, None) for name in ("image_size", "patch_size"))
     pairs = [tuple(size) if isinstance(size, (list, tuple)) else (size, size) for size in sizes]
     (height, width), (patch_height, patch_width) = pairs

@@ -37,7 +37,8 @@ def check_feature_layer(config: PreTrainedConfig) -> None:
     Raises:
         ValueError: if it has not; names the layers.
     """
-    num_layers, layer = getattr(config.vision_config, "num_hidden_layers", None), config.vision_feature_layer
+    stages, layer = getattr(config.vision_config, "hidden_sizes", None), config.vision_feature_layer
+    num_layers = len(stages) if stages else getattr(config.vision_config, "num_hidden_layers", None)
     if num_layers is not None and isinstance(layer, int) and not -num_layers - 1 <= layer <= num_layers:
         raise ValueError(
             f"vision_feature_layer is {layer}, but a tower of {num_layers} layers has hidden "

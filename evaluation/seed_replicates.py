@@ -234,6 +234,7 @@ def estimate_difference(
     seeds: SeedVariance,
     level: float = 0.95,
     bounds: tuple[float, float] | None = None,
+    without_seeds: Sequence[Replicates] = (),
 ) -> Estimate:
     """
     How much higher the first kind of model scores than the second, paired by images.
@@ -242,8 +243,10 @@ def estimate_difference(
         first, second (`dict[str, list[ImageScores]]`): on the same images.
         measure, weights, seeds, level: see [`estimate_score`].
         bounds (`tuple[float, float]`, *optional*): the least and the greatest difference that there can be.
+        without_seeds: see [`estimate_contrast`].
     """
-    found = estimate_contrast([(first, 1.0), (second, -1.0)], measure, weights, seeds, level, bounds)
+    terms = [(first, 1.0), (second, -1.0)]
+    found = estimate_contrast(terms, measure, weights, seeds, level, bounds, without_seeds)
     of_seeds = [scores_of_seeds(replicates, measure) for replicates in (first, second)]
     by_seed = of_seeds[0] - of_seeds[1] if len(of_seeds[0]) == len(of_seeds[1]) else ()
     return replace(found, seeds=tuple(map(float, by_seed)))
@@ -256,6 +259,7 @@ def estimate_contrast(
     seeds: SeedVariance,
     level: float = 0.95,
     bounds: tuple[float, float] | None = None,
+    without_seeds: Sequence[Replicates] = (),
 ) -> Estimate:
     """
     A sum of the scores of several kinds of models, each with a factor, such as a difference of differences.
@@ -263,6 +267,8 @@ def estimate_contrast(
     Args:
         terms (`list[tuple]`): [`Replicates`] with their factors. A kind of model may be in several terms.
         measure, weights, seeds, level, bounds: see [`estimate_difference`].
+        without_seeds (`list[dict]`, *optional*): [`Replicates`] among them of the one model that there is, which other
+            seeds would not change: a start that all others share.
     """
     shares: dict[int, float] = {}  # of each model: one that is in two terms counts twice, or cancels out
     members: dict[int, Replicates] = {}
@@ -273,7 +279,7 @@ def estimate_contrast(
     for key, share in shares.items():
         found = scores_of_seeds(members[key], measure)
         value += share * float(found.mean())
-        of_variance += share**2 / len(found)
+        of_variance += 0.0 if any(members[key] is fixed for fixed in without_seeds) else share**2 / len(found)
         resampled += share * scores_of_seeds(members[key], measure, weights).mean(0)
     num_images = _num_images(terms[0][0], measure)
     return Estimate(value, *_interval(resampled, seeds, of_variance, level, num_images, bounds))

@@ -1,6 +1,6 @@
 """Fine-tune a GVT on images and conversations with transformers' Trainer. Copy this file and change it.
 
-    vistok fetch
+    vistok fetch && vistok fetch easy-vqa
     python examples/finetune_gvt.py --data easy-vqa --max_steps 100 --output_dir runs/gvt-finetuned
 
 Your own data: a LLaVA-format file and its image folder.

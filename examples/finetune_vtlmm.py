@@ -1,6 +1,6 @@
 """Train one stage of a VT-LMM with transformers' Trainer. Copy this file and change it.
 
-    vistok fetch
+    vistok fetch && vistok fetch easy-vqa
     python examples/finetune_vtlmm.py --stage instruction --data easy-vqa --output_dir runs/vtlmm-2
     python examples/finetune_vtlmm.py --stage visual_tokens --model runs/vtlmm-2 --output_dir runs/vtlmm-3
     python examples/finetune_vtlmm.py --stage visual_modeling --model runs/vtlmm-3 --output_dir runs/vtlmm-4

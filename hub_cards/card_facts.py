@@ -131,7 +131,7 @@ def _token_width(tokenizer: PreTrainedConfig) -> int | None:
 def tower_in_words(config: PreTrainedConfig) -> str:
     """The vision tower of a composed model, and what is read of it."""
     vision, layer = config.vision_config, config.vision_feature_layer
-    patch_size = getattr(vision, "patch_size", None)
+    patch_size = None if getattr(vision, "hidden_sizes", None) else getattr(vision, "patch_size", None)
     patches = f", patches of {patch_size} × {patch_size} pixels" if isinstance(patch_size, int) else ""
     tokens = "all its tokens" if config.vision_feature_select_strategy == "full" else "patches only"
     features = "its features after the final norm" if layer == "final" else f"its `hidden_states[{layer}]`"
@@ -152,10 +152,12 @@ def lora_in_words(config: PreTrainedConfig) -> str:
 
 
 def kind_in_words(config: PreTrainedConfig) -> str:
-    """Type and size of a model, such as "dinov2, 12 layers of 384"."""
-    layers = getattr(config, "num_hidden_layers", None)
+    """Type and size of a model, such as "dinov2, 12 layers of 384" or "convnext, stages of 96, 192, 384 and 768"."""
     kind = config.model_type.removesuffix("_vistok").replace("_", " ")
-    return f"{kind}, {layers} layers of {config.hidden_size}" if layers else kind
+    if stages := getattr(config, "hidden_sizes", None):
+        return f"{kind}, stages of {', '.join(map(str, stages[:-1]))} and {stages[-1]}"
+    layers, width = (getattr(config, name, None) for name in ("num_hidden_layers", "hidden_size"))
+    return f"{kind}, {layers} layers of {width}" if layers and width else kind
 
 
 def data_packages(sources: Iterable[Mapping[str, Any]]) -> dict[str, list[RegistryPackage]]:

@@ -69,13 +69,13 @@ def _summary(config: PreTrainedConfig | None, models: Sequence[card_facts.BaseMo
 
 
 def _architecture(config: PreTrainedConfig, image_size: int | None) -> list[card_facts.Row]:
-    vision, text, adapter = config.vision_config, config.text_config, config.adapter_config
-    inner = getattr(adapter, "intermediate_size", None)
+    text, adapter = config.text_config, config.adapter_config
+    widths = [getattr(adapter, name, None) for name in ("patch_hidden_size", "intermediate_size", "output_size")]
     rank = config.vm_head_rank
     rows = [
         ("images", f"{image_size} × {image_size} pixels, padded to squares" if image_size else ""),
         ("vision tower", card_facts.tower_in_words(config)),
-        ("adapter", f"{vision.hidden_size} → {inner} → {text.hidden_size}" if inner else adapter.model_type),
+        ("adapter", adapter.model_type if None in widths else " → ".join(map(str, widths))),
         ("visual tokens per image", card_facts.number(getattr(adapter, "num_tokens", "") or "")),
         ("language model", card_facts.language_model_in_words(config)),
         (

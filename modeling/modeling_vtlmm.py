@@ -16,8 +16,8 @@ from .multimodal_model import MultimodalModel, MultimodalPreTrainedModel, build_
 from .outputs_vtlmm import VTLMMImageFeatures, VTLMMOutput
 from .plain_matrix import matrix_of
 from .pseudo_image_features import embedding_table, pseudo_image_features
-from .vision_features import build_vision_tower, patch_grid
-from .visual_positions import predicted_image_positions
+from .vision_features import build_vision_tower, feature_grid
+from .visual_positions import predicted_image_positions, used_placeholders
 from .visual_tokenizer import VisualTokenizer
 from .visual_words import VisualTokenDistributions, nearest_tokens, visual_token_distributions
 from .vm_head import build_vm_head, last_layer, resize_vm_head, warn_of_untrained_vm_head
@@ -56,17 +56,26 @@ class VTLMMPreTrainedModel(MultimodalPreTrainedModel):
         Raises:
             ValueError: if an override is a field of neither config, or the language model is an encoder-decoder.
             FetchError: if base weights of vistok are not in the cache; names the command for all of them.
-            CheckpointError: if the vision checkpoint is no vision transformer, or weights are truncated or missing.
+            CheckpointError: if the vision checkpoint is no tower, or weights are truncated or missing.
         """
         model = super().from_vision_text_pretrained(vision, text, **kwargs)
         model.config.vm_head_trained = False
         if image_size is not None:
             core = getattr(model, model.base_model_prefix, model)
-            height, width = patch_grid(model.config.vision_config, (image_size, image_size))
+            layer = model.config.vision_feature_layer
+            height, width = feature_grid(model.config.vision_config, (image_size, image_size), layer)
             for config in (model.config.adapter_config, core.adapter.config):
                 if hasattr(config, "num_tokens"):
                     config.num_tokens = height * width
         return model
+
+    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
+        """`PreTrainedModel.resize_token_embeddings`, and the visual modelling head with them."""
+        embeddings = super().resize_token_embeddings(*args, **kwargs)
+        std = getattr(self.config.text_config, "initializer_range", 0.02)
+        core: Any = getattr(self, self.base_model_prefix, self)
+        resize_vm_head(core.vm_head, embeddings.num_embeddings, std)
+        return embeddings
 
 
 class VTLMMModel(VTLMMPreTrainedModel, MultimodalModel):
@@ -155,13 +164,6 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         self._build_head()
         self.post_init()
 
-    def resize_token_embeddings(self, *args, **kwargs) -> nn.Module:
-        """`PreTrainedModel.resize_token_embeddings`, and the visual modelling head with them."""
-        embeddings = super().resize_token_embeddings(*args, **kwargs)
-        std = getattr(self.config.text_config, "initializer_range", 0.02)
-        resize_vm_head(self.model.vm_head, embeddings.num_embeddings, std)
-        return embeddings
-
     @can_return_tuple
     def forward(
         self,
@@ -177,7 +179,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         visual_loss: Literal["visual_modeling", "visual_tokens"] | None = None,
         visual_loss_weight: float = 1.0,
         logits_to_keep: int | torch.Tensor = 0,
-        skip_logits: bool = False,
+        skip_logits: bool | None = None,
         num_items_in_batch: int | torch.Tensor | None = None,
         num_visual_items: int | torch.Tensor | None = None,
         loss_implementation: Literal["fused", "plain"] | None = None,
@@ -196,8 +198,9 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             visual_loss_weight (`float`, *optional*, defaults to 1.0): factor of the visual loss in `loss` (Eq. 7).
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Number of last positions (0: all), or the positions, to compute logits for.
-            skip_logits (`bool`, *optional*, defaults to `False`):
-                Return no logits, and hold none but a chunk at a time for the losses, which are the same.
+            skip_logits (`bool`, *optional*):
+                Return no logits, and hold none but a chunk at a time for the losses, which are the same. By default
+                where a loss is trained: in training mode, unless `logits_to_keep` asks for some.
             num_items_in_batch (`int`, *optional*):
                 Divides the language modelling loss: answer tokens over all micro-batches and processes. By default
                 those of this batch.
@@ -216,6 +219,9 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         """
         if visual_loss is not None and visual_loss not in VISUAL_LOSSES:
             raise ValueError(f"visual_loss is {visual_loss!r}: choose {', '.join(VISUAL_LOSSES)} or None.")
+        if skip_logits is None:
+            keeps_all = isinstance(logits_to_keep, int) and logits_to_keep == 0
+            skip_logits = self.training and keeps_all and (labels is not None or visual_loss is not None)
         implementation = loss_implementation or ("fused" if skip_logits else "plain")
         with torch.set_grad_enabled(torch.is_grad_enabled() and visual_loss != "visual_tokens"):
             image_features = self.model.images_of(
@@ -297,10 +303,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             nowhere = torch.zeros(inputs.shape[:2], dtype=torch.bool, device=inputs.device)
             return nowhere, nowhere
         placeholders = self.model.find_placeholders(inputs)
-        real = placeholders
-        if image_features.token_mask is not None:
-            token_mask = image_features.token_mask.to(placeholders.device)
-            real = torch.zeros_like(placeholders).masked_scatter(placeholders, token_mask)
+        real = used_placeholders(placeholders, image_features.token_mask)
         return placeholders, predicted_image_positions(real, attention_mask, position_ids, unused=placeholders & ~real)
 
     def _visual_tokens(self, image_features, hidden_states) -> torch.Tensor:

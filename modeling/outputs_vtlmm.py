@@ -46,7 +46,8 @@ class VTLMMOutput(MultimodalOutputMixin, ModelOutput):
         loss_vm (`torch.FloatTensor` of shape `()`, *optional*, returned with `visual_loss`):
             Visual loss in nats per predicted image position (Eq. 6 or 9), without its weight.
         logits (`torch.FloatTensor` of shape `(batch, sequence_length, vocab_size)`, *optional*):
-            Scores of the language model; absent with `skip_logits=True`.
+            Scores of the language model; absent with `skip_logits=True`, and where a loss is trained unless they are
+            asked for.
         visual_positions (`torch.BoolTensor` of shape `(batch, sequence_length)`, *optional*):
             True at image positions that have a prediction, S_VM; all `False` without images. From
             [`VTLMMForCausalLM`].

@@ -182,12 +182,36 @@ def patch_grid(vision_config, image_size: tuple[int, int]) -> tuple[int, int]:
     patch_size = vision_config.patch_size
     patch_height, patch_width = patch_size if isinstance(patch_size, (list, tuple)) else (patch_size, patch_size)
     grid_size = (image_size[0] // patch_height, image_size[1] // patch_width)
-    if 0 in grid_size:
+    if min(grid_size) < 1:
         raise ValueError(
             f"The image is {image_size[0]} × {image_size[1]} pixels, smaller than one patch of "
             f"{patch_height} × {patch_width}."
         )
     return grid_size
+
+
+def feature_grid(
+    vision_config: PreTrainedConfig, image_size: tuple[int, int], feature_layer: FeatureLayer = -1
+) -> tuple[int, int]:
+    """
+    Height and width, in patches, of what a layer of a tower makes of an image: of a convolutional network, whose
+    stages differ, from the shapes that its layers have without weights.
+
+    Args:
+        vision_config (`PreTrainedConfig`): configuration of the tower.
+        image_size (`tuple[int, int]`): height and width in pixels.
+        feature_layer (`int` or `"final"`): as in [`extract_vision_features`].
+
+    Raises:
+        ValueError: if the image is smaller than one patch.
+    """
+    if not getattr(vision_config, "hidden_sizes", None):
+        return patch_grid(vision_config, image_size)
+    with torch.device("meta"), torch.no_grad():
+        pixel_values = torch.empty(1, getattr(vision_config, "num_channels", 3), *image_size)
+        features = extract_vision_features(build_vision_tower(vision_config), pixel_values, feature_layer)
+    height, width = features.grid_size or (0, 0)
+    return height, width
 
 
 def tower_arguments(
@@ -218,6 +242,7 @@ __all__ = [
     "build_vision_tower",
     "cached_vision_features",
     "extract_vision_features",
+    "feature_grid",
     "lacking_in_cache",
     "patch_grid",
     "tower_arguments",

@@ -5,6 +5,23 @@ from typing import Any
 import torch
 
 
+def used_placeholders(placeholders: torch.Tensor, token_mask: torch.Tensor | None) -> torch.Tensor:
+    """
+    Placeholders that became visual tokens.
+
+    Args:
+        placeholders (`torch.BoolTensor` of shape `(batch, sequence_length)`): of all images of a batch.
+        token_mask (`torch.BoolTensor` of shape `(num_images, num_tokens)`, *optional*):
+            True at real tokens of each image, in the order of the placeholders; by default all are.
+
+    Returns:
+        `torch.BoolTensor` of shape `(batch, sequence_length)`.
+    """
+    if token_mask is None:
+        return placeholders
+    return torch.zeros_like(placeholders).masked_scatter(placeholders, token_mask.to(placeholders.device))
+
+
 def predicted_image_positions(
     placeholders: torch.Tensor,
     attention_mask: Any = None,
@@ -45,4 +62,4 @@ def predicted_image_positions(
     return torch.cat([first, placeholders[:, 1:] & predicts[:, :-1] & follows], dim=1)
 
 
-__all__ = ["predicted_image_positions"]
+__all__ = ["predicted_image_positions", "used_placeholders"]

@@ -8,6 +8,7 @@ from transformers.utils import logging
 
 from .divided_weights import whole_weights
 from .plain_matrix import matrix_of
+from .visual_tokenizer import computing_dtype
 
 logger = logging.get_logger(__name__)
 
@@ -58,7 +59,8 @@ def last_layer(vm_head: nn.Module, image_features: torch.Tensor) -> tuple[torch.
         `tuple`: the features, `(..., in_features or rank)`, and the weight, `(vocab_size, in_features or rank)`.
     """
     if isinstance(vm_head, LowRankVMHead):
-        image_features, vm_head = vm_head.down(image_features), vm_head.up
+        # The head may be trained in float32 behind an adapter that is frozen in bfloat16.
+        image_features, vm_head = vm_head.down(image_features.to(computing_dtype(vm_head.down))), vm_head.up
     weight, _ = matrix_of(vm_head, image_features.shape[-1], image_features)
     return image_features, weight
 

@@ -82,7 +82,8 @@ class VTLMMProcessor(MultimodalProcessor):
             image_size (`int`, *optional*):
                 Side of the images in pixels that the tower is to see; by default that of the tower's own processor.
             num_image_tokens (`int`, *optional*):
-                Number of visual tokens per image; by default one for each patch, without [CLS].
+                Number of visual tokens per image; by default one for each patch, without [CLS]. Of a convolutional
+                tower, whose stages differ, the model knows it: `model.model.adapter.max_num_tokens`.
             pad_to_square (`bool`, *optional*, defaults to `True`):
                 Pads images to squares of the tower's mean colour before they are resized, as LLaVA-1.5 does. `False`
                 prepares them as the tower's own processor does, or, with `image_size`, distorts them to squares.
@@ -95,7 +96,8 @@ class VTLMMProcessor(MultimodalProcessor):
 
         Raises:
             ValueError: if the tower's own processor makes images of no fixed size, and neither `image_size` nor
-                `num_image_tokens` says more; or if the chat template is unknown.
+                `num_image_tokens` says more; if the tower is convolutional, and the number of tokens is not given; or
+                if the chat template is unknown.
         """
         image_processor = load_image_processor(vision, None if pad_to_square else image_size, vision_kwargs)
         if pad_to_square:
@@ -122,7 +124,14 @@ def _num_patches(vision: str, image_processor: Any, vision_kwargs: Mapping[str, 
             "patches is unknown: give image_size or num_image_tokens."
         )
     config = AutoConfig.from_pretrained(resolve_checkpoint(vision), **hub_arguments(vision_kwargs or {}))
-    height, width = patch_grid(getattr(config, "vision_config", config), (side, side))
+    vision_config = getattr(config, "vision_config", config)
+    if getattr(vision_config, "hidden_sizes", None):
+        raise ValueError(
+            f"{vision} is a convolutional network ({vision_config.model_type}), whose stages have different numbers "
+            "of patches: give num_image_tokens, which of a model made with image_size is "
+            "model.model.adapter.max_num_tokens."
+        )
+    height, width = patch_grid(vision_config, (side, side))
     return height * width
 
 

@@ -15,7 +15,7 @@ from ..modeling.modeling_gvt import GVTForConditionalGeneration
 from ..modeling.modeling_setok_llava import SeTokLlavaForConditionalGeneration
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
 from ..modeling.modeling_vtlmm import VTLMMForCausalLM
-from ..modeling.vision_features import patch_grid
+from ..modeling.vision_features import feature_grid
 from ..processing.chat_templates import get_chat_template
 from ..processing.composed_llava_processor import compose_llava_processor
 from ..processing.processing_gvt import GVTProcessor
@@ -200,8 +200,10 @@ def build_model(
         **sized,
     )
     tokenizer = model.model.visual_tokenizer
-    # How many patches there are, the processor of a kind with one token for each finds out itself.
-    counts_patches = tokenizer.one_token_per_patch or recipe.kind == "setok_llava"
+    # How many patches there are, the processor of a kind with one token for each finds out itself, unless they are
+    # those of a stage of a convolutional network.
+    has_stages = kind.one_token_per_patch and getattr(model.config.vision_config, "hidden_sizes", None)
+    counts_patches = (tokenizer.one_token_per_patch and not has_stages) or recipe.kind == "setok_llava"
     counted = {} if counts_patches else {"num_image_tokens": tokenizer.max_num_tokens}
     processor = kind.processor_class.from_vision_text_pretrained(
         recipe.vision,
@@ -223,7 +225,7 @@ def _num_patches(model: Any, processor: Any) -> int:
             "With a visual token for each patch, images need one size and [CLS] is to be dropped: set "
             "model.image_size, and model.config.vision_feature_select_strategy to default."
         )
-    height, width = patch_grid(model.config.vision_config, (side, side))
+    height, width = feature_grid(model.config.vision_config, (side, side), model.config.vision_feature_layer)
     return height * width
 
 

@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from ..modeling.lora_adapters import add_lora
-from ..modeling.vision_features import patch_grid
+from ..modeling.vision_features import feature_grid
 from .freezing import set_trainable, upcast_trained
 from .known_architectures import architecture
 from .model_recipe import KINDS, ModelRecipe
@@ -49,7 +49,7 @@ def planned_config(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig])
     if side is None:
         raise ValueError(f"The images of {recipe.vision} have no one size: set model.image_size.")
     if hasattr(getattr(config, f"{kind.tokenizer}_config"), "num_tokens"):
-        height, width = patch_grid(config.vision_config, (side, side))
+        height, width = feature_grid(config.vision_config, (side, side), config.vision_feature_layer)
         getattr(config, f"{kind.tokenizer}_config").num_tokens = height * width
     return config, side
 

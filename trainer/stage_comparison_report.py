@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from ..evaluation.seed_replicates import (
     AVERAGE,
     ImageScores,
     Replicates,
+    SeedVariance,
     draw_images,
     estimate_difference,
     estimate_score,
@@ -70,7 +71,7 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
         raise ValueError(f"No arm of the comparison in {output} is finished: there is nothing to report yet.")
     tasks = list(finished[next(iter(asked.values()))[0]]["results"])
     found = {arm: [finished[job]["results"] for job in jobs] for arm, jobs in asked.items()}
-    scores = _Scores(found, tasks)
+    scores = _Scores(found, tasks, without_seeds=set(found) - set(seeds))
     arms = {
         arm: {
             "label": recipe.label_of(arm),
@@ -105,9 +106,14 @@ def collect_comparison(recipe: StageComparison) -> dict[str, Any]:
 
 
 class _Scores:
-    """Scores of all arms on the same images; of an arm without seeds of its own there is one replicate."""
+    """
+    Scores of all arms on the same images. Of an arm without seeds of its own, which stops after a stage that others
+    share, there is one replicate, and the spread of seeds is none of its own.
+    """
 
-    def __init__(self, found: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[str]):
+    def __init__(
+        self, found: Mapping[str, Sequence[Mapping[str, Any]]], tasks: Sequence[str], without_seeds: Collection[str]
+    ):
         self.measures = [*tasks, *([AVERAGE] if len(tasks) > 1 else [])]
         # Images of two tasks may have the same name, and are drawn apart.
         images = sorted(
@@ -127,13 +133,22 @@ class _Scores:
             for arm, replicates in found.items()
         }
         self.variances = {m: pooled_seed_variance(self.arms.values(), m, self._weights) for m in self.measures}
+        self._without_seeds = without_seeds
 
     def score(self, arm: str, measure: str):
-        return estimate_score(self.arms[arm], measure, self._weights, self.variances[measure], bounds=(0.0, 100.0))
+        variance = SeedVariance(0.0, 0) if arm in self._without_seeds else self.variances[measure]
+        return estimate_score(self.arms[arm], measure, self._weights, variance, bounds=(0.0, 100.0))
 
     def difference(self, first: str, second: str, measure: str):
-        pair = (self.arms[first], self.arms[second])
-        return estimate_difference(*pair, measure, self._weights, self.variances[measure], bounds=(-100.0, 100.0))
+        return estimate_difference(
+            self.arms[first],
+            self.arms[second],
+            measure,
+            self._weights,
+            self.variances[measure],
+            bounds=(-100.0, 100.0),
+            without_seeds=[self.arms[arm] for arm in self._without_seeds],
+        )
 
 
 def _difference(scores: _Scores, arms: Mapping[str, Any], first: str, second: str) -> dict[str, Any]:
@@ -157,10 +172,13 @@ def _logged(document: Mapping[str, Any]) -> dict[str, Any]:
 
 def _is_enough(recipe: StageComparison, arms: Mapping[str, Any], task: str, count: int) -> dict[str, Any]:
     """
-    How far above the prior of the question alone the arm is that stops before the others; else the weakest one. Where
-    arms share nothing, one that learns nothing says something of itself: the strongest one counts.
+    How far above the prior of the question alone the arm is that stops before the others, unknown as long as it was
+    not asked; where none stops, the weakest one. Where arms share nothing, one that learns nothing says something of
+    itself: the strongest one counts.
     """
-    stops = [arm for arm in arms if recipe.arms[arm].get("recipe") is None] or list(arms)
+    stops = [arm for arm, entry in recipe.arms.items() if entry.get("recipe") is None] or list(arms)
+    if missing := [arm for arm in stops if arm not in arms]:
+        return {"arm": missing[0], "gain": None, "num_questions": count, "is_enough": False}
     which = min if recipe.stages else max
     weakest = which(stops, key=lambda arm: arms[arm]["scores"][task]["value"])
     prior = arms[weakest]["floors"][task].get("question_only_prior")
@@ -357,13 +375,14 @@ def conclusion(found: Mapping[str, Any]) -> str:
         found (`dict`): from [`collect_comparison`].
     """
     labels = {arm: entry["label"] for arm, entry in found["arms"].items()}
+    named = {arm: entry.get("label") or arm for arm, entry in found["recipe"]["arms"].items()}
     poor = [task for task, entry in found["enough"].items() if not entry["is_enough"]]
     told = []
     for task in poor:
         entry = found["enough"][task]
         gain = "unknown" if entry["gain"] is None else f"{entry['gain']:.1f} points"
         told.append(
-            f"- {task}: no conclusion. {labels[entry['arm']]}: {gain} above the prior of the question alone, on "
+            f"- {task}: no conclusion. {named[entry['arm']]}: {gain} above the prior of the question alone, on "
             f"{number(entry['num_questions'])} questions; {LEAST_GAIN:g} points on {number(LEAST_QUESTIONS)} are "
             "needed."
         )

@@ -41,6 +41,8 @@ class VisualModelingConfig(VisualLanguageConfig):
             `{"llm": "lora"}`; parts that are not named are as the stage has them.
         visual_loss_weight (`float`, *optional*, defaults to 1.0):
             Of Loss_VM in stage IV. With 0 it is not computed: what the same steps with Loss_LM alone give.
+        conversations_per_row (`int`, *optional*, defaults to 1):
+            As in [`VisualLanguageConfig`]; but in Loss_VM an image that conversations share counts once, not for each.
         loss_implementation (`str`, *optional*, defaults to `"fused"`):
             `"fused"` keeps no matrix of logits. `"plain"` does, and gives the same numbers.
         learning_rate (`float`, *optional*): by default 1e-3 in stages I and III, 2e-5 in II and IV.

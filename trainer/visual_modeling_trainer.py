@@ -7,10 +7,12 @@ import torch
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel
 
-from ..modeling.visual_positions import predicted_image_positions
+from ..modeling.divided_weights import whole_root
+from ..modeling.visual_positions import predicted_image_positions, used_placeholders
 from ..processing.collator import IGNORED, VisualLanguageCollator
 from ..processing.image_collator import ImageCollator
 from .distinct_images import distinct_images
+from .freezing import rest_frozen_parts
 from .reproducible_trainer import named_datasets
 from .token_clock import TokenClock
 from .visual_language_trainer import VisualLanguageTrainer
@@ -47,7 +49,8 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             or as in [`VisualLanguageTrainer`].
 
     Losses are means over all labels, and over all predicted image positions, of a step: of all its batches and
-    processes. Beside `loss` (what is minimised) a training logs
+    processes. Where the number of visual tokens follows the image, tower and adapter run once more before a step in
+    which Loss_VM is trained, to count them. Beside `loss` (what is minimised) a training logs
 
     - `loss_lm` and `loss_vm`: means over steps of Loss_LM, and of Loss_VM (Eq. 6) or Loss'_VM (Eq. 9), in nats;
     - `visual_perplexity`: exp(mean over image positions of −Σ_i P'(i) log Q(i)), the perplexity of the visual tokens
@@ -107,7 +110,8 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         """Counts what the losses of a step are means over, on all processes: labels and predicted image positions."""
         counts = torch.zeros(3, dtype=torch.long, device=device)
         for batch in batch_samples:
-            counts += torch.tensor(count_items(batch, self.model.config.image_token_id), device=device)
+            found = count_items(batch, self.model.config.image_token_id, self._token_mask(batch))
+            counts += torch.tensor(found, device=device)
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0) // self.get_tp_size()
         num_labels, num_visual, num_tokens = counts
@@ -115,6 +119,25 @@ class VisualModelingTrainer(VisualLanguageTrainer):
         self._since_log["steps"] = self._since_log.get("steps", 0.0) + 1 / self.args.world_size
         self._clock.add(float(num_tokens))
         return num_labels.clamp(min=1)
+
+    @torch.no_grad()
+    def _token_mask(self, batch: Mapping[str, Any]) -> torch.Tensor | None:
+        """
+        Which placeholders of a batch become visual tokens that the loss is about, where their number follows the image
+        and only the adapter knows; `None` of all.
+        """
+        core = self.model.model
+        if self.args.visual_loss is None or not core.visual_tokenizer.variable_num_tokens:
+            return None
+        is_text = not any(name in batch for name in core.image_inputs)
+        if is_text and not self._blank_images.are_needed_to_predict:
+            return None
+        shown = self._blank_images.add_to(batch) if is_text else batch
+        images = self._prepare_inputs({name: shown[name] for name in core.image_inputs if name in shown})
+        rest_frozen_parts(self.model, self.args.trainable)
+        with self.accelerator.autocast(), whole_root(self.model):
+            mask = core.get_adapter_features(**images).token_mask
+        return None if is_text else mask
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The loss of the stage, with no matrix of logits; a part of its mean over all batches of the step."""
@@ -196,20 +219,27 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             return super()._save_checkpoint(*args, **kwargs)
 
 
-def count_items(batch: Mapping[str, torch.Tensor], image_token_id: int) -> list[int]:
+def count_items(
+    batch: Mapping[str, torch.Tensor], image_token_id: int, token_mask: torch.Tensor | None = None
+) -> list[int]:
     """
     What a batch has of that losses are means over.
 
     Args:
         batch (`dict`): of a [`VisualLanguageCollator`] or [`ImageCollator`].
         image_token_id (`int`): the placeholder of image positions.
+        token_mask (`torch.BoolTensor` of shape `(num_images, num_tokens)`, *optional*):
+            False at placeholders that an image leaves unused; by default none is.
 
     Returns:
         `list[int]`: numbers of predicted labels, of predicted image positions, and of all tokens but padding.
     """
     input_ids, mask = batch["input_ids"], batch.get("attention_mask")
     labels = batch.get("labels")
-    predicted = predicted_image_positions(input_ids == image_token_id, mask, batch.get("position_ids"))
+    placeholders = input_ids == image_token_id
+    used = used_placeholders(placeholders, token_mask)
+    unused = placeholders & ~used
+    predicted = predicted_image_positions(used, mask, batch.get("position_ids"), unused=unused)
     if mask is None:
         num_tokens = input_ids.numel()
     elif mask.ndim == 2:
@@ -217,7 +247,7 @@ def count_items(batch: Mapping[str, torch.Tensor], image_token_id: int) -> list[
     else:  # padding attends to itself alone, and so does the first token of a row
         num_tokens = int((mask[:, 0].sum(-1) > 1).sum()) + len(mask)
     num_labels = 0 if labels is None else int((labels[:, 1:] != IGNORED).sum())
-    return [num_labels, int(predicted.sum()), num_tokens]
+    return [num_labels, int(predicted.sum()), num_tokens - int(unused.sum())]
 
 
 def _check_model(model: PreTrainedModel, args: VisualModelingConfig) -> None:

@@ -5,6 +5,7 @@ from huggingface_hub.errors import StrictDataclassFieldValidationError
 from transformers import (
     AutoConfig,
     CLIPVisionConfig,
+    ConvNextConfig,
     Dinov2Config,
     LlamaConfig,
     OPTConfig,
@@ -80,6 +81,15 @@ def test_widths_of_the_adapter_follow_the_tower_and_the_language_model():
     assert VTLMMConfig(text_config=narrow).adapter_config.output_size == 32, "of the embeddings"
     wide = Dinov2Config(image_size=(28, 42), patch_size=14)
     assert VTLMMConfig(vision_config=wide).adapter_config.num_tokens == 6
+
+
+def test_width_of_a_convolutional_tower_is_that_of_the_stage_that_is_read():
+    tower = ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1, 1, 1, 1])
+    for layer, width in ((-1, 20), (-2, 16), (1, 8), ("final", 20)):
+        adapter = tiny_vtlmm_config(vision_config=tower, vision_feature_layer=layer).adapter_config
+        assert (adapter.patch_hidden_size, adapter.num_tokens) == (width, None)
+    with pytest.raises(ValueError, match=r"vision_feature_layer is 5, .*4 layers.*0 to 4 "):
+        tiny_vtlmm_config(vision_config=tower, vision_feature_layer=5)
 
 
 def test_another_visual_tokenizer_may_be_the_adapter():

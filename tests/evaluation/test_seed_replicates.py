@@ -69,6 +69,18 @@ def test_seeds_widen_a_difference_that_images_alone_would_make_certain():
     assert not found.excludes_zero
 
 
+def test_a_start_that_others_share_has_no_spread_of_seeds():
+    images = np.full(200, 50.0)
+    start, trained = {"oc": [scores(images)]}, {"oc": [scores(images + 4), scores(images)]}
+    variance = pooled_seed_variance([start, trained], "oc")
+    of_both, found = (
+        estimate_difference(trained, start, "oc", draw_images(200, 4000), variance, without_seeds=fixed)
+        for fixed in ((), [start])
+    )
+    # 1/2 + 1 of the variance of a seed, or 1/2 alone.
+    assert (of_both.high - of_both.low) / (found.high - found.low) == pytest.approx(3**0.5)
+
+
 def test_a_model_in_two_terms_counts_twice_and_one_that_cancels_does_not_count():
     a, b, c = ({"oc": [scores(np.arange(4) * step + value)]} for value, step in ((10.0, 0), (7.0, 3), (1.0, 0)))
     none = SeedVariance(4.0, 5)

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from transformers import ConvNextConfig
 
 from tests.tiny import IMAGE_SIZE, tiny_dinov2_config, tiny_llama_config
 from vistok import VTLMMConfig
@@ -22,10 +23,9 @@ METRICS = {
 
 @pytest.fixture
 def card(tmp_path):
-    def write(stage="visual_modeling", metrics=METRICS, **training):
-        config = VTLMMConfig(
-            vision_config=tiny_dinov2_config(), text_config=tiny_llama_config(), image_token_id=340, vm_head_rank=3
-        )
+    def write(stage="visual_modeling", metrics=METRICS, tower=None, **training):
+        parts = {"vision_config": tower or tiny_dinov2_config(), "text_config": tiny_llama_config()}
+        config = VTLMMConfig(**parts, image_token_id=340, vm_head_rank=3)
         config.base_models = {"vision": "vistok:dinov2-small", "text": "vistok:smollm2-135m"}
         config.save_pretrained(tmp_path)
         recipe = {
@@ -70,3 +70,10 @@ def test_each_stage_has_its_loss(card, stage, training, loss):
 def test_columns_are_those_that_were_measured(card):
     text = card("visual_tokens", {"eval_loss": 2.0, "eval_loss_vm": 2.0})
     assert "| evaluation data | 2 |" in text and "answers right" not in text
+
+
+def test_widths_are_those_of_the_adapter_also_behind_a_convolutional_tower(card):
+    assert "| adapter | 32 → 48 → 48 |" in card()
+    text = card(tower=ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1] * 4))
+    assert "| adapter | 16 → 48 → 48 |" in text
+    assert "convnext, stages of 8, 12, 16 and 20; its `hidden_states[-2]`" in text

@@ -160,13 +160,17 @@ def test_a_language_head_that_is_adapted_gives_the_losses_of_its_merged_weight(b
 
 
 def test_trained_parts_in_float32_fit_between_frozen_ones_in_bfloat16(base_models):
-    for part, visual_loss in (("adapter", None), ("vm_head", "visual_tokens")):
-        model = compose(base_models, dtype=torch.bfloat16)
+    for part, visual_loss, rank in (
+        ("adapter", None, None), ("vm_head", "visual_tokens", None), ("vm_head", "visual_tokens", 4),
+        ("adapter", "visual_modeling", 4),
+    ):  # fmt: skip
+        model = compose(base_models, dtype=torch.bfloat16, vm_head_rank=rank)
         getattr(model.model, part).float()
         set_trainable(model, {part: "full"})
         model(**inputs(), visual_loss=visual_loss, skip_logits=True).loss.backward()
         gradients = [parameter.grad for parameter in getattr(model.model, part).parameters()]
         assert all(gradient.dtype == torch.float32 and gradient.abs().max() > 0 for gradient in gradients)
+        assert torch.isfinite(model.get_visual_tokens(pixels(1)).entropy).all()
 
 
 @pytest.mark.real_weights

@@ -7,7 +7,7 @@ from transformers import Gemma2Config
 from tests.modeling.test_visual_tokenizer import BrightPatchesConfig
 from tests.tiny import IMAGE_TOKEN_ID, batch, calls, pixels, same, tiny_clip_config, tiny_llama_config, words
 from tests.tiny_kinds import KINDS, adapter_by_hand, pseudo_by_hand, tiny_vtlmm
-from vistok import VTLMMForCausalLM
+from vistok import VTLMMForCausalLM, VTLMMModel
 from vistok.processing.collator import TokenizedConversation, pack_conversations
 
 IMAGE = KINDS["vtlmm"].image
@@ -221,6 +221,22 @@ def test_without_logits_the_heads_are_never_run_on_all_positions(visual_loss, mo
     assert max(kwargs.get("weight", args[1]).shape[0] for args, kwargs in linear) < 384, "products with a vocabulary"
 
 
+def test_in_training_there_are_logits_only_for_who_asks():
+    model = tiny_vtlmm()
+    inputs = batch(*ROWS) | {"pixel_values": pixels(5)}
+    losses = ({"labels": inputs["input_ids"]}, {"visual_loss": "visual_modeling"})
+    expected = [model(**inputs, **asked) for asked in losses]
+    assert all(output.logits is not None for output in expected)
+    model.train()
+    for asked, output in zip(losses, expected):
+        trained = model(**inputs, **asked)
+        assert trained.logits is None
+        assert same(trained.loss, output.loss)
+        assert model(**inputs, **asked, skip_logits=False).logits.shape == output.logits.shape
+        assert model(**inputs, **asked, logits_to_keep=2).logits.shape[1] == 2
+    assert model(**inputs).logits is not None
+
+
 def test_adapter_and_tower_run_without_a_graph_while_visual_tokens_are_learnt():
     model = tiny_vtlmm()
     for visual_loss, expected in {"visual_tokens": False, "visual_modeling": True}.items():
@@ -347,6 +363,14 @@ def test_vocabulary_grows_in_both_heads_and_the_visual_one_is_never_tied():
     model.resize_token_embeddings(360)
     assert torch.equal(model.model.vm_head.weight, before[:360])
     assert isinstance(model, VTLMMForCausalLM)
+
+
+def test_the_vocabulary_of_a_model_without_a_head_grows_too(tmp_path):
+    core = tiny_vtlmm().model
+    core.resize_token_embeddings(400)
+    assert core.vm_head.weight.shape == (400, 48)
+    core.save_pretrained(tmp_path)
+    assert VTLMMModel.from_pretrained(tmp_path).vm_head.weight.shape == (400, 48)
 
 
 def test_a_config_may_ask_for_tuples():

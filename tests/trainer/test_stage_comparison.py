@@ -319,6 +319,26 @@ class TestReport:
         text = comparison_markdown(found)
         assert "mine: no conclusion" in text and "scores higher" not in text
 
+    def test_the_spread_of_seeds_is_none_of_the_stage_that_they_share(self, planted, tmp_path):
+        recipe = planted()
+        for file in (tmp_path / "out").glob("arms/*-seed1/answers/results.json"):
+            document = json.loads(file.read_text())
+            values = document["results"]["mine"]["values"]
+            values[: len(values) // 3] = [0] * (len(values) // 3)  # another seed is 20 points worse
+            file.write_text(json.dumps(document))
+        found = collect_comparison(recipe)
+        scores = {arm: one["scores"]["mine"] for arm, one in found["arms"].items()}
+        widths = {arm: score["high"] - score["low"] for arm, score in scores.items()}
+        assert widths["stop"] < 6 and min(widths["text"], widths["images"]) > 20
+
+    def test_as_long_as_the_arm_that_stops_was_not_asked_nothing_is_concluded(self, planted, tmp_path):
+        recipe = planted()
+        (tmp_path / "out" / "stages" / "instruction" / "answers" / "results.json").unlink()
+        found = collect_comparison(recipe)
+        assert not found["enough"]["mine"]["is_enough"] and set(found["arms"]) == {"text", "images"}
+        text = comparison_markdown(found)
+        assert "mine: no conclusion. stages I and II: unknown above" in text and "scores higher" not in text
+
     def test_on_too_few_questions_nothing_is_concluded(self, planted):
         self.NUM_IMAGES = 300
         assert not collect_comparison(planted())["enough"]["mine"]["is_enough"]

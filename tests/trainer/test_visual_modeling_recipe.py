@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import ConvNextConfig
 
+from tests.tiny import save_base_models, tiny_image
+from vistok import VTLMMProcessor
 from vistok.configuration.shipped import here_or_shipped, shipped_path
 from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.recipe import load_recipe, recipe_from_dict
@@ -99,6 +102,21 @@ class TestModels:
         model, processor = build_model(self.recipe(base_models, adapter={"intermediate_size": 20}))
         assert processor.num_image_tokens == 16 == model.config.adapter_config.num_tokens
         assert model.model.adapter.linear_1.out_features == 20
+
+    def test_of_a_convolutional_tower_the_stage_that_is_read_says_how_many_tokens_there_are(self, tmp_path):
+        parts = save_base_models(tmp_path, ConvNextConfig(hidden_sizes=[8, 12, 16, 20], depths=[1] * 4))
+        model, processor = build_model(self.recipe(parts, image_size=64, chat_template="chatml"))
+        assert processor.num_image_tokens == 16 == model.config.adapter_config.num_tokens  # every 16 pixels
+        inputs = processor(images=tiny_image(1, (80, 40)), text="<image>\na dog?", return_tensors="pt")
+        output = model(**inputs, visual_loss="visual_modeling")
+        assert output.visual_positions.sum() == 15 and torch.isfinite(output.loss_vm)
+        assert model.get_visual_tokens(inputs["pixel_values"]).grid_size == (4, 4)
+        with pytest.raises(ValueError, match=r"a convolutional network \(convnext\).*give num_image_tokens"):
+            VTLMMProcessor.from_vision_text_pretrained(*parts, image_size=64)
+        adapter = {"model_type": "mlp_adapter_vistok", "output_size": 16}
+        config = {"vision_feature_layer": -3, "vision_feature_select_strategy": "default"}
+        _, processor = build_model(self.recipe(parts, kind="gvt", image_size=64, resampler=adapter, config=config))
+        assert processor.num_image_tokens == 64  # every 8 pixels
 
     def test_each_kind_has_one_section_for_its_visual_tokenizer(self, base_models):
         with pytest.raises(ValueError, match=r"model\.resampler is none of vtlmm.*model\.adapter"):

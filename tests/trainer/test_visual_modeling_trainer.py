@@ -22,7 +22,7 @@ from tests.trainer.tiny_visual_modeling import (
     trainer_for,  # noqa: F401
     trainer_of,
 )
-from vistok import VTLMMForCausalLM
+from vistok import VTLMMForCausalLM, VTLMMProcessor
 from vistok.processing.image_collator import ImageCollator
 from vistok.trainer.data_examples import FEATURES
 from vistok.trainer.visual_modeling_trainer import count_items
@@ -182,6 +182,26 @@ class TestMeans:
         assert found[1]["loss_lm"] == pytest.approx(found[0]["loss_lm"], rel=1e-9)
         assert found[1]["loss_vm"] == pytest.approx(found[0]["loss_vm"], rel=1e-9)
 
+    @pytest.mark.parametrize("stage", STAGES[2:])
+    def test_placeholders_that_images_leave_unused_are_no_positions(self, base_models, tmp_path, stage):
+        setok = {"model_type": "setok_tokenizer", "method": "threshold", "score_threshold": 0.3, "num_neighbors": 2}
+        setok |= {"max_tokens": 5, "merger_num_layers": 1}
+        options = {"num_image_tokens": 5, "chat_template": "chatml"}
+        processor = VTLMMProcessor.from_vision_text_pretrained(*base_models, **options)
+        data = mixed(9 if stage == "visual_tokens" else 6)  # six rows: stage III leaves out those without an image
+        for batch_size, steps in ((6, 1), (2, 3)):
+            model = compose_vtlmm(base_models, adapter_config=setok)
+            trainer = trainer_of(
+                model, processor, tmp_path, stage, data, data, per_device_train_batch_size=batch_size,
+                gradient_accumulation_steps=steps, max_steps=1, learning_rate=0.0,
+            )  # fmt: skip
+            shown = torch.cat([trainer._token_mask(b) for b in trainer.get_eval_dataloader() if "pixel_values" in b])
+            assert 0 < (~shown).sum() < shown.numel()
+            trainer.train()
+            # As an evaluation has it, which knows what was predicted.
+            expected = trainer.evaluate()["eval_loss_vm"]
+            assert trainer.state.log_history[0]["loss_vm"] == pytest.approx(expected, rel=1e-6)
+
     def test_what_is_counted(self, processor):
         row = processor.tokenizer("a dog?")["input_ids"]
         image = [processor.image_token_id] * NUM_TOKENS
@@ -193,6 +213,9 @@ class TestMeans:
         assert count_items(batch, processor.image_token_id) == [2, 2 * NUM_TOKENS - 1, ids.numel()]
         mask[0, : NUM_TOKENS - 2] = 0  # padding is neither predicted nor a token
         assert count_items(batch, processor.image_token_id) == [2, NUM_TOKENS + 1, ids.numel() - NUM_TOKENS + 2]
+        used = torch.ones(2, NUM_TOKENS, dtype=torch.bool)
+        used[1, -3:] = False  # nor is what an image leaves unused
+        assert count_items(batch, processor.image_token_id, used) == [2, NUM_TOKENS - 2, ids.numel() - NUM_TOKENS - 1]
 
 
 class TestImagesAlone:
