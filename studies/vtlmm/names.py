@@ -9,10 +9,10 @@ the image, rises above its mean over all images. Beside it, the same words for a
 import sys
 
 import torch
-from PIL import Image
 
 from vistok import DataSource, VTLMMForCausalLM, VTLMMProcessor, load_data_source
 from vistok.configuration.shipped import shipped_path
+from vistok.processing.images import load_image
 
 QUESTIONS = {
     "colors": DataSource(format="easy-vqa", split="test", where={"answer_type": "color"}),
@@ -23,11 +23,11 @@ BATCH_SIZE = 16
 
 
 @torch.no_grad()
-def probabilities(model, processor, images: list[Image.Image], token_ids: list[int]) -> torch.Tensor:
+def probabilities(model, processor, images: list, token_ids: list[int]) -> torch.Tensor:
     """P' of some tokens, on average over the patches of each image; `(num_images, num_tokens)`."""
     means = []
     for start in range(0, len(images), BATCH_SIZE):
-        batch = [image.convert("RGB") for image in images[start : start + BATCH_SIZE]]
+        batch = [load_image(image) for image in images[start : start + BATCH_SIZE]]
         pixels = processor.image_processor(batch, return_tensors="pt")["pixel_values"].to(model.dtype)
         words = model.get_visual_tokens(pixels, top_k=1, return_distribution=True)
         means.append(words.distribution[..., token_ids].float().mean(1))
@@ -37,9 +37,7 @@ def probabilities(model, processor, images: list[Image.Image], token_ids: list[i
 def main(folder: str) -> None:
     model = VTLMMForCausalLM.from_pretrained(folder).eval()
     processor = VTLMMProcessor.from_pretrained(folder)
-    print(
-        "| names of | questions | names | first is right, % | of another image | among five, % | by chance: one, five |"
-    )
+    print("| names of | questions | names | first is right, % | of another image | in five | chance: one, five |")
     print("| --- | ---: | ---: | ---: | ---: | ---: | ---: |")
     for title, source in QUESTIONS.items():
         rows = load_data_source(source)
