@@ -360,8 +360,11 @@ def _table(word_map: WordMap) -> str:
     for ranked in rankings:
         kind = "distinctive word" if isinstance(ranked, DistinctiveWords) else "word"
         heads += [f"{place}. {kind}" for place in range(1, ranked.words.shape[2] + 1)]
-    numbers = [("KL divergence", None if word_map.distinctive is None else word_map.distinctive.divergence)]
-    numbers = [(name, values) for name, values in [*numbers, ("entropy", word_map.entropy)] if values is not None]
+    numbers: list[tuple[str, np.ndarray]] = []
+    if word_map.distinctive is not None:
+        numbers.append(("KL divergence", word_map.distinctive.divergence))
+    if word_map.entropy is not None:
+        numbers.append(("entropy", word_map.entropy))
     heads += [f"{name} (nats)" for name, _ in numbers]
     lines = ["<tr>" + "".join(f'<th scope="col">{head}</th>' for head in heads) + "</tr>"]
     for row in range(rows):
