@@ -1,8 +1,7 @@
 """Language statistics of the visual tokens of a folder of images, read one after the other."""
 
-import functools
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,11 +10,9 @@ from transformers.utils import logging
 
 from ..modeling.vm_head import last_layer, warn_of_untrained_vm_head
 from ..modeling.vocabulary_distributions import distribution_statistics
-from ..processing.images import BadSampleError, load_image
-from ..processing.square_images import content_patches
 from ..processing.token_labels import TokenLabels
+from .content_features import check_reads_words, content_features
 from .token_statistics import TokenStatistics
-from .word_map import check_reads_words, patch_tokens
 
 logger = logging.get_logger(__name__)
 
@@ -54,22 +51,11 @@ def measure_token_statistics(
     """
     check_reads_words(model)
     warn_of_untrained_vm_head(model.config)
-    if batch_size < 1:
-        raise ValueError(f"batch_size is {batch_size}, expected at least 1.")
     vocab_size = len(model.get_input_embeddings().weight)
     statistics = TokenStatistics(vocab_size, num_resamples, seed)
     unreadable: list[str] = []
-    shown_of = functools.lru_cache(maxsize=1024)(functools.partial(content_patches, processor))
-    with logging.tqdm(total=len(files), desc="Reading images as words", unit=" images") as progress:
-        for images in _batches(files, batch_size, unreadable if skip_unreadable else None, progress):
-            pixel_values = processor.image_processor(images=images, return_tensors="pt")["pixel_values"]
-            with torch.no_grad():
-                features = model.model.get_adapter_features(pixel_values.to(model.device, model.dtype))
-            tokens = features.last_hidden_state
-            patches = patch_tokens(tokens.shape[1], features.grid_size, features.num_prefix_tokens)
-            for image, image_features in zip(images, tokens[:, patches]):
-                shown = shown_of(image.size, tuple(features.grid_size))
-                statistics.add(*word_counts(image_features[shown.to(image_features.device)], model.model.vm_head))
+    for features in content_features(model, processor, files, batch_size, unreadable if skip_unreadable else None):
+        statistics.add(*word_counts(features, model.model.vm_head))
     if unreadable:
         logger.warning(f"{len(unreadable)} images that cannot be read were left out, the first one {unreadable[0]}.")
     labels = TokenLabels(processor.tokenizer)
@@ -77,25 +63,6 @@ def measure_token_statistics(
         **statistics.results([labels[number] for number in range(vocab_size)]),
         "unreadable": unreadable,
     }
-
-
-def _batches(
-    files: Sequence[str | os.PathLike], batch_size: int, unreadable: list[str] | None, progress: Any
-) -> Iterator[list]:
-    images = []
-    for file in files:
-        try:
-            images.append(load_image(file))
-        except BadSampleError:
-            if unreadable is None:
-                raise
-            unreadable.append(os.fspath(file))
-        progress.update()
-        if len(images) == batch_size:
-            yield images
-            images = []
-    if images:
-        yield images
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""A map of words as a picture: the image with the most probable word in each patch (VT-LMM, Figure 4)."""
+"""A map of words as a picture: the image with the first word of each patch (VT-LMM, Figure 4)."""
 
 import io
 import itertools
@@ -22,12 +22,14 @@ from .word_map import WordMap
 SMALLEST_PATCH = 56  # pixels
 WANTED_SIDE = 1600
 LARGEST_TEXT, SMALLEST_TEXT = 0.27, 0.14  # of a patch
-COMFORTABLE = 0.75  # of the largest text: a word that would be smaller is written on two lines
+WHOLE = 0.55  # of the largest text: a word that would be smaller is written on two lines,
+LARGEST_BROKEN = 0.75  # which are no larger than this share of it
 READABLE = 11.0  # pixels
-ROOM = 0.93  # of a patch, that a word may fill
-COLOR_MAP = "viridis"
-VEIL = 0.55
+ROOM = 0.88  # of a patch, that a word may fill
+SHADE, DEEPEST = (255, 140, 0), 0.7  # the colour of the highest score, and how much of it lies over a grey image
 ELLIPSIS = "…"
+SMALL_MARKS = frozenset(".,:;'`\"-_~^*·•‘’“”–…")
+"""Signs that alone on an image cannot be told from a speck."""
 # Characters, and what a label has in place of one: <0x9F>, [U+200B], [BEL], [#49152].
 _SIGNS = re.compile(r"<0x[0-9A-Fa-f]{2}>|\[(?:U\+[0-9A-F]+|#\d+|[A-Z0-9]{2,3})\]|.", re.DOTALL)
 
@@ -42,7 +44,8 @@ def draw_word_map(
     dpi: int = 300,
 ) -> None:
     """
-    Draws an image with the first word of each patch into a PNG file.
+    Draws an image with the first word of each patch into a PNG file: the most probable one, or the most distinctive
+    one of a map that has such words, with a line below that says relative to what.
 
     Args:
         word_map ([`WordMap`]): from [`read_word_map`].
@@ -73,7 +76,7 @@ def word_picture(
     An image with the first word of each patch: see [`draw_word_map`].
 
     Returns:
-        `PIL.Image.Image`: RGB; `patch_size` times the grid, and the colour bar.
+        `PIL.Image.Image`: RGB; `patch_size` times the grid, and what is below the image.
     """
     rows, columns = word_map.grid_size
     side = _patch_side(word_map.grid_size, patch_size)
@@ -86,8 +89,12 @@ def word_picture(
     for row in range(rows):
         for column in range(columns):
             centre = ((column + 0.5) * side, (row + 0.5) * side)
-            _write(draw, fonts, str(word_map.words[row, column, 0]), centre, side)
-    return _with_color_bar(picture, word_map, fonts) if shading else picture
+            _write(draw, fonts, quoted_mark(str(word_map.shown.words[row, column, 0])), centre, side)
+    height = max(24, picture.width // 40)
+    below = (picture.width - height, height)  # half a line is left free on either side
+    lines = [_color_bar(below, word_map, fonts)] if shading else []
+    lines += [] if word_map.distinctive is None else [_caption(below, word_map.distinctive.reference, fonts)]
+    return _with_lines_below(picture, lines)
 
 
 def check_patch_size(patch_size: int | None) -> None:
@@ -125,37 +132,63 @@ def _draw_grid(picture: Image.Image, side: int) -> None:
 
 
 def _bounds(word_map: WordMap) -> tuple[float, float]:
-    """Scores at the ends of the colours: from 0 where they are probabilities."""
-    scores = word_map.scores[..., 0]
-    low = 0.0 if word_map.measure == "probability" else float(scores.min())
+    """Scores at the ends of the colours: from 0, but where they are similarities."""
+    scores = word_map.shown.scores[..., 0]
+    low = float(scores.min()) if word_map.shown.measure == "cosine similarity" else 0.0
     return low, max(float(scores.max()), low + 1e-12)
 
 
 def _shaded(picture: Image.Image, word_map: WordMap) -> Image.Image:
+    """A grey image, whose own colours would be taken for scores, with more colour where these are higher."""
     low, high = _bounds(word_map)
-    colors = require("matplotlib", "draw").colormaps[COLOR_MAP]((word_map.scores[..., 0] - low) / (high - low))
-    veil = Image.fromarray((255 * colors[..., :3]).astype(np.uint8)).resize(picture.size, Image.Resampling.NEAREST)
-    return Image.blend(picture.convert("L").convert("RGB"), veil, VEIL)  # a grey image changes no hue
+    shares = (word_map.shown.scores[..., 0] - low) / (high - low)
+    veil = Image.fromarray(np.rint(255 * DEEPEST * shares).astype(np.uint8))
+    shaded = picture.convert("L").convert("RGB")
+    shaded.paste(SHADE, mask=veil.resize(picture.size, Image.Resampling.NEAREST))
+    return shaded
 
 
-def _with_color_bar(picture: Image.Image, word_map: WordMap, fonts: "Fonts") -> Image.Image:
-    height = max(24, picture.width // 40)
-    margin, bar_width = height // 2, picture.width // 4
-    framed = Image.new("RGB", (picture.width, picture.height + 2 * height), "white")
-    framed.paste(picture, (0, 0))
-    top, low, high = picture.height + margin, *_bounds(word_map)
-    colors = require("matplotlib", "draw").colormaps[COLOR_MAP](np.linspace(0, 1, bar_width))[None, :, :3]
-    bar = Image.fromarray((255 * colors).astype(np.uint8)).resize((bar_width, height))
-    draw = ImageDraw.Draw(framed)
-    x = margin
-    for text, colour in ((f"{low:.3g}", None), ("", bar), (f"{high:.3g}   {word_map.measure} of the word", None)):
-        if colour is not None:
-            framed.paste(colour, (x, top))
-            x += bar_width + margin // 2
+def _color_bar(size: tuple[int, int], word_map: WordMap, fonts: "Fonts") -> Image.Image:
+    """The colours of the shading with the scores at their ends, in a line."""
+    width, height = size
+    gap, bar_width = height // 2, width // 4
+    low, high = _bounds(word_map)
+    bar = Image.new("RGB", (bar_width, height), "#808080")
+    bar.paste(SHADE, mask=Image.linear_gradient("L").rotate(90).point(lambda share: share * DEEPEST).resize(bar.size))
+    line = Image.new("RGB", size, "white")
+    draw = ImageDraw.Draw(line)
+    unit = " (nats)" if word_map.distinctive is not None else ""
+    x = 0
+    for text in (f"{low:.3g}", None, f"{high:.3g}   {word_map.shown.measure} of the word{unit}"):
+        if text is None:
+            line.paste(bar, (x, 0))
+            x += bar_width + gap
             continue
-        shown, font = fonts.fitted(text, picture.width - x, largest=0.8 * height, smallest=0.4 * height)
-        draw.text((x, top + height / 2), shown, font=font, fill="black", anchor="lm")
-        x += round(font.getlength(shown)) + margin // 2
+        shown, font = fonts.fitted(text, width - x, largest=0.8 * height, smallest=0.4 * height)
+        draw.text((x, height / 2), shown, font=font, fill="black", anchor="lm")
+        x += round(font.getlength(shown)) + gap
+    return line
+
+
+def _caption(size: tuple[int, int], reference: str, fonts: "Fonts") -> Image.Image:
+    """What makes a word distinctive, in a line."""
+    width, height = size
+    line = Image.new("RGB", size, "white")
+    text = f"word of the largest P' log(P' / P̄); P̄: {reference}"
+    shown, font = fonts.fitted(text, width, largest=0.7 * height, smallest=0.4 * height)
+    ImageDraw.Draw(line).text((0, height / 2), shown, font=font, fill="#404040", anchor="lm")
+    return line
+
+
+def _with_lines_below(picture: Image.Image, lines: list[Image.Image]) -> Image.Image:
+    if not lines:
+        return picture
+    margin = lines[0].height // 2
+    step = lines[0].height + margin
+    framed = Image.new("RGB", (picture.width, picture.height + margin + step * len(lines)), "white")
+    framed.paste(picture, (0, 0))
+    for number, line in enumerate(lines):
+        framed.paste(line, (margin, picture.height + margin + step * number))
     return framed
 
 
@@ -210,9 +243,9 @@ class Fonts:
         text = "".join(pieces)
         smallest = max(smallest, READABLE)
         size = self._fitting_size(file, [text], width, max(largest, smallest))
-        if can_break and size < COMFORTABLE * largest and len(text) > 1:
+        if can_break and size < max(WHOLE * largest, smallest) and len(text) > 1:
             lines = two_lines(text if len(pieces) == len(text) else pieces)
-            size = min(self._fitting_size(file, lines, width, largest), COMFORTABLE * largest)
+            size = min(self._fitting_size(file, lines, width, largest), LARGEST_BROKEN * largest)
             text = "\n".join(lines)
         font = self._font(file, max(size, smallest))
         return "\n".join(self._shortened(text.split("\n"), font, width)), font
@@ -267,6 +300,16 @@ class Fonts:
         return self._sized[key]
 
 
+def quoted_mark(word: str) -> str:
+    """
+    A label as it is written on an image: one or two small punctuation marks stand between quotation marks.
+
+    Args:
+        word (`str`): a label.
+    """
+    return f"“\u2009{word}\u2009”" if len(word) < 3 and SMALL_MARKS.issuperset(word) else word
+
+
 def two_lines(text: str | Sequence[str]) -> list[str]:
     """
     A text in two halves, with a hyphen where a word is broken: between two letters of a script with capitals, such as
@@ -310,4 +353,4 @@ def escaped(text: str, code_points: Any) -> list[str]:
     ]
 
 
-__all__ = ["Fonts", "check_patch_size", "draw_word_map", "escaped", "two_lines", "word_picture"]
+__all__ = ["Fonts", "check_patch_size", "draw_word_map", "escaped", "quoted_mark", "two_lines", "word_picture"]

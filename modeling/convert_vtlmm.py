@@ -13,7 +13,7 @@ from transformers import (
     GenerationConfig,
     PreTrainedConfig,
 )
-from transformers.utils import logging
+from transformers.utils import GENERATION_CONFIG_NAME, logging
 
 from ..configuration.configuration_vtlmm import VTLMMConfig
 from .atomic_folder import write_folder_atomically
@@ -366,10 +366,14 @@ _SAMPLING = ("temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cut
 
 def _generation_config(path: Path, config: VTLMMConfig) -> GenerationConfig:
     text_config: Any = config.text_config
-    try:
-        generation_config = GenerationConfig.from_pretrained(path)
-    except OSError:  # optional
-        generation_config = GenerationConfig.from_model_config(text_config)
+    generation_config = GenerationConfig.from_model_config(text_config)
+    if (file := path / GENERATION_CONFIG_NAME).is_file():  # optional
+        try:
+            generation_config = GenerationConfig.from_pretrained(path)
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            raise CheckpointError(
+                f"{file} is truncated or no config of generation: download it anew. ({first_line(error)})"
+            ) from error
     if not generation_config.do_sample:
         for name in _SAMPLING:
             setattr(generation_config, name, None)

@@ -325,6 +325,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
         vision_features: torch.Tensor | None = None,
         top_k: int = 5,
         return_distribution: bool = False,
+        reference: torch.Tensor | None = None,
     ) -> VisualTokenDistributions:
         """
         Reads images as words: of each visual token the most probable tokens of the vocabulary (Eq. 5, Figure 4). With
@@ -338,13 +339,17 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             top_k (`int`, *optional*, defaults to 5): how many tokens of the vocabulary for each visual token.
             return_distribution (`bool`, *optional*, defaults to `False`):
                 Whether to return whole distributions too, `(num_images, num_tokens, vocab_size)`.
+            reference (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*):
+                A distribution P̄, such as the mean of P' over the patches of many images
+                (`vistok.evaluation.word_reference`). `distinctive` then holds the `top_k` tokens of each visual token
+                with the largest P' log(P'/P̄), which are its own where punctuation marks are probable everywhere.
 
         Returns:
             [`VisualTokenDistributions`].
 
         Raises:
             ValueError: unless exactly one of `pixel_values` and `vision_features` is given; or if the vocabulary has
-                no `top_k` tokens.
+                no `top_k` tokens, or `reference` is no distribution over it.
         """
         warn_of_untrained_vm_head(self.config)
         with torch.no_grad():
@@ -356,6 +361,7 @@ class VTLMMForCausalLM(VTLMMPreTrainedModel, MultimodalForGeneration):
             return_distribution,
             features.grid_size,
             features.num_prefix_tokens,
+            reference,
         )
 
     def nearest_text_tokens(self, image_features: torch.Tensor, top_k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

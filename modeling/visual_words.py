@@ -9,9 +9,9 @@ from transformers.modeling_outputs import ModelOutput
 
 from .vm_head import last_layer
 from .vocabulary_chunks import chunks
-from .vocabulary_distributions import distribution_statistics
+from .vocabulary_distributions import DistinctiveTokens, distribution_statistics
 
-# Similarities that are held at once.
+# Similarities that are held at once, or numbers of embeddings.
 SIMILARITIES = 2**24
 
 
@@ -34,6 +34,10 @@ class VisualTokenDistributions(ModelOutput):
             `vision_feature_select_strategy="full"`; unknown of its cached features.
         distribution (`torch.FloatTensor` of shape `(num_images, num_tokens, vocab_size)`, *optional*):
             The distributions as a whole, if they were asked for.
+        distinctive ([`DistinctiveTokens`], *optional*):
+            The tokens by which each distribution stands out against a reference, if one was given: `terms`,
+            `token_ids` and `probabilities` of shape `(num_images, num_tokens, k)`, and `divergence` of shape
+            `(num_images, num_tokens)`, in nats.
     """
 
     probabilities: torch.Tensor | None = None
@@ -42,6 +46,7 @@ class VisualTokenDistributions(ModelOutput):
     grid_size: tuple[int, int] | None = None
     num_prefix_tokens: int | None = None
     distribution: torch.Tensor | None = None
+    distinctive: DistinctiveTokens | None = None
 
 
 @torch.no_grad()
@@ -52,6 +57,7 @@ def visual_token_distributions(
     return_distribution: bool = False,
     grid_size: tuple[int, int] | None = None,
     num_prefix_tokens: int | None = 0,
+    reference: torch.Tensor | None = None,
 ) -> VisualTokenDistributions:
     """
     Reads visual tokens with the visual modelling head, chunk by chunk: P' = softmax(W_VM X_image) (VT-LMM, Eq. 5).
@@ -63,16 +69,21 @@ def visual_token_distributions(
         return_distribution (`bool`, *optional*, defaults to `False`): whether to return whole distributions too.
         grid_size (`tuple[int, int]`, *optional*): height and width of an image in patches.
         num_prefix_tokens (`int`, *optional*, defaults to 0): how many tokens are no patches and come first.
+        reference (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): see [`distribution_statistics`].
 
     Returns:
         [`VisualTokenDistributions`], in float32 at least.
 
     Raises:
-        ValueError: if the vocabulary has no `top_k` tokens.
+        ValueError: if the vocabulary has no `top_k` tokens, or the reference is no distribution over it.
     """
     features, weight = last_layer(vm_head, image_features)
     found = distribution_statistics(
-        features.to(weight.device), weight, top_k=top_k, return_distribution=return_distribution
+        features.to(weight.device),
+        weight,
+        top_k=top_k,
+        return_distribution=return_distribution,
+        reference=reference,
     )
     num_tokens = image_features.shape[1]
     if (
@@ -80,7 +91,13 @@ def visual_token_distributions(
     ):  # images are padded to squares
         grid_size = (math.isqrt(num_tokens),) * 2
     return VisualTokenDistributions(
-        found.probabilities, found.token_ids, found.entropy, grid_size, num_prefix_tokens, found.distribution
+        found.probabilities,
+        found.token_ids,
+        found.entropy,
+        grid_size,
+        num_prefix_tokens,
+        found.distribution,
+        found.distinctive,
     )
 
 
@@ -109,20 +126,22 @@ def nearest_tokens(
             f"image_features have the shape {tuple(image_features.shape)}, expected (..., {table.shape[1]}), the "
             "width of text embeddings: give the adapter's output."
         )
-    is_word = torch.ones(len(table), dtype=torch.bool, device=table.device)
+    word_ids = torch.arange(len(table), device=table.device)
     if no_word is not None:
-        is_word = (table != no_word.to(table)).any(-1)
-    word_ids = is_word.nonzero().squeeze(-1)
+        parts = chunks(len(table), max(SIMILARITIES // max(table.shape[1], 1), 1))
+        is_word = torch.cat([(table[rows] != no_word.to(table)).any(-1) for rows in parts])
+        word_ids = is_word.nonzero().squeeze(-1)
     if not 1 <= top_k <= len(word_ids):
         raise ValueError(f"top_k is {top_k}, expected a number from 1 to the vocabulary's {len(word_ids)} words.")
     dtype = torch.promote_types(image_features.dtype, torch.float32)
     queries = nn.functional.normalize(image_features.flatten(0, -2).to(table.device, dtype), dim=-1)
     rows = min(len(queries), 1024)
+    num_words = max(SIMILARITIES // max(rows, table.shape[1]), 1)
     found = []
     for chosen in chunks(len(queries), max(rows, 1)):
         similarities = queries.new_empty(chosen.stop - chosen.start, 0)
         token_ids = word_ids.new_empty(chosen.stop - chosen.start, 0)
-        for some in chunks(len(word_ids), max(SIMILARITIES // max(rows, 1), 1)):
+        for some in chunks(len(word_ids), num_words):
             words = nn.functional.normalize(table[word_ids[some]].to(dtype), dim=-1)
             closest, order = (queries[chosen] @ words.t()).topk(min(top_k, len(words)), dim=1)
             similarities = torch.cat([similarities, closest], dim=1)

@@ -8,6 +8,26 @@ import torch
 from .vocabulary_chunks import LogitTransform, OutputHead, TileSoftmax, chunks, positions_per_chunk, rows_per_tile
 
 
+class DistinctiveTokens(NamedTuple):
+    """
+    The tokens by which distributions P stand out against a reference R: those with the largest terms of KL(P ‖ R) =
+    Σ P log(P/R). Such a term is the pointwise KL divergence, by which Tomokiyo and Hurst rank phrases as informative
+    (A Language Model Approach to Keyphrase Extraction, 2003). A token that is as probable everywhere has the term 0,
+    and one that is hardly probable here a small term, while P/R alone, the lift, puts the rarest tokens first.
+
+    Attributes:
+        divergence (`torch.FloatTensor` of shape `(...)`): KL(P ‖ R), the sum over all tokens, in nats.
+        terms (`torch.FloatTensor` of shape `(..., k)`): P log(P/R) of the tokens, in nats, falling.
+        token_ids (`torch.LongTensor` of shape `(..., k)`): their ids.
+        probabilities (`torch.FloatTensor` of shape `(..., k)`): P of each.
+    """
+
+    divergence: torch.Tensor
+    terms: torch.Tensor
+    token_ids: torch.Tensor
+    probabilities: torch.Tensor
+
+
 class DistributionStatistics(NamedTuple):
     """
     What is asked of distributions over the vocabulary.
@@ -17,12 +37,14 @@ class DistributionStatistics(NamedTuple):
         probabilities (`torch.FloatTensor` of shape `(..., k)`): of the most probable tokens, falling.
         token_ids (`torch.LongTensor` of shape `(..., k)`): their ids.
         distribution (`torch.FloatTensor` of shape `(..., vocab_size)`, *optional*): all of it, if that was asked for.
+        distinctive ([`DistinctiveTokens`], *optional*): by which tokens they stand out, if a reference was given.
     """
 
     entropy: torch.Tensor
     probabilities: torch.Tensor
     token_ids: torch.Tensor
     distribution: torch.Tensor | None = None
+    distinctive: DistinctiveTokens | None = None
 
     @property
     def top_token(self) -> torch.Tensor:
@@ -104,6 +126,7 @@ def distribution_statistics(
     *,
     top_k: int = 1,
     return_distribution: bool = False,
+    reference: torch.Tensor | None = None,
     bias: torch.Tensor | None = None,
     transform_logits: LogitTransform | None = None,
     add_to: torch.Tensor | None = None,
@@ -119,6 +142,9 @@ def distribution_statistics(
         weight (`torch.FloatTensor` of shape `(vocab_size, width)`): weight of the head.
         top_k (`int`, *optional*, defaults to 1): how many tokens of each distribution.
         return_distribution (`bool`, *optional*, defaults to `False`): whether to return whole distributions too.
+        reference (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): a distribution, such as the mean of many
+            positions, against which [`DistinctiveTokens`] are found, `top_k` of each position. Numbers that are too
+            small for the type of the result, as 1e-38 is for float32, count as the smallest there is.
         bias (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): bias of the head.
         transform_logits (`Callable`, *optional*): what is done to logits behind the head, row by row.
         add_to (`torch.FloatTensor` of shape `(vocab_size,)`, *optional*): the distributions are added to it, in its
@@ -128,7 +154,8 @@ def distribution_statistics(
         [`DistributionStatistics`].
 
     Raises:
-        ValueError: if the shapes do not fit together, or the vocabulary has no `top_k` tokens.
+        ValueError: if the shapes do not fit together, the vocabulary has no `top_k` tokens, or the reference is no
+            distribution.
     """
     head = _flat_head(features, weight, bias, transform_logits)
     if not 1 <= top_k <= head.vocab_size:
@@ -140,8 +167,11 @@ def distribution_statistics(
     whole = None
     if return_distribution:
         whole = torch.empty(num_positions, head.vocab_size, dtype=head.loss_dtype, device=device)
+    terms = None if reference is None else _ReferenceTerms(reference, head, num_positions, top_k)
     size = positions_per_chunk(num_positions, head.vocab_size, head.dtype)
     for rows, shifted, probabilities, log_sum in _tiles(head, size, rows_per_tile(head, size)):
+        if terms is not None:
+            terms.find(rows, shifted, probabilities, log_sum)
         found[rows], token_ids[rows] = probabilities.topk(top_k, dim=-1)
         entropy[rows] = log_sum - shifted.mul_(probabilities).sum(-1)
         if whole is not None:
@@ -153,7 +183,44 @@ def distribution_statistics(
         found.view(*shape, top_k),
         token_ids.view(*shape, top_k),
         None if whole is None else whole.view(*shape, head.vocab_size),
+        None if terms is None else terms.found(shape),
     )
+
+
+class _ReferenceTerms:
+    """Of a head's distributions P the largest terms of KL(P ‖ R), tile by tile."""
+
+    def __init__(self, reference: torch.Tensor, head: OutputHead, num_positions: int, top_k: int):
+        if reference.shape != (head.vocab_size,):
+            raise ValueError(
+                f"reference has the shape {tuple(reference.shape)}, expected ({head.vocab_size},): a probability for "
+                "each token of the vocabulary."
+            )
+        total = float(reference.sum(dtype=torch.float64))
+        if not (reference >= 0).all() or not abs(total - 1) <= 1e-2:
+            raise ValueError(
+                f"reference sums to {total:g}, its smallest number is {float(reference.min()):g}: expected a "
+                "distribution, such as the mean of those of many positions."
+            )
+        dtype, device = head.loss_dtype, head.features.device
+        smallest = torch.finfo(dtype).tiny
+        self._log_reference = reference.to(device, torch.float64).clamp(min=smallest).log_().to(dtype)
+        self._divergence = torch.empty(num_positions, dtype=dtype, device=device)
+        self._found = torch.empty(2, num_positions, top_k, dtype=dtype, device=device)
+        self._token_ids = torch.empty(num_positions, top_k, dtype=torch.long, device=device)
+
+    def find(self, rows: slice, shifted: torch.Tensor, probabilities: torch.Tensor, log_sum: torch.Tensor) -> None:
+        """Takes what `TileSoftmax` returns, and leaves it as it is."""
+        terms = (shifted - log_sum.unsqueeze(-1)).sub_(self._log_reference).mul_(probabilities)
+        self._divergence[rows] = terms.sum(-1)
+        self._found[0, rows], self._token_ids[rows] = terms.topk(self._token_ids.shape[-1], dim=-1)
+        self._found[1, rows] = probabilities.gather(-1, self._token_ids[rows])
+
+    def found(self, shape: torch.Size) -> DistinctiveTokens:
+        terms, token_ids, probabilities = (
+            value.view(*shape, value.shape[-1]) for value in (self._found[0], self._token_ids, self._found[1])
+        )
+        return DistinctiveTokens(self._divergence.view(shape), terms, token_ids, probabilities)
 
 
 def _flat_head(
@@ -184,6 +251,7 @@ def _tiles(
 
 
 __all__ = [
+    "DistinctiveTokens",
     "DistributionDivergences",
     "DistributionStatistics",
     "distribution_divergences",

@@ -24,7 +24,7 @@ from .evaluation.word_map_picture import word_picture
 
 TOWER = "vistok:dinov2-small"
 """Whose patches SeTok clusters where no trained one is there."""
-SHADING = "the brighter, the more probable"
+SHADING = "the more orange, the more probable"
 
 
 @dataclass(frozen=True)

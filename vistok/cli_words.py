@@ -12,7 +12,7 @@ from .given_options import given_options
 SHIPPED_MODEL = "checkpoints/vtlmm-demo"
 DTYPES = ("auto", "bfloat16", "float16", "float32")
 PICTURE, PAGE = "words.png", "words.html"
-OF_MAPS = ("output", "html", "nearest", "top_k", "shading", "patch_size", "font")
+OF_MAPS = ("output", "html", "nearest", "distinctive", "relative_to", "top_k", "shading", "patch_size", "font")
 OF_STATISTICS = ("batch_size", "resamples", "seed", "skip_unreadable")
 
 SUMMARY = "read images as words"
@@ -25,6 +25,12 @@ own picture, words-NAME.png, and one page holds all, or several that are linked,
 Without --model the small VT-LMM reads that ships with vistok: its card, checkpoints/vtlmm-demo/README.md, says what it
 was trained on.
 
+With --distinctive, the words by which a patch stands out: where the most probable word of nearly every patch is a
+punctuation mark, these are the ones of what is seen there. Each word of its distribution P' is ranked by its part of
+the KL divergence from a reference, P' log(P' / P̄): P̄ is the mean of P' over all patches of the images, or of other
+images with --relative-to. Of a single image alone these are the words by which its patches differ from one another;
+relative to many images, those of the image. The picture says which; the page shows the most probable words too.
+
 With --statistics, the language statistics of all images instead: rank and frequency with Zipf's law, entropies, new
 words per image, kinds of words. IMAGE may be a folder, whose images are read one after the other, however many.
 
@@ -35,6 +41,7 @@ example:
   vistok words photo.jpg
   vistok words photo.jpg --model runs/vtlmm --top-k 8 --shading
   vistok words a.jpg b.jpg --model runs/vtlmm --nearest --html nearest.html
+  vistok words photo.jpg --model runs/vtlmm --distinctive --relative-to photos/
   vistok words photos/ --model runs/vtlmm --statistics runs/vtlmm/words
 """
 
@@ -48,7 +55,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--html", metavar="OUT.html", help="the page")
     parser.add_argument("--nearest", action="store_true", help="the words whose embeddings are closest to the visual "
                         "token, by cosine similarity, in place of the most probable ones")  # fmt: skip
-    parser.add_argument("--shading", action="store_true", help="colour the patches of the picture by the probability")
+    parser.add_argument("--distinctive", action="store_true", help="the words by which a patch stands out against the "
+                        "mean of all patches of the images, in place of the most probable ones")  # fmt: skip
+    parser.add_argument("--relative-to", metavar="FOLDER", help="with --distinctive: take the mean over the images in "
+                        "this folder")  # fmt: skip
+    parser.add_argument("--shading", action="store_true", help="colour the patches of the picture by the score of the "
+                        "word, such as its probability")  # fmt: skip
     parser.add_argument("--patch-size", type=int, metavar="PIXELS", help="width of a patch in the picture, at least "
                         "56; by default so that the picture has 1600 pixels")  # fmt: skip
     parser.add_argument("--font", metavar="FILE", help="font of the picture for words that DejaVu Sans lacks, such as "
@@ -83,6 +95,7 @@ def run(options: argparse.Namespace) -> None:
 def _check(options: argparse.Namespace, files: list[Path]) -> None:
     from .evaluation.prediction_checks import check_positive
     from .evaluation.word_map_picture import check_patch_size
+    from .processing.images import find_images
 
     _refuse_other_options(options)
     check_positive(top_k=options.top_k, batch_size=options.batch_size)
@@ -91,12 +104,37 @@ def _check(options: argparse.Namespace, files: list[Path]) -> None:
             raise ValueError(f"resamples is {options.resamples}, expected at least 0.")
         return
     check_patch_size(options.patch_size)
+    if options.distinctive and options.nearest:
+        raise ValueError("--distinctive is of distributions, which --nearest has none of: leave out one of them.")
+    if options.relative_to is not None:
+        if not options.distinctive:
+            raise ValueError("--relative-to is for --distinctive: give that too, or leave it out.")
+        find_images([options.relative_to])
     for name, value in (("--output", options.output), ("--html", options.html)):
         if value and Path(value).is_dir():
             raise ValueError(f"{name} is {value!r}, a folder: name a file.")
     if options.output and Path(options.output).suffix.lower() != ".png":
         raise ValueError(f"--output is {options.output!r}, and a PNG is what is written: let it end with .png.")
+    _refuse_overwriting(options, files)
     _open_all(files, options)
+
+
+def _refuse_overwriting(options: argparse.Namespace, files: list[Path]) -> None:
+    from .evaluation.word_map import map_files
+
+    output, page = _written(options)
+    pictures = map_files(output, [file.name for file in files]) if output else []
+    images = {file.resolve() for file in files}
+    for path in [*pictures, *([Path(page)] if page else [])]:
+        if path.resolve() in images:
+            raise ValueError(f"{path} is one of the images: give the picture another name with --output OUT.png.")
+    if page and Path(page).resolve() in {picture.resolve() for picture in pictures}:
+        raise ValueError(f"--output and --html are both {page}: name two files.")
+
+
+def _written(options: argparse.Namespace) -> tuple[str | None, str | None]:
+    """Where the picture and the page go, of which one may not be wanted."""
+    return (options.output, options.html) if options.output or options.html else (PICTURE, PAGE)
 
 
 def _refuse_other_options(options: argparse.Namespace) -> None:
@@ -139,11 +177,10 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 def _write_maps(options: argparse.Namespace, model: Any, processor: Any, files: list[Path]) -> None:
     from .evaluation.word_map_page import write_word_page
 
-    is_default = not (options.output or options.html)
-    output, page = (PICTURE, PAGE) if is_default else (options.output, options.html)
+    output, page = _written(options)
     word_maps = _drawn_maps(options, model, processor, files, output)
     if page:
-        what = "nearest words" if options.nearest else "words"
+        what = "nearest words" if options.nearest else "distinctive words" if options.distinctive else "words"
         model_name = options.model or SHIPPED_MODEL
         title = f"Images as {what}: {Path(model_name).name or model_name}"
         files = write_word_page(word_maps, page, title)
@@ -162,13 +199,26 @@ def _drawn_maps(
     from .processing.token_labels import TokenLabels
 
     labels = TokenLabels(processor.tokenizer)
+    reference = _reference(options, model, processor, files) if options.distinctive else None
     pictures = map_files(output, [file.name for file in files]) if output else [None] * len(files)
     for file, picture in zip(files, pictures):
-        word_map = read_word_map(model, processor, file, options.top_k, options.nearest, labels)
+        word_map = read_word_map(model, processor, file, options.top_k, options.nearest, labels, reference)
         if picture is not None:
             draw_word_map(word_map, picture, shading=options.shading, patch_size=options.patch_size, font=options.font)
             print(picture)
         yield word_map
+
+
+def _reference(options: argparse.Namespace, model: Any, processor: Any, files: list[Path]) -> Any:
+    from .evaluation.word_reference import mean_distribution
+    from .processing.images import find_images
+
+    described = "this image" if len(files) == 1 else f"these {len(files):,} images"
+    if options.relative_to is not None:
+        files = find_images([options.relative_to])
+        name = Path(options.relative_to).resolve().name
+        described = f"{len(files):,} images ({name})" if len(files) > 1 else f"the image {name}"
+    return mean_distribution(model, processor, files, described=described)
 
 
 def _write_statistics(options: argparse.Namespace, model: Any, processor: Any, files: list[Path]) -> None:

@@ -13,7 +13,14 @@ from tests.tiny_kinds import tiny_vtlmm, tiny_vtlmm_processor
 from vistok.evaluation.attention_maps import seen_image
 from vistok.evaluation.word_map import WordMap, map_files, read_word_map
 from vistok.evaluation.word_map_page import _section, write_word_page
-from vistok.evaluation.word_map_picture import READABLE, Fonts, draw_word_map, two_lines, word_picture
+from vistok.evaluation.word_map_picture import (
+    READABLE,
+    Fonts,
+    draw_word_map,
+    quoted_mark,
+    two_lines,
+    word_picture,
+)
 from vistok.processing.token_labels import TokenLabels
 
 
@@ -166,6 +173,27 @@ class TestPicture:
             colours = {tuple(colour) for colour in np.asarray(word_picture(plain, patch_size=100)).reshape(-1, 3)}
             assert {(255, 255, 255), (0, 0, 0)} <= colours
 
+    def test_small_marks_are_quoted_so_that_they_are_no_specks(self):
+        quoted = {word: quoted_mark(word) for word in (".", ",", '."', "(", "a", "...", "<", "↵")}
+        assert {word for word, shown in quoted.items() if shown != word} == {".", ",", '."'}
+        ink = []
+        for word in (".", "(", "a"):
+            pixels = np.asarray(word_picture(word_map([[word]]), patch_size=100)).astype(int)
+            ink.append((abs(pixels - 128).max(-1) > 60).sum())
+        assert ink[0] > 0.5 * min(ink[1:])
+
+    def test_long_words_stay_whole_while_they_can_be_read(self):
+        fonts, side = Fonts(), 200
+        for word in ("airplanes", "alternative"):
+            assert fonts.fitted(word, 0.88 * side, 0.27 * side, 0.14 * side, can_break=True)[0] == word
+        assert "\n" in fonts.fitted("internationally", 0.88 * side, 0.27 * side, 0.14 * side, can_break=True)[0]
+
+    @pytest.mark.parametrize("side", [56, 67, 100])
+    def test_no_word_is_shortened_in_small_patches_that_has_room_on_two_lines(self, side):
+        fonts = Fonts()
+        for word in ("chickens", "airplanes", "elephants", "alternative", "restaurants"):
+            assert "…" not in fonts.fitted(word, 0.88 * side, 0.27 * side, 0.14 * side, can_break=True)[0]
+
     def test_shading_goes_with_the_score_and_has_a_colour_bar(self):
         scores = np.array([[[0.0], [0.5], [1.0]]])
         plain, shaded = (
@@ -173,8 +201,9 @@ class TestPicture:
             for shading in (False, True)
         )
         assert shaded.shape[0] > plain.shape[0] == 60
-        green = [shaded[5, 60 * column + 5, 1] for column in range(3)]
-        assert green[0] < green[1] < green[2]  # viridis
+        red, _, blue = (shaded[5, 5::60, channel] for channel in range(3))
+        warmth = (red - blue).tolist()
+        assert 0 == warmth[0] < warmth[1] < warmth[2]
 
     def test_cosine_similarities_that_are_all_alike_are_shaded_too(self):
         alike = word_map([["a", "b"]], np.full((1, 2, 1), -0.2), entropy=False, measure="cosine similarity")
@@ -295,8 +324,8 @@ class TestPage:
         words = [[["dog", "cat"], ["tree", "sky"]]]
         text, page = self.page(tmp_path, word_map(words, [[[0.5, 0.25], [0.9, 0.0004]]]))
         assert [cell["aria-label"] for cell in page.cells] == [
-            "row 1, column 1: dog 50.0%; cat 25.0%; entropy 1.25 nats",
-            "row 1, column 2: tree 90.0%; sky 0.04%; entropy 1.25 nats",
+            "row 1, column 1: dog 50.0%; cat 25.0%; all other words 25.0%; entropy 1.25 nats",
+            "row 1, column 2: tree 90.0%; sky 0.04%; all other words 10.0%; entropy 1.25 nats",
         ]
         assert all(cell["tabindex"] == "0" for cell in page.cells)
         assert page.words == ["dog", "tree"]
@@ -327,8 +356,10 @@ class TestPage:
     def test_no_word_and_no_name_is_taken_for_markup(self, tmp_path):
         _, page = self.page(tmp_path, word_map(ODD, name="<b>&.png"), title="a & <i>b</i>")
         assert page.tags.count("script") == 1 and page.tags.count("img") == 1
-        assert not {"b", "i"} & (set(page.tags) - {"b", "i"}) and page.tags.count("b") == 8  # headings of panels
-        assert [word.replace("\u00ad", "") for word in page.words] == [word for row in ODD for word in row]
+        assert page.tags.count("b") == page.tags.count("i") == 8  # headings of panels, and bars
+        assert [word.replace("\u00ad", "") for word in page.words] == [
+            quoted_mark(word) for row in ODD for word in row
+        ]
         assert page.rows[1][2] == "< (50.0%)"
         assert 'row 1, column 3: " 50.0%' in page.cells[2]["aria-label"]
 

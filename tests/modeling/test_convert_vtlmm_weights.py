@@ -310,6 +310,18 @@ class TestRefusals:
             path.unlink()
         self.refused(tmp_path, FileNotFoundError, "holds no weights: expected model.safetensors", source="lora")
 
+    @pytest.mark.parametrize("content", ['{"eos_token_id": 1', "[1]", ""])
+    def test_a_generation_config_that_cannot_be_read_is_told_and_not_made_up(self, tmp_path, content):
+        saved(tmp_path / "vw")
+        (tmp_path / "vw" / "generation_config.json").write_text(content)
+        self.refused(tmp_path, CheckpointError, r"generation_config\.json is truncated or no config of generation")
+
+    def test_a_generation_config_is_optional(self, tmp_path):
+        saved(tmp_path / "vw")
+        (tmp_path / "vw" / "generation_config.json").unlink()
+        convert_llava(tmp_path / "vw", tmp_path / "made")
+        assert VTLMMForCausalLM.from_pretrained(tmp_path / "made").generation_config.eos_token_id == 1
+
     def test_a_tokenizer_that_is_missing_or_of_another_model_is_told(self, tmp_path, clip):
         saved(tmp_path / "vw")
         for path in (tmp_path / "vw").glob("*token*"):

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from benchmarks._measure import peak_bytes
 from tests.tiny import IMAGE_TOKEN_ID, VOCAB_SIZE, pixels, same
 from tests.tiny_kinds import adapter_by_hand, tiny_pseudo_vtlmm, tiny_vtlmm
 from vistok.modeling import visual_words
@@ -28,6 +29,18 @@ def test_whole_distributions_are_returned_on_request_only():
     found = tiny_vtlmm().get_visual_tokens(pixels(1))
     assert found.distribution is None
     assert found.probabilities.shape == found.token_ids.shape == (1, 9, 5)
+
+
+def test_distinctive_words_are_those_of_the_largest_terms_of_the_divergence_from_a_reference():
+    model = tiny_vtlmm()
+    p = torch.softmax(model.model.vm_head(adapter_by_hand(model, pixels(2))), -1)
+    reference = p.flatten(0, 1).mean(0)
+    found = model.get_visual_tokens(pixels(2), top_k=4, reference=reference)
+    terms = p * (p / reference).log()
+    assert same(found.distinctive.terms, terms.topk(4).values)
+    assert same(found.distinctive.divergence, terms.sum(-1), 1e-4)
+    assert torch.equal(found.token_ids, p.topk(4).indices)
+    assert model.get_visual_tokens(pixels(1)).distinctive is None
 
 
 def test_cached_features_are_read_as_images_are():
@@ -104,3 +117,10 @@ def test_nearest_tokens_of_half_precision():
     expected[..., IMAGE_TOKEN_ID] = -1
     assert similarities.dtype == torch.float32
     assert torch.equal(token_ids[..., 0], expected.argmax(-1))
+
+
+def test_nearest_tokens_copy_no_table_of_embeddings(monkeypatch):
+    monkeypatch.setattr(visual_words, "SIMILARITIES", 2**18)
+    features, table = torch.randn(1, 256), torch.randn(32_000, 256)
+    peak = peak_bytes(lambda: nearest_tokens(features, table, no_word=table[0]))
+    assert peak < 0.15 * table.numel() * 4

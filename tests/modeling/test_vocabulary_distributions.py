@@ -98,7 +98,7 @@ def test_no_graph_and_no_matrix_of_all_logits_is_made():
     matrix = 2000 * 32_000 * 4
     for top_k in (1, 5):
         found = distribution_statistics(features[:3], weight, top_k=top_k, return_distribution=True)
-        assert not any(value.requires_grad for value in found)
+        assert not any(value.requires_grad for value in found[:4])
         assert peak_bytes(lambda: distribution_statistics(features, weight, top_k=top_k)) < 0.12 * matrix  # noqa: B023
 
 
@@ -135,3 +135,77 @@ def test_what_does_not_fit_together_is_named():
     for k in (0, 8):
         with pytest.raises(ValueError, match=f"top_k is {k}, expected a number from 1 to the vocabulary's 7"):
             distribution_statistics(torch.zeros(2, 3), torch.zeros(7, 3), top_k=k)
+
+
+@pytest.mark.usefixtures("chunk_size")
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+class TestDistinctiveTokens:
+    def test_they_have_the_largest_terms_of_the_divergence_from_the_reference(self, dtype):
+        features, weight = features_and_weight(dtype)
+        reference = torch.softmax(torch.randn(VOCAB_SIZE, dtype=torch.float64), 0)
+        found = distribution_statistics(features, weight, top_k=4, reference=reference)
+        p = torch.softmax((features @ weight.t()).to(found.entropy.dtype), -1)
+        terms = p * (p / reference.to(p.dtype)).log()
+        tolerance = {"rtol": 1e-9, "atol": 1e-12} if dtype == torch.float64 else {"rtol": 1e-4, "atol": 1e-6}
+        expected = terms.topk(4)
+        assert found.distinctive.terms.dtype == found.distinctive.divergence.dtype == p.dtype
+        assert torch.allclose(found.distinctive.terms, expected.values, **tolerance)
+        assert torch.allclose(terms.gather(-1, found.distinctive.token_ids), expected.values, **tolerance)
+        assert torch.allclose(p.gather(-1, found.distinctive.token_ids), found.distinctive.probabilities, **tolerance)
+        assert torch.allclose(found.distinctive.divergence, terms.sum(-1), **tolerance)
+        assert found.distinctive.token_ids.shape == (2, 5, 4) and found.distinctive.divergence.shape == (2, 5)
+
+    def test_all_else_is_as_without_a_reference(self, dtype):
+        features, weight = features_and_weight(dtype)
+        reference = torch.full((VOCAB_SIZE,), 1 / VOCAB_SIZE)
+        options = {"top_k": 3, "return_distribution": True}
+        with_reference = distribution_statistics(features, weight, reference=reference, **options)
+        without = distribution_statistics(features, weight, **options)
+        assert without.distinctive is None
+        assert all(torch.equal(one, other) for one, other in zip(with_reference[:4], without[:4]))
+
+
+def test_a_token_that_is_probable_everywhere_is_not_distinctive_and_one_of_a_single_position_is():
+    # Token 0 has 60 % everywhere; tokens 1 to 3 have 30 % at one position each. Token 4 has the largest lift, 3 at
+    # the first position, and next to no probability.
+    p = torch.full((3, 6), 0.02, dtype=torch.float64)
+    p[:, 0], p[:, 4] = 0.6, 1e-30
+    p[0, 4] = 1e-6
+    p[range(3), range(1, 4)] = 0.3
+    p[:, 5] += 1 - p.sum(1)
+    for reference in (p.mean(0), p.mean(0).float()):
+        found = distribution_statistics(torch.eye(3).double(), p.log().t(), top_k=6, reference=reference)
+        assert found.token_ids[:, 0].tolist() == [0, 0, 0]
+        assert found.distinctive.token_ids[:, 0].tolist() == [1, 2, 3]
+        first = 0.3 * torch.log(torch.tensor(0.3 / (0.34 / 3), dtype=torch.float64))
+        assert torch.allclose(found.distinctive.terms[:, 0], first.expand(3), atol=1e-6)
+        of_common = found.distinctive.terms[found.distinctive.token_ids == 0]
+        assert torch.allclose(of_common, torch.zeros(3).double(), atol=1e-6)
+
+
+def test_distinctive_tokens_take_no_matrix_of_all_logits_and_one_product():
+    features, weight = torch.randn(2000, 4), torch.randn(32_000, 4)
+    reference = torch.full((32_000,), 1 / 32_000)
+    peak = peak_bytes(lambda: distribution_statistics(features, weight, top_k=5, reference=reference))
+    assert peak < 0.12 * 2000 * 32_000 * 4
+
+
+def test_what_a_reference_has_no_number_for_stays_finite():
+    weight = torch.tensor([[0.0, 0.0, -200.0], [0.0, -300.0, 0.0]]).t().contiguous()
+    found = distribution_statistics(torch.eye(2), weight, top_k=3, reference=torch.tensor([0.5, 0.5, 0.0]))
+    assert all(torch.isfinite(values.float()).all() for values in found.distinctive)
+    assert found.distinctive.token_ids[1, 0] == 2 and found.distinctive.terms[1, 0] > 40  # 0.5 log(0.5 / 1e-38)
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        (torch.full((6,), 1 / 6), r"shape \(6,\), expected \(7,\)"),
+        (torch.full((7,), 1.0), "sums to 7"),
+        (torch.tensor([2.0, -1, 0, 0, 0, 0, 0]), "smallest number is -1"),
+        (torch.full((7,), float("nan")), "sums to nan"),
+    ],
+)
+def test_a_reference_that_is_no_distribution_is_refused(reference, message):
+    with pytest.raises(ValueError, match=message):
+        distribution_statistics(torch.zeros(2, 3), torch.zeros(7, 3), reference=reference)

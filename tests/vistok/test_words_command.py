@@ -60,6 +60,24 @@ class TestMaps:
         assert page.read_text(encoding="utf-8").count("<section>") == 4
 
 
+class TestDistinctiveWords:
+    def test_of_one_image_they_are_relative_to_its_own_patches(self, words_folder, image_file, tmp_path, capsys):
+        page, picture = tmp_path / "words.html", tmp_path / "words.png"
+        arguments = ["words", image_file, "--model", words_folder, "--distinctive", "--top-k", "3"]
+        assert cli.main([*arguments, "--html", str(page), "--output", str(picture)]) == 0
+        text = page.read_text(encoding="utf-8")
+        assert "<title>Images as distinctive words: " in text and "P̄: mean over the 9 patches of this image" in text
+        assert text.count('class="bar"') == 9 * 2 * 3
+        with Image.open(picture) as drawn:
+            assert drawn.height > drawn.width  # the line below the image
+
+    def test_they_may_be_relative_to_other_images(self, words_folder, image_file, photos, tmp_path):
+        page = tmp_path / "words.html"
+        arguments = ["words", image_file, "--model", words_folder, "--distinctive", "--relative-to", str(photos)]
+        assert cli.main([*arguments, "--html", str(page)]) == 0
+        assert "P̄: mean over the 36 patches of 4 images (photos)" in page.read_text(encoding="utf-8")
+
+
 class TestShippedModel:
     """Where no model is named."""
 
@@ -106,7 +124,15 @@ class TestStatistics:
         assert json.loads((out / "token_statistics.json").read_text())["num_images"] == 3
 
     @pytest.mark.parametrize(
-        "option", [["--output", "a.png"], ["--html", "a.html"], ["--nearest"], ["--top-k", "3"], ["--shading"]]
+        "option",
+        [
+            ["--output", "a.png"],
+            ["--html", "a.html"],
+            ["--nearest"],
+            ["--top-k", "3"],
+            ["--shading"],
+            ["--distinctive"],
+        ],
     )
     def test_options_of_maps_are_refused(self, image_file, option, capsys):
         line = fails(capsys, "words", image_file, "--model", "no/model", "--statistics", "out", *option)
@@ -133,11 +159,26 @@ class TestRefusals:
             (["{image}", "--output", "{folder}"], "a folder"),
             (["{image}", "--output", "words.jpg"], "let it end with .png"),
             (["{folder}/none"], "no image file or folder"),
+            (["{image}", "--distinctive", "--nearest"], "leave out one of them"),
+            (["{image}", "--relative-to", "{folder}"], "--relative-to is for --distinctive"),
+            (["{image}", "--distinctive", "--relative-to", "{folder}/none"], "no image file or folder"),
+            (["{image}", "--output", "{image}"], "is one of the images"),
+            (["{image}", "--html", "{image}"], "is one of the images"),
+            (["{image}", "--output", "{folder}/a.png", "--html", "{folder}/a.png"], "name two files"),
         ],
     )
     def test_what_is_wrong_is_told_before_a_model_is_loaded(self, arguments, told, image_file, tmp_path, capsys):
         arguments = [argument.format(image=image_file, folder=tmp_path) for argument in arguments]
         assert told in fails(capsys, "words", *arguments, "--model", "no/such/model")
+
+    def test_an_image_that_is_named_like_the_picture_is_not_written_over(
+        self, image_file, tmp_path, monkeypatch, capsys
+    ):
+        monkeypatch.chdir(tmp_path)
+        shutil.copy(image_file, "words.png")
+        before = (tmp_path / "words.png").read_bytes()
+        assert "words.png is one of the images" in fails(capsys, "words", "words.png", "--model", "no/such/model")
+        assert (tmp_path / "words.png").read_bytes() == before
 
     def test_a_file_that_is_no_image_is_told(self, tmp_path, capsys):
         (tmp_path / "photo.png").write_text("not a picture")
