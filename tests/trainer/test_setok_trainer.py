@@ -1,12 +1,15 @@
 """Training of SeTok: both phases on a few drawn boxes, exact resuming, named losses, pictures and bad input."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from torch.utils.data import BatchSampler
+from transformers import EvalPrediction, ViTImageProcessorPil
 
 from tests.tiny_setok import tiny_setok, tiny_setok_config
 from tests.trainer.planted_boxes import save_boxes
@@ -104,6 +107,35 @@ def test_accumulated_batches_make_the_same_step(boxes, tmp_path):
         moved.append(trainer.model.mask_decoder.state_dict())
     for name, parameter in moved[0].items():
         torch.testing.assert_close(parameter, moved[1][name], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("num_images", [1, 2, 3, 5, 6])
+def test_images_that_fill_up_the_last_batches_of_processes_do_not_count(boxes, tmp_path, num_images, monkeypatch):
+    """What two processes with batches of two tell, put together as accelerate does, is what one tells of all."""
+    data = load_data_source({"format": "object-masks", "path": str(boxes)})
+    examples = [data[number % len(data)] for number in range(num_images)]
+    trainer = make_trainer(boxes, tmp_path, "boundaries", data=data)
+    model = trainer.model.eval()
+    _, rows, _ = trainer.prediction_step(model, trainer._eval_collator(examples), False)
+    expected = trainer.compute_metrics(EvalPrediction(rows.numpy(), None))
+
+    sampler = BatchSampler(range(num_images), 2, drop_last=False)
+    shards = [list(BatchSamplerShard(sampler, num_processes=2, process_index=process)) for process in range(2)]
+    gathered = []
+    for step, batches in enumerate(zip(*shards, strict=True)):
+        is_last = step == len(shards[0]) - 1
+        remainder = num_images % 4 if is_last else 0
+        state = SimpleNamespace(end_of_dataloader=is_last, remainder=remainder)
+        monkeypatch.setattr(trainer.accelerator, "gradient_state", state)
+        told = []
+        for process, batch in enumerate(batches):
+            monkeypatch.setattr(type(trainer.args), "process_index", process)
+            inputs = trainer._eval_collator([examples[number] for number in batch])
+            told.append(trainer.prediction_step(model, inputs, False)[1])
+        gathered.append(torch.cat(told)[: remainder or None])
+    rows = torch.cat(gathered)
+    assert len(rows) == num_images
+    assert trainer.compute_metrics(EvalPrediction(rows.numpy(), None)) == pytest.approx(expected, rel=1e-5)
 
 
 def test_pairs_of_patches():
