@@ -31,8 +31,9 @@ class SeTokLlavaConfig(LlavaConfig):
     Args:
         setok_config (`PreTrainedConfig` or `dict`, *optional*):
             Fields of [`SeTokTokenizerConfig`]. Of a dictionary, or of nothing, those that are not given are clusters
-            of normalised features, merged by their mean: no weights. Its `patch_hidden_size` follows the language model. What decides on the number of tokens (`max_tokens`,
-            `score_threshold`, `stop_threshold`, …) may be changed in the config of a loaded model.
+            of normalised features, merged by their mean: no weights. Its `patch_hidden_size` follows the language
+            model. What decides on the number of tokens (`max_tokens`, `score_threshold`, `stop_threshold`, …) may be
+            changed in the config of a loaded model.
         base_models (`dict[str, str]`, *optional*):
             Checkpoints (`{"llava": …}`, or `{"vision": …, "text": …}`) which complete a folder that holds only the
             trained weights; `./name` lies in that folder. `None` for a folder that holds all weights.
