@@ -269,7 +269,7 @@ def _write_summary(axes: Any, token_map: TokenMap) -> None:
         hidden = token_map.num_tokens - len(np.unique(token_map.assignment))
         lines += [
             "soft assignment: each patch is a part of all tokens,\nits colour mixes theirs by weight",
-            "outlined: where a token has the largest weight" + (f"; {hidden} nowhere have it" if hidden else ""),
+            "outlined: where a token has the largest weight" + (f";\n{hidden} nowhere have it" if hidden else ""),
             f"largest weight of a patch: {token_map.mean_largest_weight:.2f} on average (1 is hard)",
         ]
     axes.text(0.0, 0.95, "\n".join(line for line in lines if line), va="top", fontsize=9, color="#303030")
