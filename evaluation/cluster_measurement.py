@@ -1,5 +1,6 @@
 """Cluster quality over a data set with masks of objects: every tower reads every image once."""
 
+import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -94,6 +95,8 @@ def measure_clusters(
             )
             counts.append(clusters.num_tokens)
             found = image_quality(image.file.name, clusters.assignment, *truths[key], image.background)
+            # Soft tokens count where they have nowhere the largest weight, too.
+            found = dataclasses.replace(found, num_tokens=clusters.num_tokens)
             qualities.setdefault(variant.label, []).append(found)
         features = caches[variants[0].model, variants[0].layer][_key(image)]
         clustered = clustered_features(variants[0], first_source, features)

@@ -12,6 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers.utils import logging
 
 WORD = " the"
+IGNORED = -100
 
 
 def count_flops(function: Callable[[], Any]) -> int:
@@ -37,6 +38,7 @@ def measure_costs(
     num_text_tokens: int = 32,
     rounds: int = 3,
     progress_bar: bool = False,
+    with_step: bool = False,
 ) -> dict[str, dict[str, float]]:
     """
     Measures what models of vistok pay for the same images, each alone behind the same words, in turn: whatever slows
@@ -48,12 +50,14 @@ def measure_costs(
         num_text_tokens (`int`, *optional*, defaults to 32): words of the prompt, of about a token each.
         rounds (`int`, *optional*, defaults to 3): how often each image is read; times are medians.
         progress_bar (`bool`, *optional*, defaults to `False`): whether to show one.
+        with_step (`bool`, *optional*, defaults to `False`): whether to measure a step of training too.
 
     Returns:
         `dict[str, dict[str, float]]`: of each model, on average over the images: `tokens` per image, their standard
         deviation `tokens_sd` and extremes `tokens_min` and `tokens_max`; `tower_gflop`, `tokenizer_gflop` (visual
-        tokenizer and projection) and `prefill_gflop` (language model); `tokenizer_ms` and `prefill_ms`, CPU time of
-        this process; `kv_kib`, size of the key-value cache.
+        tokenizer and projection) and `prefill_gflop` (language model); `tokenizer_ms`, `prefill_ms` and, if wanted,
+        `step_ms`, forward and backward of the language model behind visual tokens that are there already, with all of
+        its weights trained: CPU time of this process, or time of a GPU; `kv_kib`, size of the key-value cache.
 
     Raises:
         ValueError: if there are no images or models, a number is below 1, or a model is not composed.
@@ -63,7 +67,7 @@ def measure_costs(
             raise ValueError(f"{name}: {number} given, costs need at least 1.")
     if not models:
         raise ValueError("There are no models whose costs could be measured: give at least one.")
-    readers = {name: _Reader(*parts, num_text_tokens) for name, parts in models.items()}
+    readers = {name: _Reader(*parts, num_text_tokens, with_step) for name, parts in models.items()}
     with _frozen([model for model, _ in models.values()]):
         for image in logging.tqdm(images, desc="Measuring costs", disable=not progress_bar):
             for reader in readers.values():
@@ -92,11 +96,14 @@ def _frozen(models: Sequence[torch.nn.Module]) -> Iterator[None]:
 class _Reader:
     """A model that reads one image after the other, and what it cost."""
 
-    def __init__(self, model: Any, processor: Any, num_text_tokens: int):
+    def __init__(self, model: Any, processor: Any, num_text_tokens: int, with_step: bool):
         if not hasattr(getattr(model, "model", None), "visual_tokenizer"):
             raise ValueError(f"{type(model).__name__} is no composed model of vistok, whose parts are measured apart.")
         self._model, self._processor = model, processor
         self._words = WORD * num_text_tokens
+        self._timed = {"tokenizer_ms": self._encode, "prefill_ms": self._prefill}
+        if with_step:
+            self._timed["step_ms"] = self._step
         self._per_image: dict[str, list[float]] = {}
         self._times: dict[str, list[float]] = {}
 
@@ -122,7 +129,7 @@ class _Reader:
         }
         for name, value in found.items():
             self._per_image.setdefault(name, []).append(value)
-        self._rounds: dict[str, list[float]] = {"tokenizer_ms": [], "prefill_ms": []}
+        self._rounds: dict[str, list[float]] = {name: [] for name in self._timed}
 
     def _encode(self) -> None:
         self._encoded = self._model.get_image_features(vision_features=self._features)
@@ -133,12 +140,30 @@ class _Reader:
         )
         self._cache = outputs.past_key_values
 
+    def _step(self) -> None:
+        labels = self._inputs["input_ids"].masked_fill(self._inputs["attention_mask"] == 0, IGNORED)
+        labels = labels.masked_fill(labels == self._processor.image_token_id, IGNORED)
+        encoded = {"image": self._encoded}
+        with torch.enable_grad():
+            self._model(**self._inputs, mm_encoder_outputs=encoded, labels=labels, skip_logits=True).loss.backward()
+        self._model.zero_grad(set_to_none=True)
+
     @torch.no_grad()
     def read(self) -> None:
-        for name, step in (("tokenizer_ms", self._encode), ("prefill_ms", self._prefill)):
-            start = time.process_time()
-            step()
-            self._rounds[name].append(1e3 * (time.process_time() - start))
+        for name, function in self._timed.items():
+            with self._language_model_trained() if name == "step_ms" else contextlib.nullcontext():
+                self._rounds[name].append(1e3 * _seconds(function, self._model.device))
+
+    @contextlib.contextmanager
+    def _language_model_trained(self) -> Iterator[None]:
+        for parameter in self._model.parameters():
+            parameter.requires_grad_(parameter.is_floating_point())
+        for part in (self._model.model.vision_tower, self._model.model.visual_tokenizer):
+            part.requires_grad_(False)
+        try:
+            yield
+        finally:
+            self._model.requires_grad_(False)
 
     def note_times(self) -> None:
         for name, (_, *times) in self._rounds.items():
@@ -154,6 +179,19 @@ class _Reader:
             **{name: statistics.mean(values) for name, values in self._per_image.items() if name != "tokens"},
             **{name: statistics.mean(values) for name, values in self._times.items()},
         }
+
+
+def _seconds(function: Callable[[], Any], device: torch.device) -> float:
+    """Of a call: CPU time of this process, or of a GPU the time until it is done."""
+    if device.type != "cuda":
+        start = time.process_time()
+        function()
+        return time.process_time() - start
+    torch.cuda.synchronize(device)
+    start = time.perf_counter()
+    function()
+    torch.cuda.synchronize(device)
+    return time.perf_counter() - start
 
 
 __all__ = ["count_flops", "measure_costs"]

@@ -37,6 +37,9 @@ class TokenMap:
         label (`str`): of the variant.
         name (`str`): of the image.
         threshold (`float`, *optional*): score above which patches are centres.
+        weights (`np.ndarray` of shape `(num_tokens, grid_height, grid_width)`, *optional*): of a soft assignment, in
+            which every patch is a part of all tokens: `assignment` is then the token of the largest weight, and some
+            tokens may have no such patch.
 
     Raises:
         ValueError: if the shapes do not fit together, or tokens are not numbered from 0 without gaps.
@@ -49,13 +52,20 @@ class TokenMap:
     label: str = ""
     name: str = ""
     threshold: float | None = None
+    weights: np.ndarray | None = None
 
     def __post_init__(self):
         if self.assignment.ndim != 2 or not self.assignment.size:
             raise ValueError(f"assignment is of shape {self.assignment.shape}, expected that of a grid of patches.")
         if self.scores is not None and self.scores.shape != self.assignment.shape:
             raise ValueError(f"scores are of shape {self.scores.shape}, expected the grid, {self.assignment.shape}.")
-        if not np.array_equal(np.unique(self.assignment), np.arange(self.num_tokens)):
+        if self.weights is not None:
+            if self.weights.ndim != 3 or self.weights.shape[1:] != self.assignment.shape:
+                raise ValueError(f"weights are of shape {self.weights.shape}, expected (tokens, *{self.grid_size}).")
+            largest = np.take_along_axis(self.weights, self.assignment[None], axis=0)[0]
+            if not np.array_equal(largest, self.weights.max(0)):
+                raise ValueError("weights are largest for other tokens than those of the assignment.")
+        elif not np.array_equal(np.unique(self.assignment), np.arange(self.num_tokens)):
             raise ValueError("Tokens are not numbered from 0 without gaps.")
         if self.centers is not None and len(self.centers) != self.num_tokens:
             raise ValueError(f"{len(self.centers)} centres for {self.num_tokens} tokens: expected one for each.")
@@ -68,12 +78,19 @@ class TokenMap:
     @property
     def num_tokens(self) -> int:
         """How many tokens the image has."""
-        return int(self.assignment.max()) + 1
+        return int(self.assignment.max()) + 1 if self.weights is None else len(self.weights)
 
     @property
     def sizes(self) -> np.ndarray:
-        """Patches of each token, `(num_tokens,)`."""
+        """Patches of each token, `(num_tokens,)`; of a soft assignment the sums of their weights."""
+        if self.weights is not None:
+            return self.weights.sum((1, 2))
         return np.bincount(self.assignment.ravel(), minlength=self.num_tokens)
+
+    @property
+    def mean_largest_weight(self) -> float | None:
+        """Of a soft assignment, how much of a patch its largest token has, on average: 1 would be hard."""
+        return None if self.weights is None else float(self.weights.max(0).mean())
 
 
 def read_token_maps(
@@ -132,6 +149,7 @@ def _token_map(
         label=variant.label,
         name=name,
         threshold=threshold,
+        weights=None if clusters.weights is None else clusters.weights.numpy().reshape(-1, *source.grid_size),
     )
 
 
@@ -152,6 +170,8 @@ def model_token_map(model: Any, processor: Any, image: ImageSource) -> TokenMap 
         BadSampleError: if the image is missing or unreadable.
     """
     pixel_values = pixel_values_of(processor.image_processor, image).to(model.device, model.dtype)
+    if getattr(model.model.visual_tokenizer.config, "assignment", "hard") == "soft":
+        return _soft_token_map(model, processor, image, pixel_values)
     features = model.get_image_features(pixel_values=pixel_values)
     if features.assignment is None or features.grid_size is None:
         return None
@@ -159,6 +179,15 @@ def model_token_map(model: Any, processor: Any, image: ImageSource) -> TokenMap 
     _, assignment = np.unique(features.assignment[0].cpu().numpy(), return_inverse=True)
     return TokenMap(
         image=finely_seen_image(model, processor, image, FINE_SIDE), assignment=assignment.reshape(features.grid_size)
+    )
+
+
+def _soft_token_map(model: Any, processor: Any, image: ImageSource, pixel_values: torch.Tensor) -> TokenMap:
+    features = model.model.get_vision_features(pixel_values)
+    output = model.model.tokenize(features)
+    weights = output.cluster_masks[0][output.mask[0]].float().cpu().numpy().reshape(-1, *features.grid_size)
+    return TokenMap(
+        image=finely_seen_image(model, processor, image, FINE_SIDE), assignment=weights.argmax(0), weights=weights
     )
 
 
@@ -192,28 +221,31 @@ def token_rows(token_map: TokenMap) -> list[dict[str, Any]]:
         `list[dict]`: `image`, `variant`, `token` (its number, from 1, as in the picture), `patches`, `share` of the
         image, `row` and `column` of its centre of mass and `top`, `left`, `bottom`, `right` of its box, in patches
         from the upper left corner of the image, and `peak_row`, `peak_column`, `peak_score` of the patch that it
-        formed around, `None` where there are no scores.
+        formed around, `None` where there are no scores. Of a soft assignment patches count with their weights, and the
+        box is of those that have their largest weight here, `None` where there are none.
     """
     height, width = token_map.grid_size
+    axes = np.arange(height)[:, None] + 0.5, np.arange(width) + 0.5
     rows = []
     for token in np.argsort(-token_map.sizes, kind="stable").tolist():
-        places = np.argwhere(token_map.assignment == token)
+        is_here = token_map.assignment == token
+        weights = is_here if token_map.weights is None else token_map.weights[token]
+        places = np.argwhere(is_here)
         peak = None if token_map.centers is None else divmod(int(token_map.centers[token]), width)
         score = None if peak is None or token_map.scores is None else float(token_map.scores[peak])
-        (top, left), (bottom, right) = places.min(0), places.max(0) + 1
+        box = [None] * 4 if not len(places) else [*places.min(0).tolist(), *(places.max(0) + 1).tolist()]
+        size = weights.sum()
+        row, column = (round(float((weights * axis).sum() / size), 3) for axis in axes)
         rows.append(
             {
                 "image": token_map.name,
                 "variant": token_map.label,
                 "token": token + 1,
-                "patches": len(places),
-                "share": round(len(places) / (height * width), 6),
-                "row": round(float(places[:, 0].mean()) + 0.5, 3),
-                "column": round(float(places[:, 1].mean()) + 0.5, 3),
-                "top": int(top),
-                "left": int(left),
-                "bottom": int(bottom),
-                "right": int(right),
+                "patches": len(places) if token_map.weights is None else round(float(size), 3),
+                "share": round(float(size) / (height * width), 6),
+                "row": row,
+                "column": column,
+                **dict(zip(("top", "left", "bottom", "right"), box)),
                 "peak_row": None if peak is None else peak[0],
                 "peak_column": None if peak is None else peak[1],
                 "peak_score": None if score is None else round(score, 6),
@@ -271,6 +303,7 @@ def write_token_table(maps: Sequence[TokenMap], path: str | os.PathLike) -> None
             "variant": token_map.label,
             "grid_size": list(token_map.grid_size),
             "num_tokens": token_map.num_tokens,
+            "mean_largest_weight": token_map.mean_largest_weight,
             "spread_of_scores": None if token_map.scores is None else score_spread(token_map.scores),
             "tokens": [
                 {name: value for name, value in row.items() if name not in ("image", "variant")}

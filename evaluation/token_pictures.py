@@ -40,7 +40,8 @@ def token_colour(number: int) -> tuple[int, int, int]:
 
 def token_picture(token_map: TokenMap, side: int = WANTED_SIDE) -> Image.Image:
     """
-    An image with its tokens tinted, outlined along the borders of patches, and numbered from 1.
+    An image with its tokens tinted, outlined along the borders of patches, and numbered from 1. Of a soft assignment
+    the tint of a patch mixes those of its tokens by their weights, and outlined is where a token has the largest.
 
     Args:
         token_map ([`TokenMap`]): of the image.
@@ -53,14 +54,17 @@ def token_picture(token_map: TokenMap, side: int = WANTED_SIDE) -> Image.Image:
     patch = _patch_pixels(token_map, side)
     picture = token_map.image.convert("RGB").resize((columns * patch[1], rows * patch[0]), Image.Resampling.LANCZOS)
     colours = np.array([token_colour(number) for number in range(token_map.num_tokens)], dtype=np.uint8)
-    tint = colours[token_map.assignment].repeat(patch[0], 0).repeat(patch[1], 1)
+    tint = colours[token_map.assignment]
+    if token_map.weights is not None:
+        tint = np.einsum("thw,tc->hwc", token_map.weights, colours).round().clip(0, 255).astype(np.uint8)
+    tint = tint.repeat(patch[0], 0).repeat(patch[1], 1)
     picture = Image.blend(picture, Image.fromarray(tint), TINT)
     draw = ImageDraw.Draw(picture)
     width = max(2, min(patch) // 8)
     for line, colour in ((3 * width, "black"), (width, "white")):
         for ends in _outlines(token_map.assignment, patch):
             draw.line(ends, fill=colour, width=line)
-    for number in range(token_map.num_tokens):
+    for number in np.unique(token_map.assignment).tolist():
         _write_number(draw, token_map.assignment == number, number + 1, patch)
     return picture
 
@@ -186,6 +190,8 @@ def _draw_tokens(axes: Any, token_map: TokenMap) -> None:
     axes.imshow(np.asarray(token_picture(token_map)))
     number = f"{token_map.num_tokens} token" + "s" * (token_map.num_tokens != 1)
     label = token_map.label.replace(",", ", ")
+    if token_map.weights is not None:
+        number = f"{number}, soft: largest weight {token_map.mean_largest_weight:.2f} on average"
     label = "\n".join(textwrap.wrap(f"{label}: {number}" if label else number, 46))
     axes.set_title(label, loc="left", fontsize=9)
     axes.set_axis_off()
@@ -256,9 +262,16 @@ def _write_summary(axes: Any, token_map: TokenMap) -> None:
     sizes = np.sort(token_map.sizes)[::-1]
     lines = [
         f"{token_map.num_tokens} tokens of {rows} × {columns} = {rows * columns} patches",
-        f"largest {sizes[0]} patches, median {np.median(sizes):g}, smallest {sizes[-1]}",
+        f"largest {sizes[0]:.4g} patches, median {np.median(sizes):.4g}, smallest {sizes[-1]:.4g}",
         "circles: the patch that a token formed around" if token_map.centers is not None else "",
     ]
+    if token_map.weights is not None:
+        hidden = token_map.num_tokens - len(np.unique(token_map.assignment))
+        lines += [
+            "soft assignment: each patch is a part of all tokens,\nits colour mixes theirs by weight",
+            "outlined: where a token has the largest weight" + (f";\n{hidden} nowhere have it" if hidden else ""),
+            f"largest weight of a patch: {token_map.mean_largest_weight:.2f} on average (1 is hard)",
+        ]
     axes.text(0.0, 0.95, "\n".join(line for line in lines if line), va="top", fontsize=9, color="#303030")
 
 

@@ -21,6 +21,7 @@ METHODS = (*PEAK_METHODS, *BASELINES)
 PER_OBJECT = "objects+1"
 """As many tokens as an image has objects, and one for the background."""
 SETTINGS: dict[str, type] = {
+    "assignment": str,
     "num_neighbors": int,
     "score_threshold": float,
     "stop_threshold": float,
@@ -169,16 +170,19 @@ class ImageClusters:
             centres of mass.
         scores (`torch.Tensor` of shape `(num_patches,)`, *optional*): of density peaks.
         centers (`torch.LongTensor` of shape `(num_clusters,)`, *optional*): the patch each cluster formed around.
+        weights (`torch.Tensor` of shape `(num_clusters, num_patches)`, *optional*): of soft clusters, of which
+            `assignment` has the one of the largest weight. They sum to 1 at every patch.
     """
 
     assignment: torch.Tensor
     scores: torch.Tensor | None = None
     centers: torch.Tensor | None = None
+    weights: torch.Tensor | None = None
 
     @property
     def num_tokens(self) -> int:
-        """How many clusters there are."""
-        return len(self.assignment.unique())
+        """How many clusters there are; of soft ones some may nowhere have the largest weight."""
+        return len(self.assignment.unique()) if self.weights is None else len(self.weights)
 
 
 @torch.no_grad()
@@ -220,6 +224,7 @@ def cluster_image(
     found = cluster_patches(
         inputs,
         method=config.method,
+        assignment=config.assignment,
         num_neighbors=config.num_neighbors,
         score_threshold=config.score_threshold,
         stop_threshold=config.stop_threshold,
@@ -230,6 +235,8 @@ def cluster_image(
         grid_size=grid_size,
     )
     values: list[Any] = [found.assignment, found.scores, found.centers]
+    if config.assignment == "soft":
+        values.append(found.cluster_masks)
     return ImageClusters(*(value[0].cpu() for value in values))
 
 

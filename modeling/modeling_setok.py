@@ -19,7 +19,12 @@ from .image_detokenizer import Generators, ImageDetokenizer
 from .mask_decoder import MaskDecoder
 from .mask_supervision import mask_losses
 from .modeling_setok_vision import SeTokVisionModel
-from .object_contrast import object_contrast_loss, patch_objects, squared_kernel_scale
+from .object_contrast import (
+    object_contrast_loss,
+    patch_objects,
+    patch_weights_by_coverage,
+    squared_kernel_scale,
+)
 from .object_mask_batches import batch_object_masks, resize_object_masks
 from .trainable_parts import parameters_to_train
 
@@ -292,11 +297,13 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         tokenizer, grid_size = self.vision_model.tokenizer, encoded.grid_size
         masks, present = batch_object_masks(mask_labels, mask_size, len(encoded.patch_features))
         coverage = resize_object_masks(masks, grid_size).flatten(2).to(encoded.patch_features.device)
+        present = present.to(coverage.device)
         features = tokenizer.cluster_features(encoded.patch_features, grid_size)
         scale = squared_kernel_scale(
             features, tokenizer.kernel_scale(features), tokenizer.config.relative_kernel_scale
         )
-        return object_contrast_loss(features, patch_objects(coverage, present.to(coverage.device)), scale)
+        labels, weights = patch_objects(coverage, present), patch_weights_by_coverage(coverage, present)
+        return object_contrast_loss(features, labels, scale, weights)
 
     def reconstruct(
         self,

@@ -3,7 +3,7 @@
 import torch
 
 
-def patch_objects(coverage: torch.Tensor, present: torch.Tensor, least: float = 0.6) -> torch.Tensor:
+def patch_objects(coverage: torch.Tensor, present: torch.Tensor, least: float = 0.5) -> torch.Tensor:
     """
     What each patch belongs to, where that is clear.
 
@@ -11,7 +11,7 @@ def patch_objects(coverage: torch.Tensor, present: torch.Tensor, least: float = 
         coverage (`torch.FloatTensor` of shape `(batch, num_objects, num_patches)`): share of the patches that objects
             cover, 0 to 1.
         present (`torch.BoolTensor` of shape `(batch, num_objects)`): False at padding.
-        least (`float`, *optional*, defaults to 0.6): share of a patch from which on it belongs to something.
+        least (`float`, *optional*, defaults to 0.5): share of a patch from which on it belongs to something.
 
     Returns:
         `torch.LongTensor` of shape `(batch, num_patches)`: the object, from 1; 0 for background; -1 for patches of
@@ -26,19 +26,44 @@ def patch_objects(coverage: torch.Tensor, present: torch.Tensor, least: float = 
     return torch.where(background >= least, 0, labels)
 
 
+def patch_weights_by_coverage(coverage: torch.Tensor, present: torch.Tensor) -> torch.Tensor:
+    """
+    How much patches count so that objects, and the background, weigh the same however many patches they have: the sum
+    of the shares that a patch has of each. At the edge of an object a patch counts as much on one side as on the
+    other. If patches of the background counted little there too, clusters of objects would grow over the edge.
+
+    Args:
+        coverage (`torch.FloatTensor` of shape `(batch, num_objects, num_patches)`): share of the patches that objects
+            cover, 0 to 1.
+        present (`torch.BoolTensor` of shape `(batch, num_objects)`): False at padding.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, num_patches)`.
+    """
+    objects = coverage * present.unsqueeze(-1)
+    shares = torch.cat([1 - objects.sum(1, keepdim=True).clamp(max=1), objects], dim=1)
+    return (shares / shares.sum(-1, keepdim=True).clamp(min=1)).sum(1)
+
+
 def object_contrast_loss(
-    features: torch.Tensor, labels: torch.Tensor, squared_scale: torch.Tensor, margin: float = 1e-4
+    features: torch.Tensor,
+    labels: torch.Tensor,
+    squared_scale: torch.Tensor,
+    weights: torch.Tensor | None = None,
+    margin: float = 1e-4,
 ) -> torch.Tensor:
     """
     How badly the kernel of Algorithm 1, α = exp(-d²/σ²), says of two patches that they belong together: binary
     cross-entropy over all pairs of patches of an image. -log α = d²/σ² pulls patches of one object, and those of the
-    background, together; -log(1 - α) pushes others apart. Objects, and the background, weigh the same however many
-    patches they have, and pairs that belong together as much as pairs that do not.
+    background, together; -log(1 - α) pushes others apart. Pairs that belong together weigh as much as the others.
 
     Args:
         features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`): that distances are taken of.
         labels (`torch.LongTensor` of shape `(batch, num_patches)`): see [`patch_objects`]; -1 is left out.
         squared_scale (`torch.FloatTensor`, broadcastable to `(batch, 1, 1)`): σ², in the unit of ‖x_i - x_j‖² / D.
+        weights (`torch.FloatTensor` of shape `(batch, num_patches)`, *optional*): how much a patch counts, see
+            [`patch_weights_by_coverage`]; by default objects, and the background, weigh the same, and their patches
+            among them.
         margin (`float`, *optional*, defaults to 1e-4): least 1 - α, so that equal features give a finite loss.
 
     Returns:
@@ -56,8 +81,9 @@ def object_contrast_loss(
     squared = _squared_distances(features) / features.shape[-1]
     exponents = squared / squared_scale
     one_hot = torch.nn.functional.one_hot(labels + 1)[..., 1:].to(squared.dtype)
-    sizes = one_hot.sum(1, keepdim=True)
-    weights = (one_hot / sizes.clamp(min=1)).sum(-1)
+    if weights is None:
+        weights = (one_hot / one_hot.sum(1, keepdim=True).clamp(min=1)).sum(-1)
+    weights = weights * one_hot.sum(-1)
     pairs = weights.unsqueeze(2) * weights.unsqueeze(1)
     same = torch.bmm(one_hot, one_hot.transpose(1, 2))
     apart = -torch.log(-torch.expm1(-exponents) + margin)
@@ -103,4 +129,4 @@ def _squared_distances(features: torch.Tensor) -> torch.Tensor:
         return (norms.unsqueeze(1) + norms.unsqueeze(2) - 2 * products).clamp(min=0)
 
 
-__all__ = ["object_contrast_loss", "patch_objects", "squared_kernel_scale"]
+__all__ = ["object_contrast_loss", "patch_objects", "patch_weights_by_coverage", "squared_kernel_scale"]

@@ -57,6 +57,14 @@ def test_semantic_tokens_compares_real_tokens_with_masked_and_with_all(run_bench
     assert together[2]["KV ratio"] == f"{(576 + read) / (40 + read):.2f}", "a batch is as long as its longest"
 
 
+def test_token_batches_compares_ways_to_read_samples_of_different_lengths(run_benchmark):
+    rows = run_benchmark("token_batches")
+    assert [row["read"] for row in rows] == ["alone", "padded", "two buckets", "packed"] * 2
+    padding = {row["read"]: float(row["padding, %"]) for row in rows}
+    assert padding["alone"] == padding["packed"] == 0 < padding["two buckets"] < padding["padded"]
+    assert {row["forward ratio"] for row in rows[3::4]} == {row["step ratio"] for row in rows[3::4]} == {"1.00"}
+
+
 def test_density_peaks_compares_clustering_and_merging_with_loops(run_benchmark):
     rows = run_benchmark("density_peaks")
     assert {row["work"].split(",")[0] for row in rows} == {"threshold", "iterative", "merger"}

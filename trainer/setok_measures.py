@@ -1,5 +1,6 @@
 """What is measured of SeTok while it is trained: means of its losses, tokens per image, and cluster quality."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -61,6 +62,34 @@ def image_rows(outputs: Any, num_objects: torch.Tensor | None, patch_labels: tor
     return torch.cat([terms, rows], dim=1)
 
 
+def num_own_images(batch_size: int, process_index: int, remainder: int) -> int:
+    """
+    How many images of a process's last batch are its own, at the front of it. Where processes do not divide a data set
+    evenly, accelerate fills their last batches up with images that others have evaluated already, and drops what comes
+    of these behind it; a mean over the batch would have counted them.
+
+    Args:
+        batch_size (`int`): images of the batch.
+        process_index (`int`): of this process.
+        remainder (`int`): images that all last batches together have of their own; 0 or less where these are whole.
+
+    Returns:
+        `int`: from 0 to `batch_size`.
+    """
+    return batch_size if remainder <= 0 else min(max(remainder - process_index * batch_size, 0), batch_size)
+
+
+def first_images(inputs: Mapping[str, Any], number: int) -> dict[str, Any]:
+    """
+    A batch with its first images alone.
+
+    Args:
+        inputs (`dict`): see [`SeTokCollator`]; what is no tensor is of all images.
+        number (`int`): how many.
+    """
+    return {name: value[:number] if isinstance(value, torch.Tensor) else value for name, value in inputs.items()}
+
+
 class SeTokMetrics:
     """
     Metrics of an evaluation: means of the terms of the loss; tokens per image, their rank correlation with the number
@@ -114,4 +143,4 @@ def image_metrics(images: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-__all__ = ["COLUMNS", "SeTokMetrics", "counts_of", "image_metrics", "image_rows"]
+__all__ = ["COLUMNS", "SeTokMetrics", "counts_of", "first_images", "image_metrics", "image_rows", "num_own_images"]

@@ -34,7 +34,7 @@ from .reproducible_trainer import ReproducibleTrainer, check_datasets, named_dat
 from .seeded_augmentation import number_examples
 from .setok_collator import SeTokCollator
 from .setok_config import SeTokTrainingConfig
-from .setok_measures import SeTokMetrics, counts_of, image_metrics, image_rows
+from .setok_measures import SeTokMetrics, counts_of, first_images, image_metrics, image_rows, num_own_images
 from .setok_pictures import image_panel, masks_panel, tokens_panel, write_grid
 from .shared_feature_cache import build_together
 
@@ -227,11 +227,20 @@ class SeTokTrainer(ReproducibleTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, and what [`SeTokMetrics`] makes means of."""
         inputs = self._prepare_inputs(inputs)
+        batch_size = len(inputs.get("patch_features", inputs.get("pixel_values")))
+        state = self.accelerator.gradient_state
+        remainder = state.remainder if state.end_of_dataloader else 0
+        own = num_own_images(batch_size, self.args.process_index, remainder)
+        # A process that has none runs the model too, which others may be waiting for.
+        inputs = first_images(inputs, max(own, 1))
         with torch.no_grad(), self.compute_loss_context_manager():
             loss, outputs = self.compute_loss(model, inputs, return_outputs=True)
         if prediction_loss_only:
             return loss.detach(), None, None
-        rows = image_rows(outputs, inputs.get("num_objects"), inputs.get("patch_labels")).to(self.args.device)
+        found = image_rows(outputs, inputs.get("num_objects"), inputs.get("patch_labels"))
+        rows = found.new_zeros(batch_size, found.shape[1])
+        rows[:own] = found[:own]
+        rows = rows.to(self.args.device)  # from those of all processes accelerate drops what is behind their own
         return loss.detach(), rows, rows.new_zeros(len(rows))  # Trainer computes metrics where there are labels
 
     @torch.no_grad()

@@ -19,6 +19,37 @@ COUNTS = ("text", "written", "masks")
 OVERLAPS = ("intersection", "union", "iou")
 COLUMNS = (*TERMS, *COUNTS, *OVERLAPS)
 """Of each row of an evaluation: sums of the terms, of how many they are sums, and sums over masks."""
+IMAGES_OF = "images of tokens/"
+"""What names of counts of images begin with."""
+
+
+def token_counts(batch: Mapping[str, Any]) -> list[str]:
+    """
+    How many visual tokens the images of a batch have, each as the name of a count of such images.
+
+    Args:
+        batch (`dict`): see [`with_visual_tokens`]; the token of a mask is no image.
+    """
+    masks = set(batch["mask_places"].tolist()) if "mask_places" in batch else set()
+    tokens = enumerate(batch.get("visual_tokens", ()))
+    return [f"{IMAGES_OF}{len(image)}" for place, image in tokens if place not in masks]
+
+
+def token_statistics(sums: Mapping[str, float]) -> dict[str, float]:
+    """
+    Visual tokens per image.
+
+    Args:
+        sums (`dict[str, float]`): how many images there were of each name of [`token_counts`]; others are passed over.
+
+    Returns:
+        `dict[str, float]`: `tokens_mean`, `tokens_min`, `tokens_max`; nothing where there were no images.
+    """
+    counts = {int(name.removeprefix(IMAGES_OF)): sums[name] for name in sums if name.startswith(IMAGES_OF)}
+    if not counts:
+        return {}
+    mean = sum(tokens * images for tokens, images in counts.items()) / sum(counts.values())
+    return {"tokens_mean": mean, "tokens_min": float(min(counts)), "tokens_max": float(max(counts))}
 
 
 class RowSums:
@@ -124,4 +155,13 @@ class SetokimMetrics:
         return found
 
 
-__all__ = ["COLUMNS", "OF_MASK_TERMS", "TERMS", "RowSums", "SetokimMetrics", "as_pixels"]
+__all__ = [
+    "COLUMNS",
+    "OF_MASK_TERMS",
+    "TERMS",
+    "RowSums",
+    "SetokimMetrics",
+    "as_pixels",
+    "token_counts",
+    "token_statistics",
+]

@@ -28,7 +28,7 @@ from .setokim_batches import (
 )
 from .setokim_collator import SEGMENT, SetokimCollator, shown_images
 from .setokim_config import LORA, SetokimTrainingConfig
-from .setokim_measures import OF_MASK_TERMS, TERMS, RowSums, SetokimMetrics
+from .setokim_measures import OF_MASK_TERMS, TERMS, RowSums, SetokimMetrics, token_counts, token_statistics
 from .setokim_pictures import write_samples
 from .token_clock import TokenClock
 from .visual_language_trainer import VisualLanguageTrainer
@@ -61,6 +61,7 @@ class SetokimTrainer(VisualLanguageTrainer):
     - `loss_visual`: mean squared error of visual tokens that are written, per channel;
     - `loss_length`: cross-entropy of "one more visual token", in nats per token that is written;
     - `loss_mask_bce` and `loss_mask_dice`: of the masks that the mask decoder makes of tokens written for expressions;
+    - `tokens_mean`, `tokens_min` and `tokens_max`: visual tokens of an image, read or written;
     - `tokens_per_second`: of text and images, without padding, over all processes and the time of training steps.
 
     Evaluation reports the same but the last, `eval_loss` (as minimised); `eval_answer_accuracy` (see
@@ -138,6 +139,8 @@ class SetokimTrainer(VisualLanguageTrainer):
             batch.clear()
             batch.update(tokenized)
             counts += torch.tensor(count_items(batch, *self._placeholders), device=device)
+            for name in token_counts(batch):
+                self._since_log[name] = self._since_log.get(name, 0.0) + 1
         if self.args.world_size > 1:
             counts = self.accelerator.gather(counts.unsqueeze(0)).sum(0) // self.get_tp_size()
         text, written, masks, num_tokens = counts.tolist()
@@ -202,7 +205,7 @@ class SetokimTrainer(VisualLanguageTrainer):
     def _means_since_log(self) -> dict[str, float]:
         sums = self._taken_together(self._since_log)
         means = SetokimMetrics(self.weights).losses({**dict.fromkeys(TERMS, 0.0), **sums})
-        return {name: value for name, value in means.items() if name != "loss"}
+        return {name: value for name, value in means.items() if name != "loss"} | token_statistics(sums)
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss; of each row which answers are exactly right; and what [`SetokimMetrics`] makes means of."""

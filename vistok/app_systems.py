@@ -227,7 +227,13 @@ class LoadedSystem:
 def _counted(token_map: TokenMap) -> str:
     rows, columns = token_map.grid_size
     number = f"{token_map.num_tokens} semantic token" + "s" * (token_map.num_tokens != 1)
-    return f"{number} of {rows} × {columns} = {rows * columns} patches"
+    counted = f"{number} of {rows} × {columns} = {rows * columns} patches"
+    if token_map.weights is None:
+        return counted
+    return (
+        f"{counted}, of which each is a part of all tokens (soft assignment): outlined is where a token has the "
+        f"largest weight, {token_map.mean_largest_weight:.2f} on average"
+    )
 
 
 __all__ = ["LoadedSystem", "Look", "System", "offered_systems"]

@@ -10,9 +10,9 @@ from .given_options import given_options
 
 PICTURE, TABLE = "tokens.png", "tokens.csv"
 OF_PICTURES = ("output", "table")
-OF_MEASURES = ("resamples", "skip_empty", "by_background")
+OF_MEASURES = ("resamples", "skip_empty", "by_background", "batch_size")
 OF_COSTS = ("rounds", "scores")
-OF_TABLES = ("report", "limit", "batch_size")
+OF_TABLES = ("report", "limit")
 OF_TOKENS = ("model", "compare", "method", "tokens", "layer", "image_size")
 DEFAULT_MODEL = "vistok:dinov2-small"
 
@@ -26,8 +26,9 @@ several images each has its own picture, tokens-NAME.png, and one table holds al
 --model is a trained SeTok, or any vision tower: its patches are clustered without training. --compare puts variants
 side by side; each says what is different: a method (iterative, threshold, kmeans, grid, single), a setting
 (score_threshold=0.4), tokens=8, another tower (model=…, layer=…), or several with commas between them. Settings are
-num_neighbors, score_threshold, stop_threshold, kernel_scale, relative_kernel_scale, min_tokens, max_tokens and
-normalize_features.
+assignment, num_neighbors, score_threshold, stop_threshold, kernel_scale, relative_kernel_scale, min_tokens, max_tokens
+and normalize_features. Of a soft assignment the colour of a patch mixes those of its tokens, outlined is where a token
+has the largest weight, and the mean of the largest weights is told: with 1 it would be hard.
 
 With --measure, tokens are compared with the objects of a data set instead, beside k-means, a plain grid of as many
 tokens, one token, and the objects themselves: adjusted Rand index, best IoU of each object, numbers of tokens and
@@ -180,7 +181,7 @@ def _files(options: argparse.Namespace, variants: list[Any]) -> list[Path]:
 def _compare_costs(options: argparse.Namespace) -> None:
     from .answering import model_folder
     from .evaluation.processes import Share, local_device
-    from .evaluation.token_costs import CostedModel, costs_markdown, measure_costs, write_costs
+    from .evaluation.token_costs import CostedModel, compare_costs, costs_markdown, write_costs
     from .processing.images import find_images, load_image
 
     models = [CostedModel.parse(text) for text in options.costs]
@@ -188,11 +189,10 @@ def _compare_costs(options: argparse.Namespace) -> None:
     if options.report and Path(options.report).is_file():
         raise ValueError(f"--report is {options.report!r}, a file: name a folder.")
     images = [load_image(file) for file in find_images(options.images)[: options.limit]]
-    results = measure_costs(
+    results = compare_costs(
         models,
         images,
         rounds=options.rounds,
-        batch_size=options.batch_size,
         device=options.device or local_device(Share()),
         reports=options.scores,
     )

@@ -8,7 +8,8 @@ import torch
 from tests.tiny import tiny_gvt, tiny_image, tiny_processor
 from tests.tiny_setokim import tiny_setok_config, tiny_setokim, tiny_setokim_processor
 from vistok import cli
-from vistok.evaluation.token_costs import CostedModel, costs_markdown, measure_costs, write_costs
+from vistok.evaluation.compute_costs import WORD
+from vistok.evaluation.token_costs import CostedModel, compare_costs, costs_markdown, write_costs
 
 IMAGES = [tiny_image(number) for number in range(3)]
 
@@ -31,10 +32,11 @@ def test_costs_follow_the_number_of_tokens_and_flops_the_formula(folders, tmp_pa
     models = [CostedModel.parse(f"{name}={folders / name}") for name in ("hard", "one", "resampler")]
     report = {"task": "vqa", "split": "test", "model": str(folders / "one"), "accuracy": 0.5, "interval": [0.4, 0.6]}
     (tmp_path / "vqa-test.json").write_text(json.dumps(report))
-    results = measure_costs(models, IMAGES, rounds=1, batch_size=2, reports=[tmp_path])
+    results = compare_costs(models, IMAGES, rounds=1, reports=[tmp_path])
     hard, one, resampler = results["rows"]
     assert one["tokens"] == 1 < hard["tokens"] and resampler["tokens"] == tiny_gvt().model.resampler.config.num_latents
-    assert one["prefill_gflops"] < hard["prefill_gflops"] and all(row["step_ms"] > 0 for row in results["rows"])
+    assert one["prefill_gflop"] < hard["prefill_gflop"] and one["kv_kib"] < hard["kv_kib"]
+    assert all(row["step_ms"] > 0 for row in results["rows"])
     assert one["scores"]["vqa, right"] == {"label": "vqa, right", "value": 50, "interval": [40, 60]}
     text = costs_markdown({**results, "command": "as told"})
     assert "50.0 (40.0–60.0)" in text and "ratios to hard" in text and "as told" in text
@@ -42,18 +44,17 @@ def test_costs_follow_the_number_of_tokens_and_flops_the_formula(folders, tmp_pa
 
 
 def test_flops_of_a_prefill_are_those_of_the_formula(folders):
-    (row,) = measure_costs([CostedModel("one", str(folders / "one"))], IMAGES[:1], rounds=1, batch_size=1)["rows"]
+    (row,) = compare_costs([CostedModel("one", str(folders / "one"))], IMAGES[:1], num_text_tokens=5, rounds=1)["rows"]
     model, processor = tiny_setokim(), tiny_setokim_processor(num_image_tokens=1)
     config = model.config.text_config
-    content = [{"type": "image"}, {"type": "text", "text": "What is in the image?"}]
-    prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
+    prompt = processor.image_token + 5 * WORD
     length = processor(images=[IMAGES[0]], text=prompt, return_tensors="pt")["input_ids"].shape[1]
     head_dim = config.hidden_size // config.num_attention_heads
     width, inner = config.hidden_size, config.intermediate_size
     projections = 2 * width * width + 2 * width * config.num_key_value_heads * head_dim + 3 * width * inner
     layers = config.num_hidden_layers * (projections * length + 2 * length**2 * width)
     head = width * (config.vocab_size if config.vocab_size else 0)
-    counted = row["prefill_gflops"] * 1e9 / 2
+    counted = row["prefill_gflop"] * 1e9 / 2
     assert counted == pytest.approx(layers + head, rel=0.02), "and cos and sin of the positions"
 
 
@@ -78,12 +79,12 @@ def test_the_command_prints_the_table_and_refuses_what_does_not_belong(folders, 
 def test_what_cannot_be_costed_is_told(folders, tmp_path):
     one = CostedModel("one", str(folders / "one"))
     with pytest.raises(ValueError, match="called one, one: give some, with different labels"):
-        measure_costs([one, one], IMAGES)
+        compare_costs([one, one], IMAGES)
     with pytest.raises(ValueError, match="There are no images"):
-        measure_costs([one], [])
+        compare_costs([one], [])
     with pytest.raises(ValueError, match="names no model"):
         CostedModel.parse("label=")
     (tmp_path / "bad.json").write_text("[]")
     with pytest.raises(ValueError, match=r"bad\.json is no report of vistok evaluate"):
-        measure_costs([one], IMAGES, reports=[tmp_path / "bad.json"])
+        compare_costs([one], IMAGES, reports=[tmp_path / "bad.json"])
     assert torch.get_num_threads() >= 1

@@ -19,6 +19,13 @@ def planted(**changes):
     return TokenMap(Image.new("RGB", (40, 30), "grey"), assignment, **{**given, **changes})
 
 
+def planted_softly(**changes):
+    """The second of three tokens has the largest weight nowhere."""
+    weights = np.array([[[0.6, 0.2], [0.9, 0.0]], [[0.1, 0.3], [0.1, 0.0]], [[0.3, 0.5], [0.0, 1.0]]])
+    given = {"weights": weights, "label": "soft", "name": "a.jpg", **changes}
+    return TokenMap(Image.new("RGB", (40, 40), "grey"), np.array([[0, 2], [0, 2]]), **given)
+
+
 class TestTables:
     def test_tokens_are_from_the_largest_to_the_smallest_with_their_places(self):
         rows = token_rows(planted())
@@ -64,6 +71,39 @@ class TestTables:
             planted(**changes)
         with pytest.raises(ValueError, match="without gaps"):
             TokenMap(Image.new("RGB", (4, 4)), np.array([[0, 2]]))
+
+
+class TestSoftAssignment:
+    def test_tokens_count_with_their_weights(self, tmp_path):
+        soft = planted_softly()
+        assert soft.num_tokens == 3 and soft.sizes.tolist() == pytest.approx([1.7, 0.5, 1.8])
+        assert soft.mean_largest_weight == pytest.approx(0.75) and planted().mean_largest_weight is None
+        rows = {row["token"]: row for row in token_rows(soft)}
+        assert [row["patches"] for row in rows.values()] == [1.8, 1.7, 0.5]
+        assert sum(row["share"] for row in rows.values()) == pytest.approx(1)
+        assert rows[2]["top"] is rows[2]["right"] is None and (rows[1]["top"], rows[1]["right"]) == (0, 1)
+        assert rows[2]["column"] == pytest.approx((0.1 * 0.5 + 0.3 * 1.5 + 0.1 * 0.5) / 0.5)
+        write_token_table([soft, planted()], tmp_path / "t.json")
+        documents = json.loads((tmp_path / "t.json").read_text())
+        assert [document["mean_largest_weight"] for document in documents] == [pytest.approx(0.75), None]
+
+    def test_the_colour_of_a_patch_mixes_those_of_its_tokens(self, tmp_path):
+        pytest.importorskip("matplotlib")
+        picture = np.asarray(token_picture(planted_softly(), side=200)).astype(int)
+        colours = np.array([token_colour(number) for number in range(3)])
+        mixed = np.einsum("thw,tc->hwc", planted_softly().weights, colours)
+        for row, column in ((0, 0), (1, 0)):
+            tint = 0.66 * 128 + 0.34 * mixed[row, column]
+            assert np.abs(picture[100 * row + 15, 15] - tint).max() <= 2
+        draw_token_maps([planted_softly()], tmp_path / "t.png")
+        draw_token_maps([planted_softly(), planted()], tmp_path / "both.png")
+        assert (tmp_path / "t.png").stat().st_size > 10_000 < (tmp_path / "both.png").stat().st_size
+
+    def test_weights_that_do_not_fit_are_refused(self):
+        with pytest.raises(ValueError, match=r"weights are of shape \(3, 1, 4\)"):
+            planted_softly(weights=np.ones((3, 1, 4)) / 3)
+        with pytest.raises(ValueError, match="largest for other tokens"):
+            planted_softly(weights=planted_softly().weights[::-1])
 
 
 class TestPictures:

@@ -17,6 +17,7 @@ from vistok.evaluation.token_variants import (
     PER_OBJECT,
     TokenVariant,
     cluster_image,
+    clustered_features,
     parse_layer,
     parse_tokens,
     parse_variants,
@@ -169,6 +170,23 @@ class TestClusters:
         )
         assert torch.equal(found.assignment, expected.assignment[0]) and torch.equal(found.scores, expected.scores[0])
         assert source.model.tokenizer.config.normalize_features is TOWER_SETTINGS["normalize_features"]
+
+    def test_a_soft_assignment_is_told_with_its_weights(self, source, features):
+        settings = {"assignment": "soft", "kernel_scale": 0.8, "max_tokens": 6}
+        found = cluster_image(TokenVariant("tower", method="iterative", settings=settings), source, features)
+        config = source.model.tokenizer.config
+        expected = cluster_patches(
+            clustered_features(TokenVariant("tower"), source, features)[None],
+            method="iterative",
+            assignment="soft",
+            kernel_scale=0.8,
+            max_tokens=6,
+            num_neighbors=config.num_neighbors,
+            grid_size=source.grid_size,
+        )
+        assert torch.equal(found.weights, expected.cluster_masks[0]) and found.num_tokens == len(found.weights)
+        assert torch.equal(found.assignment, expected.assignment[0])
+        assert cluster_image(TokenVariant("tower"), source, features).weights is None
 
     def test_a_plain_background_breaks_no_object_of_a_bare_tower(self, source):
         """Patches of an object differ by 0.7, and their number of tokens does not follow what is behind them."""

@@ -1,17 +1,25 @@
 """Training of SeTok: both phases on a few drawn boxes, exact resuming, named losses, pictures and bad input."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from accelerate.data_loader import BatchSamplerShard
 from PIL import Image
-from transformers import ViTImageProcessorPil
+from torch.utils.data import BatchSampler
+from transformers import EvalPrediction, ViTImageProcessorPil
 
 from tests.tiny_setok import tiny_setok, tiny_setok_config
 from tests.trainer.planted_boxes import save_boxes
 from vistok import SeTokTrainer, SeTokTrainingConfig, load_data_source
-from vistok.modeling.object_contrast import object_contrast_loss, patch_objects, squared_kernel_scale
+from vistok.modeling.object_contrast import (
+    object_contrast_loss,
+    patch_objects,
+    patch_weights_by_coverage,
+    squared_kernel_scale,
+)
 from vistok.processing.images import BadSampleError, image_key, load_image
 from vistok.trainer.setok_measures import image_metrics
 
@@ -106,8 +114,37 @@ def test_accumulated_batches_make_the_same_step(boxes, tmp_path):
         torch.testing.assert_close(parameter, moved[1][name], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("num_images", [1, 2, 3, 5, 6])
+def test_images_that_fill_up_the_last_batches_of_processes_do_not_count(boxes, tmp_path, num_images, monkeypatch):
+    """What two processes with batches of two tell, put together as accelerate does, is what one tells of all."""
+    data = load_data_source({"format": "object-masks", "path": str(boxes)})
+    examples = [data[number % len(data)] for number in range(num_images)]
+    trainer = make_trainer(boxes, tmp_path, "boundaries", data=data)
+    model = trainer.model.eval()
+    _, rows, _ = trainer.prediction_step(model, trainer._eval_collator(examples), False)
+    expected = trainer.compute_metrics(EvalPrediction(rows.numpy(), None))
+
+    sampler = BatchSampler(range(num_images), 2, drop_last=False)
+    shards = [list(BatchSamplerShard(sampler, num_processes=2, process_index=process)) for process in range(2)]
+    gathered = []
+    for step, batches in enumerate(zip(*shards, strict=True)):
+        is_last = step == len(shards[0]) - 1
+        remainder = num_images % 4 if is_last else 0
+        state = SimpleNamespace(end_of_dataloader=is_last, remainder=remainder)
+        monkeypatch.setattr(trainer.accelerator, "gradient_state", state)
+        told = []
+        for process, batch in enumerate(batches):
+            monkeypatch.setattr(type(trainer.args), "process_index", process)
+            inputs = trainer._eval_collator([examples[number] for number in batch])
+            told.append(trainer.prediction_step(model, inputs, False)[1])
+        gathered.append(torch.cat(told)[: remainder or None])
+    rows = torch.cat(gathered)
+    assert len(rows) == num_images
+    assert trainer.compute_metrics(EvalPrediction(rows.numpy(), None)) == pytest.approx(expected, rel=1e-5)
+
+
 def test_pairs_of_patches():
-    coverage = torch.tensor([[[1.0, 0.9, 0.0, 0.5], [0.0, 0.0, 0.0, 0.5]]])
+    coverage = torch.tensor([[[1.0, 0.9, 0.0, 0.4], [0.0, 0.0, 0.0, 0.3]]])
     labels = patch_objects(coverage, torch.ones(1, 2, dtype=torch.bool))
     assert labels.tolist() == [[1, 1, 0, -1]]
     apart = torch.tensor([[[0.0], [0.0], [9.0], [4.0]]])
@@ -116,6 +153,26 @@ def test_pairs_of_patches():
     assert object_contrast_loss(apart, labels, scale) < 1e-3 < object_contrast_loss(mixed, labels, scale)
     with pytest.raises(ValueError, match="one for each patch"):
         object_contrast_loss(apart, labels[:, :2], scale)
+
+
+def test_a_patch_at_an_edge_counts_as_much_on_either_side():
+    # Two objects of 2.5 and 1.5 patches, the second of which shares one half and half with a background of 96.
+    coverage = torch.zeros(1, 3, 100)
+    coverage[0, 0, :3] = torch.tensor([1.0, 1.0, 0.5])
+    coverage[0, 1, 3:5] = torch.tensor([1.0, 0.5])
+    coverage[0, 2] = 1.0  # padding
+    weights = patch_weights_by_coverage(coverage, torch.tensor([[True, True, False]]))
+    assert weights[0, :3].tolist() == pytest.approx([1 / 2.5, 1 / 2.5, 0.5 / 2.5 + 0.5 / 96])
+    assert weights[0, 4] == pytest.approx(0.5 / 1.5 + 0.5 / 96) and weights[0, 50] == pytest.approx(1 / 96)
+    assert weights.sum() == pytest.approx(3), "objects and the background weigh the same"
+
+    features = torch.randn(1, 100, 4, generator=torch.Generator().manual_seed(0))
+    labels, scale = torch.ones(1, 100, dtype=torch.long), torch.ones(1, 1, 1)
+    labels[0, 50:] = 0
+    counted = torch.ones(1, 100)
+    counted[0, 10:] = 0.0
+    some = object_contrast_loss(features[:, :10], labels[:, :10], scale, counted[:, :10])
+    torch.testing.assert_close(object_contrast_loss(features, labels, scale, counted), some, rtol=1e-4, atol=0)
 
 
 def test_pairs_of_patches_are_compared_in_full_precision_wherever_features_lie():

@@ -143,7 +143,9 @@ class TestStages:
         gradients = gradients_of_step(trainer)
         assert moved(trainer.model, before) == set(gradients)
         assert all(gradient.abs().sum() > 0 for gradient in gradients.values())
-        assert set(trainer.state.log_history[0]) >= LOSSES
+        logged = trainer.state.log_history[0]
+        assert set(logged) >= LOSSES
+        assert 1 <= logged["tokens_min"] <= logged["tokens_mean"] <= logged["tokens_max"] <= MAX_TOKENS
         projections = {name for name in before if "_projection." in name and not name.startswith("model.setok")}
         assert len(projections) == 4 and projections <= set(gradients)
         others = set(gradients) - projections
@@ -165,7 +167,7 @@ class TestStages:
         (one, logged), *others = found
         for gradients, entry in others:
             assert largest_difference(one, gradients) < 1e-9
-            for name in ("loss", *LOSSES):
+            for name in ("loss", "tokens_mean", *LOSSES):
                 assert entry[name] == pytest.approx(logged[name], rel=1e-6), name
         weights = {"loss_lm": 1, "loss_visual": 0.7, "loss_length": 0.4, "loss_mask_bce": 1, "loss_mask_dice": 0.3}
         assert logged["loss"] == pytest.approx(
@@ -293,7 +295,7 @@ def test_a_resumed_run_ends_as_it_would_have_with_cached_features(bases, process
     resumed.train(resume_from_checkpoint=str(tmp_path / "run" / "checkpoint-2"))
     for (name, parameter), other in zip(whole.model.named_parameters(), resumed.model.parameters()):
         assert torch.equal(parameter, other), name
-    for name in ("loss", *LOSSES):
+    for name in ("loss", "tokens_mean", *LOSSES):
         assert resumed.state.log_history[0][name] == pytest.approx(whole.state.log_history[0][name], rel=1e-12), name
 
 
