@@ -11,7 +11,7 @@ and what they say of bfloat16 (float16 where there is none) in TFLOPS, a bar bef
 - NVIDIA V100 Tensor Core GPU data sheet, SXM2: 125; T4: 65;
 - AMD Instinct MI300X data sheet: 1,307.4 | 2,614.9; float32 is that of vectors.
 
-mosaicml/composer, composer/callbacks/speed_monitor.py, reads the data sheets of H200, H100, A100, A10, V100 and T4 alike.
+mosaicml/composer, composer/callbacks/speed_monitor.py, reads those of H200, H100, A100, A10, V100 and T4 alike.
 """
 
 from dataclasses import dataclass
