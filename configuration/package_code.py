@@ -19,12 +19,11 @@ def keep_code_in_package(classes: Iterable[Any], save_stub: Callable[[Any, str |
         classes (iterable of `type`): changed in place; those of other packages are passed over.
         save_stub (`Callable`): takes a config or a processor and the folder that it was just saved to.
     """
-    for kind in classes:
-        if not (isinstance(kind, type) and _is_ours(kind)):
-            continue
+    ours = [kind for kind in classes if isinstance(kind, type) and _is_ours(kind)]
+    for kind in ours:
         if hasattr(kind, "_auto_class"):
             setattr(kind, "register_for_auto_class", classmethod(_unless_ours(kind)))  # noqa: B010
-        inherits = any(_is_ours(base) and hasattr(base, "save_pretrained") for base in kind.__mro__[1:])
+        inherits = any(base in ours for base in kind.__mro__[1:])
         if issubclass(kind, PreTrainedConfig | ProcessorMixin) and not inherits:
             setattr(kind, "save_pretrained", _with_stub(kind, save_stub))  # noqa: B010
 

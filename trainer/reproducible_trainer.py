@@ -230,7 +230,9 @@ class ReproducibleTrainer(Trainer):
         # has its own share; otherwise all have the same.
         is_own, size = len(files) == self.args.world_size, self.args.world_size
         parts = [torch.load(file, weights_only=True) for file in ([self._loss_file(checkpoint)] if is_own else files)]
-        self._tr_loss += sum(part["loss"] for part in parts) / len(parts)
+        before = sum(part["loss"] for part in parts) / len(parts)
+        self._tr_loss += before
+        self._total_loss_scalar -= before  # which is over the steps of this session
         self._globalstep_last_logged = parts[0]["last_logged_step"]
         for part in parts:
             for name, value in part.get("sums", {}).items():  # the next step may have begun to count

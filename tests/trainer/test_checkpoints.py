@@ -81,6 +81,8 @@ def test_a_killed_training_goes_on_exactly(interrupted, tmp_path, num_questions,
     assert resumed.state.global_step == 6
     assert losses(resumed) == pytest.approx(losses(whole), abs=TOLERANCE)
     assert largest_difference(parameters(resumed.model), parameters(whole.model)) < 20 * TOLERANCE
+    told = resumed.state.log_history[-1]["train_loss"]
+    assert told == pytest.approx(losses(resumed)[-1], rel=0.2), "the mean of its own steps, not with what was restored"
 
 
 @pytest.mark.parametrize("num_questions", [20, 3])
