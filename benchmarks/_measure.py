@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import StoppingCriteria, StoppingCriteriaList
 
 
 def parse_arguments(description: str | None, rounds: int, **options: Mapping[str, Any]) -> argparse.Namespace:
@@ -55,6 +56,38 @@ def interleaved_seconds(
             if number >= warm_up:
                 seconds[name].append(time.process_time() - start)
     return seconds
+
+
+class GenerationSeconds:
+    """What runs of `generate` cost, a number for each: CPU seconds up to the first token, and for each one after."""
+
+    def __init__(self) -> None:
+        self.prefill: list[float] = []
+        self.decode: list[float] = []
+
+    @contextmanager
+    def run(self) -> Iterator[StoppingCriteriaList]:
+        """Times what happens within, up to and with a `generate` that is given this as its `stopping_criteria`."""
+        clock = _TokenClock()
+        start = time.process_time()
+        yield StoppingCriteriaList([clock])
+        self.prefill.append(clock.times[0] - start)
+        self.decode.append((clock.times[-1] - clock.times[0]) / (len(clock.times) - 1))
+
+    def forget(self) -> None:
+        """Leaves out the runs up to here, which warmed up."""
+        self.prefill, self.decode = [], []
+
+
+class _TokenClock(StoppingCriteria):
+    """Notes when each token was there, and stops nothing."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def __call__(self, input_ids, scores, **kwargs):
+        self.times.append(time.process_time())
+        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
 
 
 def median_ratio(numerators: Sequence[float], denominators: Sequence[float]) -> float:

@@ -20,10 +20,9 @@ from typing import Any
 
 import torch
 from PIL import Image
-from transformers import CompileConfig, StoppingCriteriaList
+from transformers import CompileConfig
 
-from benchmarks._measure import median_ratio, parse_arguments, report
-from benchmarks.visual_tokens import TokenClock
+from benchmarks._measure import GenerationSeconds, median_ratio, parse_arguments, report
 from vistok import GVTForConditionalGeneration, GVTProcessor, VTLMMForCausalLM, VTLMMProcessor
 
 NUM_NEW_TOKENS = 32
@@ -39,25 +38,21 @@ class Way:
 
     def __init__(self, model: Any, inputs: Any, num_new_tokens: int, options: dict[str, Any]):
         self.model, self.inputs, self.num_new_tokens, self.options = model, inputs, num_new_tokens, options
-        self.prefill_seconds: list[float] = []
-        self.decode_seconds: list[float] = []
+        self.seconds = GenerationSeconds()
         self.compile_seconds: float | None = None
 
     @torch.no_grad()
     def run(self) -> None:
-        clock = TokenClock()
-        start = time.process_time()
-        sequences = self.model.generate(
-            **self.inputs,
-            do_sample=False,
-            min_new_tokens=self.num_new_tokens,
-            max_new_tokens=self.num_new_tokens,
-            stopping_criteria=StoppingCriteriaList([clock]),
-            **self.options,
-        )
+        with self.seconds.run() as criteria:
+            sequences = self.model.generate(
+                **self.inputs,
+                do_sample=False,
+                min_new_tokens=self.num_new_tokens,
+                max_new_tokens=self.num_new_tokens,
+                stopping_criteria=criteria,
+                **self.options,
+            )
         self.written = sequences[0, self.inputs["input_ids"].shape[1] :].tolist()
-        self.prefill_seconds.append(clock.times[0] - start)
-        self.decode_seconds.append((clock.times[-1] - clock.times[0]) / (len(clock.times) - 1))
 
     def warm_up(self) -> None:
         """Runs once; twice where the first run compiles, and notes how much longer that takes."""
@@ -68,7 +63,7 @@ class Way:
             walls.append(time.perf_counter() - start)
         if len(walls) == 2:
             self.compile_seconds = walls[0] - walls[1]
-        self.prefill_seconds, self.decode_seconds = [], []
+        self.seconds.forget()
 
 
 def ways_of(model: Any, inputs: Any, num_new_tokens: int, backend: str) -> dict[str, Way]:
@@ -110,9 +105,9 @@ def compare(system: str, parts: tuple[str, str], dtype: torch.dtype, rounds: int
             "model": system,
             "dtype": str(dtype).removeprefix("torch."),
             "way": name,
-            "prefill, ms": 1e3 * statistics.median(way.prefill_seconds),
-            "tokens/s": 1 / statistics.median(way.decode_seconds),
-            "ratio": median_ratio(dynamic.decode_seconds, way.decode_seconds),
+            "prefill, ms": 1e3 * statistics.median(way.seconds.prefill),
+            "tokens/s": 1 / statistics.median(way.seconds.decode),
+            "ratio": median_ratio(dynamic.seconds.decode, way.seconds.decode),
             "same": f"{leading(way.written, dynamic.written)} of {num_new_tokens}",
             "compiling, s": "–" if way.compile_seconds is None else f"{way.compile_seconds:.0f}",
         }

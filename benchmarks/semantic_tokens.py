@@ -16,14 +16,13 @@ four images of 20 to 40 tokens stands beside the same batch of 576 each.
 """
 
 import statistics
-import time
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig, LlamaConfig, StoppingCriteriaList
+from transformers import CLIPVisionConfig, LlamaConfig
 
-from benchmarks._measure import median_ratio, parse_arguments, report
-from benchmarks.visual_tokens import NUM_TEXT_TOKENS, SMOLLM2_135M, TINY_TEXT, TokenClock
+from benchmarks._measure import GenerationSeconds, median_ratio, parse_arguments, report
+from benchmarks.visual_tokens import NUM_TEXT_TOKENS, SMOLLM2_135M, TINY_TEXT
 from vistok import SeTokConfig, SetokimConfig, SetokimForConditionalGeneration
 
 NUM_PATCHES = 576
@@ -69,26 +68,22 @@ class Contender:
                 row_mask[2 + count : 2 + NUM_PATCHES] = 0
             features = type(features)(pooler_output=list(features.last_hidden_state))
         self.inputs["mm_encoder_outputs"] = {"image": features}
-        self.prefill_seconds: list[float] = []
-        self.decode_seconds: list[float] = []
+        self.seconds = GenerationSeconds()
         self.kv_bytes = 0
 
     @torch.no_grad()
     def answer(self) -> None:
-        clock = TokenClock()
-        start = time.process_time()
-        output = self.model.generate(
-            **self.inputs,
-            max_new_tokens=NUM_NEW_TOKENS,
-            min_new_tokens=NUM_NEW_TOKENS,
-            do_sample=False,
-            pad_token_id=0,
-            write_images=False,
-            return_dict_in_generate=True,
-            stopping_criteria=StoppingCriteriaList([clock]),
-        )
-        self.prefill_seconds.append(clock.times[0] - start)
-        self.decode_seconds.append((clock.times[-1] - clock.times[0]) / (len(clock.times) - 1))
+        with self.seconds.run() as criteria:
+            output = self.model.generate(
+                **self.inputs,
+                max_new_tokens=NUM_NEW_TOKENS,
+                min_new_tokens=NUM_NEW_TOKENS,
+                do_sample=False,
+                pad_token_id=0,
+                write_images=False,
+                return_dict_in_generate=True,
+                stopping_criteria=criteria,
+            )
         self.kv_bytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in output.past_key_values.layers)
 
 
@@ -99,17 +94,17 @@ def compare(model: SetokimForConditionalGeneration, counts: list[int], rounds: i
             contender.answer()
         if number == 0:  # a warm-up
             for contender in contenders:
-                contender.prefill_seconds, contender.decode_seconds = [], []
+                contender.seconds.forget()
     baseline = contenders[0]
     return [
         {
             "dtype": str(model.dtype).removeprefix("torch."),
             "visual tokens": ", ".join(map(str, counts)),
             "read": contender.name,
-            "prefill, ms": 1e3 * statistics.median(contender.prefill_seconds),
-            "prefill ratio": median_ratio(baseline.prefill_seconds, contender.prefill_seconds),
-            "ms per token": 1e3 * statistics.median(contender.decode_seconds),
-            "decode ratio": median_ratio(baseline.decode_seconds, contender.decode_seconds),
+            "prefill, ms": 1e3 * statistics.median(contender.seconds.prefill),
+            "prefill ratio": median_ratio(baseline.seconds.prefill, contender.seconds.prefill),
+            "ms per token": 1e3 * statistics.median(contender.seconds.decode),
+            "decode ratio": median_ratio(baseline.seconds.decode, contender.seconds.decode),
             "KV, KiB": contender.kv_bytes / 1024,
             "KV ratio": baseline.kv_bytes / contender.kv_bytes,
         }

@@ -16,7 +16,6 @@ times, with ever more of the image's way counted into the prefill:
 """
 
 import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,12 +26,10 @@ from transformers import (
     LlamaConfig,
     LlavaConfig,
     LlavaForConditionalGeneration,
-    StoppingCriteria,
-    StoppingCriteriaList,
 )
 from transformers.modeling_outputs import BaseModelOutputWithPooling, ModelOutput
 
-from benchmarks._measure import median_ratio, parse_arguments, report
+from benchmarks._measure import GenerationSeconds, median_ratio, parse_arguments, report
 from vistok import GVTConfig, GVTForConditionalGeneration
 
 NUM_TEXT_TOKENS = 64
@@ -68,17 +65,6 @@ TINY_VISION = {
 TINY_RESAMPLER = {"hidden_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "head_dim": 16}
 
 
-class TokenClock(StoppingCriteria):
-    """Notes when each token was there, and stops nothing."""
-
-    def __init__(self) -> None:
-        self.times: list[float] = []
-
-    def __call__(self, input_ids, scores, **kwargs):
-        self.times.append(time.process_time())
-        return torch.zeros(input_ids.shape[0], dtype=torch.bool)
-
-
 class Contender:
     """A model, a prompt of `num_visual_tokens` placeholders and the text, and what `generate` cost."""
 
@@ -87,30 +73,26 @@ class Contender:
         text = torch.arange(10, 10 + NUM_TEXT_TOKENS)
         placeholders = torch.full((num_visual_tokens,), IMAGE_TOKEN_ID)
         self.input_ids = torch.cat([text[:1], placeholders, text[1:]])[None]
-        self.prefill_seconds: list[float] = []
-        self.decode_seconds: list[float] = []
+        self.seconds = GenerationSeconds()
 
     @torch.no_grad()
     def answer(self, features: torch.Tensor | None, pixel_values: torch.Tensor | None = None) -> None:
         """Generates from the tower's features, from pixels, or, with neither, from the visual tokens of last time."""
-        clock = TokenClock()
-        start = time.process_time()
-        if features is not None:
-            self.image_features = self.connect(features)
-        image: dict[str, Any] = {"pixel_values": pixel_values}
-        if pixel_values is None:
-            image = {"mm_encoder_outputs": {"image": self.image_features}}
-        self.model.generate(
-            input_ids=self.input_ids,
-            attention_mask=torch.ones_like(self.input_ids),
-            max_new_tokens=NUM_NEW_TOKENS,
-            min_new_tokens=NUM_NEW_TOKENS,
-            pad_token_id=0,
-            stopping_criteria=StoppingCriteriaList([clock]),
-            **image,
-        )
-        self.prefill_seconds.append(clock.times[0] - start)
-        self.decode_seconds.append((clock.times[-1] - clock.times[0]) / (len(clock.times) - 1))
+        with self.seconds.run() as criteria:
+            if features is not None:
+                self.image_features = self.connect(features)
+            image: dict[str, Any] = {"pixel_values": pixel_values}
+            if pixel_values is None:
+                image = {"mm_encoder_outputs": {"image": self.image_features}}
+            self.model.generate(
+                input_ids=self.input_ids,
+                attention_mask=torch.ones_like(self.input_ids),
+                max_new_tokens=NUM_NEW_TOKENS,
+                min_new_tokens=NUM_NEW_TOKENS,
+                pad_token_id=0,
+                stopping_criteria=criteria,
+                **image,
+            )
 
     @torch.no_grad()
     def cache_bytes(self) -> int:
@@ -170,7 +152,7 @@ def compare(dtype: torch.dtype, rounds: int, quick: bool) -> list[dict]:
     for scenario, answer in scenarios.items():
         for contender in contenders:
             answer(contender)  # a warm-up
-            contender.prefill_seconds, contender.decode_seconds = [], []
+            contender.seconds.forget()
         for _ in range(rounds):
             for contender in contenders:
                 answer(contender)
@@ -178,12 +160,12 @@ def compare(dtype: torch.dtype, rounds: int, quick: bool) -> list[dict]:
             {
                 "dtype": str(dtype).removeprefix("torch."),
                 "prefill": scenario,
-                "LLaVA prefill, ms": 1e3 * statistics.median(llava.prefill_seconds),
-                "GVT prefill, ms": 1e3 * statistics.median(gvt.prefill_seconds),
-                "prefill ratio": median_ratio(llava.prefill_seconds, gvt.prefill_seconds),
-                "LLaVA tokens/s": 1 / statistics.median(llava.decode_seconds),
-                "GVT tokens/s": 1 / statistics.median(gvt.decode_seconds),
-                "decode ratio": median_ratio(llava.decode_seconds, gvt.decode_seconds),
+                "LLaVA prefill, ms": 1e3 * statistics.median(llava.seconds.prefill),
+                "GVT prefill, ms": 1e3 * statistics.median(gvt.seconds.prefill),
+                "prefill ratio": median_ratio(llava.seconds.prefill, gvt.seconds.prefill),
+                "LLaVA tokens/s": 1 / statistics.median(llava.seconds.decode),
+                "GVT tokens/s": 1 / statistics.median(gvt.seconds.decode),
+                "decode ratio": median_ratio(llava.seconds.decode, gvt.seconds.decode),
                 "LLaVA KV, KiB": kv_bytes[0] / 1024,
                 "GVT KV, KiB": kv_bytes[1] / 1024,
                 "KV ratio": kv_bytes[0] / kv_bytes[1],

@@ -1,6 +1,7 @@
 """Code beside a model's weights, with which `trust_remote_code=True` loads it where nobody imports vistok."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from transformers import (
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+
+from ..modeling.atomic_folder import write_text_atomically
 
 STUB_NAME = "vistok_classes.py"
 """The module of two lines that loads vistok's own classes."""
@@ -118,6 +121,29 @@ def stub_files(folder: Path, config: PreTrainedConfig | None, processor: str | N
     return {STUB_NAME: stub_module(classes), **configs_naming_code(folder, references)}
 
 
+def save_stub(saved: Any, folder: str | os.PathLike) -> None:
+    """
+    Writes the stub beside a config that names code to load it with, and has the processor in its folder name it too:
+    what `trust_remote_code=True` has loaded can be loaded again that way.
+
+    Args:
+        saved (`PreTrainedConfig` or `ProcessorMixin`): that was just saved. A user's subclass is left alone, as is a
+            model of a user's class.
+        folder (`str`): where to.
+    """
+    folder, files = Path(folder), {}
+    if isinstance(saved, PreTrainedConfig) and is_ours(type(saved)):
+        named = (getattr(saved, "auto_map", None) or {}).values()
+        ours = {kind.__name__ for kind in auto_classes(saved.model_type).values()}
+        if named and all(str(reference).split(".")[-1] in ours for reference in named):
+            files = stub_files(folder, saved)
+    elif is_ours(type(saved)) and (folder / STUB_NAME).is_file():
+        files = stub_files(folder, None, type(saved).__name__)
+        files = {name: text for name, text in files.items() if name in PROCESSOR_FILES}
+    for name, text in files.items():
+        write_text_atomically(folder / name, text)
+
+
 def classes_around(processor: str | None) -> dict[str, type]:
     """
     The classes of the model that a processor prepares the inputs of, its own among them.
@@ -198,6 +224,7 @@ __all__ = [
     "load_config",
     "model_types_within",
     "processor_name",
+    "save_stub",
     "stub_files",
     "stub_module",
 ]

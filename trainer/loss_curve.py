@@ -1,4 +1,4 @@
-"""The loss curve of a run, as a picture."""
+"""The loss curve of a run: its mean, and as a picture."""
 
 import io
 import os
@@ -34,6 +34,23 @@ class CurveLabels:
     score_axis: str
     score_factor: float
     parts: Mapping[str, str] = field(default_factory=dict)
+
+
+def mean_training_loss(log_history: list[dict[str, Any]], default: float) -> float:
+    """
+    The training loss, averaged over all steps up to the last that was logged: also those before a run was
+    interrupted, which the `train_loss` of `Trainer` leaves out.
+
+    Args:
+        log_history (`list[dict]`): the trainer's `state.log_history`.
+        default (`float`): where no loss was logged.
+    """
+    total, before = 0.0, 0
+    for entry in log_history:
+        if "loss" in entry:
+            total += entry["loss"] * (entry["step"] - before)
+            before = entry["step"]
+    return total / before if before else default
 
 
 def draw_loss_curve(log_history: list[dict[str, Any]], path: str | os.PathLike, labels: CurveLabels) -> None:
@@ -92,4 +109,4 @@ def _source_name(key: str, suffix: str) -> str:
     return key.removeprefix("eval").removesuffix(suffix).strip("_") or "evaluation"
 
 
-__all__ = ["CurveLabels", "draw_loss_curve", "series"]
+__all__ = ["CurveLabels", "draw_loss_curve", "mean_training_loss", "series"]

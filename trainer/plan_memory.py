@@ -69,9 +69,8 @@ def planned_memory(model: Any, strategy: str, num_gpus: int, optimizer: str, act
     trained = [parameter for parameter in parameters if parameter.requires_grad]
     weights, gradients = _bytes(parameters), _bytes(trained)
     buffers = _bytes(model.buffers())
-    state = optimizer_bytes(trained, optimizer)
-    if strategy.startswith("zero"):
-        state += sum(4 * parameter.numel() for parameter in trained if parameter.element_size() < 4)
+    copied = [parameter for parameter in trained if parameter.element_size() < 4 and strategy.startswith("zero")]
+    state = optimizer_bytes(trained, optimizer, in_float32=bool(copied)) + sum(4 * copy.numel() for copy in copied)
     communication, shares = 0, num_gpus
     if num_gpus == 1:
         shares = 1
@@ -89,13 +88,15 @@ def planned_memory(model: Any, strategy: str, num_gpus: int, optimizer: str, act
     )
 
 
-def optimizer_bytes(trained: Iterable[torch.Tensor], optimizer: str) -> int:
+def optimizer_bytes(trained: Iterable[torch.Tensor], optimizer: str, in_float32: bool = False) -> int:
     """
     Size of an optimizer's state.
 
     Args:
         trained (iterable of `torch.Tensor`): the parameters that it updates.
         optimizer (`str`): as `TrainingArguments.optim` has it.
+        in_float32 (`bool`, *optional*, defaults to `False`): whether it updates copies in float32, as with DeepSpeed
+            (deepspeedai/DeepSpeed, deepspeed/runtime/zero/stage_1_and_2.py), and not the parameters themselves.
 
     Raises:
         ValueError: if it is not known.
@@ -110,7 +111,7 @@ def optimizer_bytes(trained: Iterable[torch.Tensor], optimizer: str) -> int:
         )
     numbers = 4 * len(trained) if optimizer in STATE_NUMBERS else 0
     # In 16 bits the state of an optimizer that keeps it in the type of its weights is half as much.
-    halved = optimizer.startswith(("adamw_torch", "sgd", "adagrad", "rmsprop"))
+    halved = not in_float32 and optimizer.startswith(("adamw_torch", "sgd", "adagrad", "rmsprop"))
     per_number = STATE_BYTES[optimizer]
     return numbers + sum(p.numel() * (per_number * p.element_size() // 4 if halved else per_number) for p in trained)
 

@@ -22,8 +22,12 @@ def plan_markdown(plans: Sequence[TrainingPlan]) -> str:
     """
     parts = [_one(plan) for plan in plans]
     if len(plans) > 1 and all(plan.hours is not None for plan in plans):
+        flops = sum((plan.steps or 0) * sum(plan.flops_per_step.values()) for plan in plans)
         hours = sum(plan.hours or 0 for plan in plans)
-        parts.append(f"All {len(plans)} trainings: {_hours(hours)}, {_number(hours * plans[0].num_gpus)} GPU hours.\n")
+        parts.append(
+            f"All {len(plans)} trainings: {_number(flops / 1e18)} EFLOP, {_hours(hours)}, "
+            f"{_number(hours * plans[0].num_gpus)} GPU hours.\n"
+        )
     return "\n".join(parts)
 
 

@@ -8,6 +8,7 @@ from ..hub_cards.card import write_card
 from ..hub_cards.push import Pushed, send
 from ..hub_cards.push_plan import check_repo_id, planned_push
 from ..hub_cards.run_results import merge_results, read_results, run_environment
+from .loss_curve import mean_training_loss
 
 
 def push_trained(
@@ -56,7 +57,7 @@ def push_trained(
 def _results(trainer: Any) -> dict[str, Any]:
     """What a trainer knows of its run."""
     history = trainer.state.log_history
-    losses = [entry["train_loss"] for entry in history if "train_loss" in entry]
+    losses = [entry["train_loss"] for entry in history if "train_loss" in entry]  # where no step was logged
     seconds = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
     parameters = list(trainer.model.parameters())
     recipe: dict[str, Any] = {"training": _chosen(trainer.args)}
@@ -65,7 +66,7 @@ def _results(trainer: Any) -> dict[str, Any]:
     return {
         "steps": trainer.state.global_step,
         "epochs": trainer.state.epoch,
-        "train_loss": losses[-1] if losses else None,
+        "train_loss": mean_training_loss(history, losses[-1]) if losses else None,
         "train_seconds": seconds[-1] if seconds else None,
         "environment": run_environment(),
         "parameters": {

@@ -2,7 +2,6 @@
 
 import contextlib
 import inspect
-import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -11,6 +10,7 @@ from transformers import BitsAndBytesConfig
 
 from ..configuration.optional import require
 from ..modeling.quantized_weights import EXTRA, QUANTIZED_PARTS, QuantizablePreTrainedModel
+from .sharded_training import divides_weights
 
 _SWITCHES = ("load_in_4bit", "load_in_8bit")
 
@@ -102,10 +102,7 @@ def check_whole(args: Any) -> None:
     Raises:
         ValueError: if it divides weights, by FSDP or DeepSpeed's ZeRO stage 3.
     """
-    uses_fsdp = args.fsdp or os.environ.get("ACCELERATE_USE_FSDP", "false").lower() in ("true", "1")
-    plugin = getattr(args, "deepspeed_plugin", None)
-    plan = getattr(args, "hf_deepspeed_config", None) or getattr(plugin, "hf_ds_config", None)
-    if uses_fsdp or (plan is not None and plan.is_zero3()):
+    if divides_weights(args):
         raise ValueError(
             "Quantised weights stay whole on every process: leave fsdp and DeepSpeed's stage 3 out, and train with "
             "DDP or recipes/deepspeed/zero2.json; or leave load_in_4bit and load_in_8bit out."

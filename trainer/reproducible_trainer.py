@@ -9,7 +9,6 @@ import torch
 from accelerate.utils import gather_object
 from datasets import Dataset, IterableDataset
 from transformers import PreTrainedModel, Trainer, TrainingArguments
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 from transformers.utils import logging
 
 from ..modeling.divided_weights import whole_state_dict
@@ -19,7 +18,7 @@ from .endless_stream import EndlessStream, StreamCollator, has_exact_state
 from .length_groups import LengthGroups
 from .push_trained import push_trained
 from .quantized_training import beside_quantized_weights, check_whole
-from .sharded_training import prepare_fsdp, whole_models
+from .sharded_training import prepare_fsdp, uses_zero3, whole_models
 from .stream_states import StreamStates
 
 logger = logging.get_logger(__name__)
@@ -63,7 +62,7 @@ class ReproducibleTrainer(Trainer):
     @property
     def weights_are_divided(self) -> bool:
         """Whether each process has a part of every weight: with FSDP, and DeepSpeed's ZeRO stage 3."""
-        return self.is_fsdp_enabled or is_deepspeed_zero3_enabled()
+        return self.is_fsdp_enabled or uses_zero3(self.args)
 
     @contextlib.contextmanager
     def model_to_save(self, model: PreTrainedModel) -> Iterator[PreTrainedModel | None]:
@@ -157,12 +156,13 @@ class ReproducibleTrainer(Trainer):
 
         Raises:
             CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model, or is one of FSDP
-                or of DeepSpeed and this training uses another.
+                or of DeepSpeed and this training uses another, or one of DeepSpeed of another number of processes.
             DivergedError: if the loss or the gradient is no finite number.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is not None:
-            check_strategy(checkpoint, fsdp=self.is_fsdp_enabled, deepspeed=self.is_deepspeed_enabled)
+            strategy = {"fsdp": self.is_fsdp_enabled, "deepspeed": self.is_deepspeed_enabled}
+            check_strategy(checkpoint, **strategy, num_processes=self.args.world_size)
         return super().train(checkpoint, *args, **kwargs)
 
     def _run_epoch(self, *args, **kwargs):
@@ -230,7 +230,9 @@ class ReproducibleTrainer(Trainer):
         # has its own share; otherwise all have the same.
         is_own, size = len(files) == self.args.world_size, self.args.world_size
         parts = [torch.load(file, weights_only=True) for file in ([self._loss_file(checkpoint)] if is_own else files)]
-        self._tr_loss += sum(part["loss"] for part in parts) / len(parts)
+        before = sum(part["loss"] for part in parts) / len(parts)
+        self._tr_loss += before
+        self._total_loss_scalar -= before  # which is over the steps of this session
         self._globalstep_last_logged = parts[0]["last_logged_step"]
         for part in parts:
             for name, value in part.get("sums", {}).items():  # the next step may have begun to count

@@ -16,7 +16,7 @@ from ..hub_cards.published_text import published_values
 from ..hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
 from .checkpoints import check_checkpoint, checkpoint_to_resume
 from .data_sources import SkippedSamples
-from .loss_curve import draw_loss_curve, series
+from .loss_curve import draw_loss_curve, mean_training_loss, series
 from .recipe_sections import PreparedRun, Recipe
 from .reproducible_trainer import ReproducibleTrainer
 from .run_lineage import STARTED_FROM, described_run
@@ -166,21 +166,4 @@ def final_metrics(trainer: ReproducibleTrainer, eval_datasets: dict[str, Any]) -
     return trainer.evaluate()
 
 
-def mean_training_loss(log_history: list[dict[str, Any]], default: float) -> float:
-    """
-    The training loss, averaged over all steps up to the last that was logged: also those
-    before a run was interrupted.
-
-    Args:
-        log_history (`list[dict]`): the trainer's `state.log_history`.
-        default (`float`): where no loss was logged.
-    """
-    total, before = 0.0, 0
-    for entry in log_history:
-        if "loss" in entry:
-            total += entry["loss"] * (entry["step"] - before)
-            before = entry["step"]
-    return total / before if before else default
-
-
-__all__ = ["mean_training_loss", "run_recipe"]
+__all__ = ["run_recipe"]

@@ -9,7 +9,6 @@ import torch
 from datasets import Dataset, IterableDataset
 from torch import nn
 from transformers import PreTrainedModel, TrainerCallback
-from transformers.integrations.deepspeed import is_deepspeed_zero3_enabled
 
 from ..modeling.divided_weights import whole_root
 from ..modeling.trainable_parts import part_prefixes
@@ -30,6 +29,7 @@ from .setokim_collator import SEGMENT, SetokimCollator, shown_images
 from .setokim_config import LORA, SetokimTrainingConfig
 from .setokim_measures import OF_MASK_TERMS, TERMS, RowSums, SetokimMetrics, token_counts, token_statistics
 from .setokim_pictures import write_samples
+from .sharded_training import uses_zero3
 from .token_clock import TokenClock
 from .visual_language_trainer import VisualLanguageTrainer
 from .visual_prediction import LastStates
@@ -346,7 +346,7 @@ def _check_model(model: PreTrainedModel, args: SetokimTrainingConfig) -> None:
             f"{type(model).__name__} writes no images, and is trained with VisualLanguageTrainer: give a "
             "SetokimForConditionalGeneration."
         )
-    if is_deepspeed_zero3_enabled():
+    if uses_zero3(args):
         raise ValueError(
             "ZeRO stage 3 leaves each process a part of every weight, of which visual tokens need the whole before a "
             "step: use stage 2 (training.deepspeed: recipes/deepspeed/zero2.json), or FSDP as "

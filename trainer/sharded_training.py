@@ -1,12 +1,14 @@
-"""What FSDP and DeepSpeed's ZeRO stage 3, which leave each process a share of every weight, ask of a training."""
+"""Whether FSDP or DeepSpeed divide a training among processes, and what they ask of it where they do."""
 
 import contextlib
+import os
 from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
 from transformers import PreTrainedModel
 from transformers.integrations import deepspeed as integration
+from transformers.utils import strtobool
 
 
 @contextlib.contextmanager
@@ -33,6 +35,28 @@ def uses_deepspeed(args: Any) -> bool:
         args (`TrainingArguments`): of the training.
     """
     return getattr(args, "deepspeed_plugin", None) is not None
+
+
+def uses_zero3(args: Any) -> bool:
+    """
+    Whether each process has a share of every weight by DeepSpeed's ZeRO stage 3.
+
+    Args:
+        args (`TrainingArguments`): of the training.
+    """
+    return uses_deepspeed(args) and args.deepspeed_plugin.zero_stage == 3
+
+
+def divides_weights(args: Any) -> bool:
+    """
+    Whether each process has a share of every weight: with FSDP or ZeRO stage 3, by the arguments of a training or by
+    those of `accelerate launch`.
+
+    Args:
+        args (`TrainingArguments`): of the training.
+    """
+    uses_fsdp = args.fsdp or strtobool(os.environ.get("ACCELERATE_USE_FSDP", "false"))
+    return bool(uses_fsdp) or uses_zero3(args)
 
 
 def prepare_fsdp(plugin: Any, model: nn.Module) -> None:
@@ -66,4 +90,4 @@ def prepare_fsdp(plugin: Any, model: nn.Module) -> None:
         plugin.transformer_cls_names_to_wrap = sorted({type(part).__name__ for part in layers} - around)
 
 
-__all__ = ["prepare_fsdp", "uses_deepspeed", "whole_models"]
+__all__ = ["divides_weights", "prepare_fsdp", "uses_deepspeed", "uses_zero3", "whole_models"]

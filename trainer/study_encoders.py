@@ -13,6 +13,7 @@ from ..modeling.distillation_students import random_student
 from .class_supervision import ClassSupervisionTrainer, class_dataset, class_supervised_model
 from .distillation_collator import at_size
 from .final_folder import replacing_files
+from .loss_curve import mean_training_loss
 from .recipe import recipe_from_dict
 from .run_recipe import run_recipe
 from .study_jobs import RESULTS, read_json
@@ -100,7 +101,7 @@ def _supervised(config, folder: Path, output: Path) -> dict[str, Any]:
     trainer.save_final(folder / MODEL)
     return {
         "steps": trainer.state.global_step,
-        "train_loss": trained.training_loss,
+        "train_loss": mean_training_loss(trainer.state.log_history, trained.training_loss),
         "mean_average_precision": measured["eval_mean_average_precision"],
         "log_history": trainer.state.log_history,
     }

@@ -119,21 +119,22 @@ class TrainingPlan:
         return self.memory.total <= 0.9e9 * self.gpu.memory_gb
 
 
-def plan_recipes(recipes: Mapping[str, Recipe], options: PlanOptions) -> list[TrainingPlan]:
+def plan_recipes(recipes: Mapping[str, Recipe], options: PlanOptions | Sequence[PlanOptions]) -> list[TrainingPlan]:
     """
     Plans recipes that run one after another; no weights are read, and none are made.
 
     Args:
         recipes (`dict[str, Recipe]`): by name, as from [`load_recipes`]. One that starts from the folder that an
             earlier one leaves is planned with that one's model.
-        options ([`PlanOptions`]): on what.
+        options ([`PlanOptions`]): on what; of all recipes, or a list of those of each.
 
     Raises:
         FileNotFoundError: if a model starts from what is not here and nobody knows.
         ValueError: if the trainer of a recipe cannot be planned.
     """
     earlier: dict[str, Any] = {}
-    return [_plan(name, recipe, options, earlier) for name, recipe in recipes.items()]
+    of_each = [options] * len(recipes) if isinstance(options, PlanOptions) else options
+    return [_plan(*recipe, options, earlier) for recipe, options in zip(recipes.items(), of_each, strict=True)]
 
 
 def _plan(name: str, recipe: Recipe, options: PlanOptions, earlier: dict[str, Any]) -> TrainingPlan:

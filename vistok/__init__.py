@@ -106,6 +106,13 @@ def _publish(published, repo_id: str, **options) -> str:
     return push_object(published, repo_id, **options)
 
 
+def _save_stub(saved, folder) -> None:
+    """What loads a saved config or processor with `trust_remote_code=True`, beside it."""
+    from .hub_cards.remote_code import save_stub
+
+    save_stub(saved, folder)
+
+
 def _register_auto_classes() -> None:
     from transformers import (
         AutoConfig,
@@ -191,7 +198,7 @@ def _register_auto_classes() -> None:
 
     from .configuration.package_code import keep_code_in_package
 
-    keep_code_in_package(list(locals().values()))
+    keep_code_in_package(list(locals().values()), _save_stub)
 
     from .configuration.hub_pushing import publish_with
 

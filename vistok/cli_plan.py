@@ -1,7 +1,9 @@
 """The command `vistok plan`."""
 
 import argparse
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 SUMMARY = "say what a training would take: parameters, memory, operations, hours"
 DESCRIPTION = """
@@ -16,7 +18,8 @@ What the data is like has to be said: --text-tokens of a conversation, --answer-
 which large trainings on several GPUs seldom have above 0.5; reading data and exchanging gradients are not counted.
 
 Several recipes are planned as `vistok train` runs them, one after another: one that starts from the folder that an
-earlier one leaves has its model. Any field can be overridden, as in `vistok train`.
+earlier one leaves has its model. What the data is like is one number for all of them, or one for each, in their order.
+Any field can be overridden, as in `vistok train`.
 
 strategies:
   ddp    each GPU has all of it
@@ -26,11 +29,13 @@ strategies:
 
 example:
   vistok plan recipes/gvt/instruct.yaml --num-gpus 32 --gpu a100
-  vistok plan recipes/vtlmm/alignment.yaml recipes/vtlmm/instruction.yaml --num-gpus 8 --gpu h100 --samples 558128
+  vistok plan recipes/vtlmm/{alignment,instruction,visual_tokens,visual_modeling}.yaml --num-gpus 8 --gpu h100 \
+      --samples 558128 665298 558128 665298 --text-tokens 32 256 32 256
   vistok plan recipes/gvt/demo.yaml --gpu t4 --format json --output plan.json
 """
 
 TAKES_OVERRIDES = True
+OF_DATA = ("text_tokens", "answer_tokens", "images", "image_tokens", "samples")
 USAGE = "vistok plan RECIPE [RECIPE ...] [--num-gpus N] [--gpu KIND] [...] [--section.field VALUE ...]"
 
 
@@ -46,14 +51,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--utilisation", type=float, default=0.4, metavar="SHARE", help="of the peak rate that is "
                         "reached, up to 1 (default 0.4)")  # fmt: skip
-    data = parser.add_argument_group("data")
-    data.add_argument("--text-tokens", type=int, default=128, metavar="N", help="of a conversation (default 128)")
-    data.add_argument("--answer-tokens", type=int, metavar="N", help="those of them that are learned (default half)")
-    data.add_argument("--images", type=int, default=1, metavar="N", help="of a row (default 1)")
-    data.add_argument("--image-tokens", type=int, metavar="N", help="of an image, where what it shows decides; by "
-                      "default the most")  # fmt: skip
-    data.add_argument("--samples", type=int, metavar="N", help="examples of the training data, for recipes that count "
-                      "epochs")  # fmt: skip
+    data = parser.add_argument_group("data, of all recipes or of each")
+    of_each: dict[str, Any] = {"type": int, "nargs": "+", "metavar": "N"}
+    data.add_argument("--text-tokens", **of_each, default=[128], help="of a conversation (default 128)")
+    data.add_argument("--answer-tokens", **of_each, help="those of them that are learned (default half)")
+    data.add_argument("--images", **of_each, default=[1], help="of a row (default 1)")
+    data.add_argument(
+        "--image-tokens", **of_each, help="of an image, where what it shows decides; by default the most"
+    )
+    data.add_argument("--samples", **of_each, help="examples of the training data, for recipes that count epochs")
     parser.add_argument("--format", choices=("markdown", "json"), default="markdown", help="of the plan (default "
                         "markdown)")  # fmt: skip
     parser.add_argument("--output", type=Path, metavar="FILE", help="where it is written; by default shown")
@@ -69,11 +75,25 @@ def run(options: argparse.Namespace) -> None:
 
     paths = [find_recipe(name) for name in options.recipes]
     recipes = dict(zip(options.recipes, load_recipes(paths, options.rest)))
-    names = ("num_gpus", "gpu", "strategy", "utilisation", "text_tokens", "answer_tokens", "images", "image_tokens")
-    wanted = PlanOptions(**{name: getattr(options, name) for name in (*names, "samples")})
+    where = {name: getattr(options, name) for name in ("num_gpus", "gpu", "strategy", "utilisation")}
+    data = {name: _of_each(name, getattr(options, name), len(recipes)) for name in OF_DATA}
+    wanted = [
+        PlanOptions(**where, **{name: numbers[place] for name, numbers in data.items()})
+        for place in range(len(recipes))
+    ]
     plans = plan_recipes(recipes, wanted)
     text = plan_json(plans) if options.format == "json" else plan_markdown(plans)
     if options.output is None:
         print(text, end="")
     else:
         write_text_atomically(options.output, text)
+
+
+def _of_each(name: str, given: Sequence[int] | None, count: int) -> Sequence[int | None]:
+    """A number for each recipe, of one for all or of as many."""
+    numbers: Sequence[int | None] = given or [None]
+    if len(numbers) not in (1, count):
+        raise ValueError(
+            f"--{name.replace('_', '-')} has {len(numbers)} numbers for {count} recipes: give one, or one for each."
+        )
+    return numbers if len(numbers) == count else [numbers[0]] * count

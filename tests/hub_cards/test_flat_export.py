@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 from tests.hub_client import client_environment, turned_to
-from tests.hub_folders import KINDS, features_of, save_kind, write_files
+from tests.hub_folders import KINDS, auto_map, features_of, save_kind, write_files
 from tests.hub_server import running_hub
+from tests.tiny import tiny_gvt
+from vistok import GVTModel, GVTProcessor
 from vistok.cli import main
 from vistok.hub_cards import flat_export
 from vistok.hub_cards.flat_export import MANIFEST_NAME, ExportError, closure, flat_files, flat_source
-from vistok.hub_cards.remote_code import auto_classes, load_config, model_types_within, stub_files
+from vistok.hub_cards.remote_code import STUB_NAME, auto_classes, load_config, model_types_within, stub_files
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_VISTOK = ROOT / "tests" / "load_without_vistok.py"
@@ -23,10 +25,10 @@ WITHOUT_VISTOK = ROOT / "tests" / "load_without_vistok.py"
 WITH_VISTOK = """
 import json, sys
 from transformers import AutoConfig, AutoModel, AutoModelForImageTextToText, AutoProcessor
-exported, stub, saved = sys.argv[1:]
+exported, stub, again, saved = sys.argv[1:]
 model = AutoModel.from_pretrained(exported, trust_remote_code=True)
 found = {"exported": type(model).__module__.split(".")[0], "imported_by_export": "vistok" in sys.modules}
-processor = AutoProcessor.from_pretrained(stub, trust_remote_code=True)
+processor = AutoProcessor.from_pretrained(again, trust_remote_code=True)
 loaded = AutoModelForImageTextToText.from_pretrained(stub, trust_remote_code=True)
 found["stub"] = [type(loaded).__module__, type(processor).__module__]
 loaded.save_pretrained(saved)
@@ -50,6 +52,17 @@ def folders(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def again(folders, tmp_path_factory):
+    """A tiny GVT that was loaded with code beside it and saved, the processor before the model and after it."""
+    loaded = GVTModel.from_pretrained(folders / "gvt"), GVTProcessor.from_pretrained(folders / "gvt")
+    top = tmp_path_factory.mktemp("again")
+    for name, order in (("again", loaded), ("processor-first", loaded[::-1])):
+        for part in order:
+            part.save_pretrained(top / name)
+    return top / "again"
+
+
+@pytest.fixture(scope="module")
 def hub(folders, tmp_path_factory):
     """A Hub with a tiny GVT, once with its code and once with the stub."""
     home = tmp_path_factory.mktemp("home")
@@ -67,12 +80,12 @@ def last_line(command: list[str], environment: dict[str, str], cwd: Path) -> dic
 
 
 @pytest.fixture(scope="module")
-def elsewhere(folders, hub, tmp_path_factory):
+def elsewhere(folders, hub, again, tmp_path_factory):
     """What a process without vistok makes of all of them, and of one that it has from the Hub."""
     home = tmp_path_factory.mktemp("elsewhere")
     environment = {**client_environment(hub, home), "PYTHONPATH": ""}
-    named = [str(folders / kind) for kind in KINDS]
-    return last_line([sys.executable, str(WITHOUT_VISTOK), *named, "org/gvt-tiny", "org/gvt-stub"], environment, home)
+    named = [*(str(folders / kind) for kind in KINDS), str(again), "org/gvt-tiny", "org/gvt-stub"]
+    return last_line([sys.executable, str(WITHOUT_VISTOK), *named], environment, home)
 
 
 class TestWithoutVistok:
@@ -101,14 +114,37 @@ class TestWithoutVistok:
         assert elsewhere["gvt-tiny"]["features"] == elsewhere["gvt"]["features"]
         assert elsewhere["gvt-tiny"]["answer"] == elsewhere["gvt"]["answer"]
 
-    def test_the_stub_says_what_to_install(self, elsewhere):
-        assert "Run `pip install vistok`" in elsewhere["gvt-stub"]["error"]
+    @pytest.mark.parametrize("name", ["gvt-stub", "again"])
+    def test_the_stub_says_what_to_install(self, name, elsewhere):
+        assert "Run `pip install vistok`" in elsewhere[name]["error"]
 
 
-def test_with_vistok_code_stub_and_package_live_side_by_side(folders, hub, tmp_path):
+def test_what_was_loaded_with_code_beside_it_is_saved_with_the_stub(again):
+    for folder in (again, again.parent / "processor-first"):
+        assert [path.name for path in folder.glob("*.py")] == [STUB_NAME]
+        assert set(auto_map(folder).values()) == {
+            f"vistok_classes.{name}" for name in ("GVTConfig", "GVTModel", "GVTForConditionalGeneration")
+        }
+        assert auto_map(folder, "processor_config.json") == {"AutoProcessor": "vistok_classes.GVTProcessor"}
+        assert "GVTProcessor" in (folder / STUB_NAME).read_text()
+
+
+def test_what_no_code_lay_beside_is_saved_without(tmp_path):
+    save_kind("gvt", tmp_path)
+    assert not list(tmp_path.glob("*.py")) and not auto_map(tmp_path)
+
+
+def test_the_code_of_a_users_own_model_stays_named(tmp_path):
+    model = tiny_gvt().model
+    model.config.auto_map = {"AutoModel": "modeling_mine.MyGVT"}
+    model.save_pretrained(tmp_path)
+    assert auto_map(tmp_path) == {"AutoModel": "modeling_mine.MyGVT"} and not list(tmp_path.glob("*.py"))
+
+
+def test_with_vistok_code_stub_and_package_live_side_by_side(folders, hub, again, tmp_path):
     environment = {**client_environment(hub, tmp_path / "home"), "PYTHONPATH": str(ROOT)}
-    command = [sys.executable, "-c", WITH_VISTOK, str(folders / "gvt"), "org/gvt-stub", str(tmp_path / "saved")]
-    found = last_line(command, environment, tmp_path)
+    named = [str(folders / "gvt"), "org/gvt-stub", str(again), str(tmp_path / "saved")]
+    found = last_line([sys.executable, "-c", WITH_VISTOK, *named], environment, tmp_path)
     assert found == {
         "exported": "transformers_modules",
         "imported_by_export": False,

@@ -37,8 +37,12 @@ STRATEGIES = {"DDP": "ddp", "FSDP2": "fsdp2", "ZeRO-2": "zero2", "ZeRO-3": "zero
 """By name, the configuration of accelerate among the recipes."""
 
 RESUMED = "VisualModelingTrainer, visual modeling"
-SESSIONS = {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")}
-"""Of a training with divided checkpoints: by name, on how many processes, and from which checkpoint."""
+SESSIONS: dict[str, dict[str, tuple[int, str | None]]] = {
+    "FSDP2": {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")},
+    "ZeRO-2": {"whole": (2, None), "on": (2, "whole/checkpoint-2")},
+    "ZeRO-3": {"whole": (2, None), "on": (2, "whole/checkpoint-2")},
+}
+"""Of trainings with divided checkpoints: by name, on how many processes, and from which checkpoint."""
 
 IMPORTED_LATER = ("diffusers.models.unets.unet_2d_condition", "diffusers.schedulers", "scipy.stats", "peft")
 """What trainers import where they use it: here it is imported once, not in each process."""
@@ -56,8 +60,14 @@ def run_all(folder: Path) -> None:
     for strategy, name in STRATEGIES.items():
         if runs_here(strategy):
             fork(2, name, train_all, folder, strategy)
-    for session in SESSIONS:
-        fork(SESSIONS[session][0], "fsdp2", train_on, folder / "resumed", folder, session)
+    resume_all(folder)
+
+
+def resume_all(folder: Path) -> None:
+    """The trainings of [`SESSIONS`], in `<folder>/resumed/<strategy>/<session>`."""
+    for strategy in filter(runs_here, SESSIONS):
+        for session, (world, _) in SESSIONS[strategy].items():
+            fork(world, STRATEGIES[strategy], train_on, folder, strategy, session)
 
 
 def runs_here(strategy: str) -> bool:
@@ -156,9 +166,10 @@ def train_all(folder: Path, strategy: str) -> None:
         gc.collect()
 
 
-def train_on(place: Path, folder: Path, session: str) -> None:
-    """Trains four steps, or what is left of them from a checkpoint of another number of processes; logs at the end."""
-    world, start = SESSIONS[session]
+def train_on(folder: Path, strategy: str, session: str) -> None:
+    """Trains four steps, or what is left of them from a checkpoint; logs at the end."""
+    place = folder / "resumed" / strategy
+    world, start = SESSIONS[strategy][session]
     options = {"output_dir": str(place / session), "save_strategy": "steps", "save_steps": 1, "logging_steps": 4}
     options |= {"optim": "adamw_torch", "max_steps": 4, "learning_rate": 0.01}
     trainer = TRAINERS[RESUMED](

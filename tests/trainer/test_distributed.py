@@ -48,8 +48,7 @@ def runs(tmp_path_factory):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("trainer", TRAINERS)
 def test_two_processes_train_and_evaluate_as_one_with_the_batches_of_both(runs, trainer, strategy):
-    if not runs_here(strategy):
-        pytest.skip("deepspeed is not installed: pip install deepspeed (nothing has to be compiled)")
+    _skip_without(strategy)
     found, alone = read(runs, strategy, trainer), read(runs, ALONE, trainer)
     if (trainer, strategy) in REFUSED:
         assert REFUSED[trainer, strategy] in found["refused"]
@@ -64,14 +63,25 @@ def test_two_processes_train_and_evaluate_as_one_with_the_batches_of_both(runs, 
             assert found["metrics"][name] == pytest.approx(value, rel=1e-4, abs=1e-5, nan_ok=True), name
 
 
-@pytest.mark.parametrize("session", ["fewer", "more"])
-def test_a_divided_checkpoint_goes_on_with_another_number_of_processes(runs, session):
-    place = runs / "resumed"
+RESUMED = [(strategy, session) for strategy, all_of in SESSIONS.items() for session in all_of if session != "whole"]
+
+
+@pytest.mark.parametrize(("strategy", "session"), RESUMED)
+def test_a_divided_checkpoint_goes_on_as_if_nothing_had_been(runs, strategy, session):
+    """With FSDP with another number of processes too."""
+    _skip_without(strategy)
+    place = runs / "resumed" / strategy
     assert weight_difference(place / "whole", place / session) < 1e-12
     first, second = (json.loads((place / name / "outcome.json").read_text()) for name in ("whole", session))
     for name, value in first["logged"][0].items():  # means since the first step, of which others took a part
         assert name.endswith(DIFFERENT) or second["logged"][0][name] == pytest.approx(value, rel=1e-6), name
-    assert (place / SESSIONS[session][1] / "pytorch_model_fsdp_0").is_dir()
+    if strategy == "FSDP2":
+        assert (place / SESSIONS[strategy][session][1] / "pytorch_model_fsdp_0").is_dir()
+
+
+def _skip_without(strategy: str) -> None:
+    if not runs_here(strategy):
+        pytest.skip("deepspeed is not installed: pip install deepspeed (nothing has to be compiled)")
 
 
 def test_what_fsdp_saves_in_the_end_is_a_model_as_one_process_saves_it(runs):
@@ -82,7 +92,7 @@ def test_what_fsdp_saves_in_the_end_is_a_model_as_one_process_saves_it(runs):
 
 
 def test_a_checkpoint_of_another_strategy_is_refused(runs):
-    divided = runs / "resumed" / "whole" / "checkpoint-2"
+    divided = runs / "resumed" / "FSDP2" / "whole" / "checkpoint-2"
     check_strategy(divided, fsdp=True)
     for options, told in (({}, "with neither"), ({"deepspeed": True}, "with DeepSpeed")):
         with pytest.raises(CheckpointError, match=f"of a training with FSDP, and this one is {told}"):

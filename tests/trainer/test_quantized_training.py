@@ -215,8 +215,8 @@ def test_what_a_recipe_cannot_mean_by_quantisation_is_said(fields, message):
 def test_weights_that_processes_divide_are_not_quantised(wide_base_models):
     vision, text = wide_base_models
     recipe = ModelRecipe(vision=vision, text=text, load_in_8bit=True)
-    zero3 = SimpleNamespace(is_zero3=lambda: True)
-    for args in (SimpleNamespace(fsdp="full_shard"), SimpleNamespace(fsdp="", hf_deepspeed_config=zero3)):
+    zero3 = SimpleNamespace(zero_stage=3)
+    for args in (SimpleNamespace(fsdp="full_shard"), SimpleNamespace(fsdp="", deepspeed_plugin=zero3)):
         with pytest.raises(ValueError, match=r"leave fsdp and DeepSpeed's stage 3 out.*zero2\.json"):
             build_model(recipe, {"resampler": "full"}, args)
 

@@ -16,10 +16,10 @@ from tests.trainer.tiny_training import ANSWERS, QUESTIONS
 from vistok import VisualLanguageTrainer
 from vistok.hub_cards.run_results import merge_results
 from vistok.modeling.trained_weights import read_trained_weights, save_trained_weights
-from vistok.trainer.loss_curve import draw_loss_curve
+from vistok.trainer.loss_curve import draw_loss_curve, mean_training_loss
 from vistok.trainer.model_recipe import build_model
 from vistok.trainer.recipe import recipe_from_dict
-from vistok.trainer.run_recipe import mean_training_loss, run_recipe
+from vistok.trainer.run_recipe import run_recipe
 from vistok.trainer.visual_language_recipe import CURVE
 
 

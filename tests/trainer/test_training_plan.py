@@ -118,6 +118,16 @@ def test_strategies_spread_what_they_say(base_models):
     assert zero3.weights < alone.weights / 3 and fsdp.total < ddp.total
 
 
+def test_with_zero_the_optimizer_updates_copies_in_float32(base_models):
+    trainable = {"resampler": "full", "llm": "full"}
+    recipe = recipe_of(base_models, trainable=trainable)
+    recipe.model.dtype = "bfloat16"
+    plan = plan_of(recipe, num_gpus=4, strategy="zero2")
+    trained = plan.parameters["model"]["trained"]
+    assert plan.memory.gradients == pytest.approx(2 * trained / 4, abs=1)
+    assert plan.memory.optimizer == pytest.approx((4 + 8) * trained / 4, rel=0.01), "a copy, and two moments"
+
+
 def test_more_gpus_share_the_steps_and_not_the_time_of_one(base_models):
     recipe = recipe_of(base_models, gradient_accumulation_steps=2, max_steps=-1, num_train_epochs=3)
     one, four = (plan_of(recipe, num_gpus=gpus, samples=100) for gpus in (1, 4))
@@ -185,6 +195,20 @@ def test_a_recipe_has_the_model_of_the_one_that_it_starts_from(base_models, tmp_
     assert plans[0].parameters["model"]["all"] == plans[1].parameters["model"]["all"]
     assert plans[1].parameters["llm"]["trained"] == plans[1].parameters["llm"]["all"]
     assert "fits" in plan_markdown(plans) and "All 2 trainings" in plan_markdown(plans)
+
+
+def test_all_stages_of_a_paper_are_planned_in_a_row_with_the_data_of_each(capsys):
+    stages = [f"recipes/vtlmm/{stage}.yaml" for stage in ("alignment", "instruction", "visual_tokens")]
+    options = "--num-gpus 8 --samples 558128 665298 558128 --text-tokens 32 256 32 --format json"
+    small = "--1.model.text HuggingFaceTB/SmolLM2-135M-Instruct"
+    assert main(["plan", *stages, *options.split(), *small.split()]) == 0
+    first, second, third = json.loads(capsys.readouterr().out)
+    assert [plan["steps"] for plan in (first, second, third)] == [2181, 5198, 2181]
+    assert first["tokens_per_step"] == 256 * (576 + 32) and second["tokens_per_step"] == 128 * (576 + 256)
+    assert [plan["strategy"] for plan in (first, second, third)] == ["zero2", "zero3", "zero2"]
+    assert len({plan["parameters"]["model"]["all"] for plan in (first, second, third)}) == 1
+    assert main(["plan", *stages, "--samples", "1", "2"]) == 2
+    assert "--samples has 2 numbers for 3 recipes" in capsys.readouterr().err
 
 
 def test_what_nobody_knows_is_named(capsys):

@@ -66,7 +66,7 @@ class TestEvaluation:
         found, shown = [], []
         for divided in (False, True):
             monkeypatch.setattr(
-                "vistok.trainer.reproducible_trainer.is_deepspeed_zero3_enabled", lambda divided=divided: divided
+                "vistok.trainer.reproducible_trainer.uses_zero3", lambda args, divided=divided: divided
             )
             model = copy.deepcopy(composed)
             model.model.vision_tower.register_forward_pre_hook(lambda *args, divided=divided: shown.append(divided))
