@@ -26,7 +26,7 @@ Without --model the small VT-LMM reads that ships with vistok: its card, checkpo
 was trained on.
 
 With --distinctive, the words by which a patch stands out: where the most probable word of nearly every patch is a
-punctuation mark, these are the ones of what is seen there. Each word of its distribution P' is ranked by its part of
+punctuation mark, these are the words that lie behind it. Each word of its distribution P' is ranked by its part of
 the KL divergence from a reference, P' log(P' / P̄): P̄ is the mean of P' over all patches of the images, or of other
 images with --relative-to. Of a single image alone these are the words by which its patches differ from one another;
 relative to many images, those of the image. The picture says which; the page shows the most probable words too.

@@ -55,7 +55,7 @@ def main(folder: str) -> None:
         ranks, other_ranks = ((one > one.gather(1, right[:, None])).sum(1) for one in (rise, rise[others]))
         shares = [100 * share.float().mean() for share in (ranks == 0, other_ranks == 0, ranks < 5)]
         print(f"| {title} | {len(kept)} | {len(names)} | " + " | ".join(f"{share:.1f}" for share in shares)
-              + f" | {100 / len(names):.1f}, {500 / len(names):.1f} |")  # fmt: skip
+              + f" | {100 / len(names):.1f}, {min(100, 500 / len(names)):.1f} |")  # fmt: skip
 
 
 if __name__ == "__main__":
