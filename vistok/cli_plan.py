@@ -76,7 +76,7 @@ def run(options: argparse.Namespace) -> None:
     paths = [find_recipe(name) for name in options.recipes]
     recipes = dict(zip(options.recipes, load_recipes(paths, options.rest)))
     where = {name: getattr(options, name) for name in ("num_gpus", "gpu", "strategy", "utilisation")}
-    data = {name: _of_each(name, getattr(options, name), len(recipes)) for name in OF_DATA}
+    data: dict[str, Sequence[Any]] = {name: _of_each(name, getattr(options, name), len(recipes)) for name in OF_DATA}
     wanted = [
         PlanOptions(**where, **{name: numbers[place] for name, numbers in data.items()})
         for place in range(len(recipes))
