@@ -8,6 +8,7 @@ import torch
 
 from tests.tiny import pixels, tiny_eva_config, tiny_gvt, tiny_image_processor, tiny_processor
 from tests.tiny_kinds import tiny_vtlmm, tiny_vtlmm_processor
+from tests.tiny_llava import tiny_llava_processor, tiny_setok_llava
 from tests.tiny_setokim import tiny_setok_config, tiny_setok_vision_config, tiny_setokim, tiny_setokim_processor
 from vistok import EvaVisionModel, SeTokForPreTraining, SeTokVisionModel
 
@@ -33,6 +34,7 @@ KINDS: dict[str, tuple[Callable, Callable]] = {
     "setokim": (tiny_setokim, tiny_setokim_processor),
     "setok": (_tiny_setok, tiny_image_processor),
     "setok_vision": (_tiny_setok_vision, tiny_image_processor),
+    "setok_llava": (tiny_setok_llava, tiny_llava_processor),
     "eva_vision": (_tiny_eva, tiny_image_processor),
 }
 

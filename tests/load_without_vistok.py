@@ -34,7 +34,7 @@ from transformers import (  # noqa: E402
 )
 
 TRUST = {"trust_remote_code": True}
-LANGUAGE_MODELS = ("gvt", "vtlmm", "setokim")
+LANGUAGE_MODELS = ("gvt", "vtlmm", "setokim", "setok_llava")
 
 
 def features_of(model):

@@ -75,8 +75,8 @@ def run(options: argparse.Namespace) -> None:
 
     paths = [find_recipe(name) for name in options.recipes]
     recipes = dict(zip(options.recipes, load_recipes(paths, options.rest)))
-    where: dict[str, Any] = {name: getattr(options, name) for name in ("num_gpus", "gpu", "strategy", "utilisation")}
-    data: dict[str, Any] = {name: _of_each(name, getattr(options, name), len(recipes)) for name in OF_DATA}
+    where = {name: getattr(options, name) for name in ("num_gpus", "gpu", "strategy", "utilisation")}
+    data: dict[str, Sequence[Any]] = {name: _of_each(name, getattr(options, name), len(recipes)) for name in OF_DATA}
     wanted = [
         PlanOptions(**where, **{name: numbers[place] for name, numbers in data.items()})
         for place in range(len(recipes))

@@ -6,6 +6,7 @@ from huggingface_hub import ModelCard
 from tests.hub_folders import KINDS
 from tests.tiny import tiny_eva_config, tiny_gvt_config
 from tests.tiny_kinds import tiny_vtlmm_config
+from tests.tiny_llava import tiny_setok_llava
 from tests.tiny_setokim import tiny_setok_config, tiny_setok_vision_config, tiny_setokim_config
 from vistok.hub_cards.card import write_card
 from vistok.hub_cards.card_check import check_complete
@@ -18,6 +19,7 @@ CONFIGS = {
     "setokim": tiny_setokim_config,
     "setok": tiny_setok_config,
     "setok_vision": tiny_setok_vision_config,
+    "setok_llava": lambda: tiny_setok_llava().config,
     "eva_vision": tiny_eva_config,
 }
 HEADER = "---\nlicense: mit\n---\n"

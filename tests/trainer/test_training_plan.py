@@ -197,18 +197,26 @@ def test_a_recipe_has_the_model_of_the_one_that_it_starts_from(base_models, tmp_
     assert "fits" in plan_markdown(plans) and "All 2 trainings" in plan_markdown(plans)
 
 
-def test_all_stages_of_a_paper_are_planned_in_a_row_with_the_data_of_each(capsys):
-    stages = [f"recipes/vtlmm/{stage}.yaml" for stage in ("alignment", "instruction", "visual_tokens")]
-    options = "--num-gpus 8 --samples 558128 665298 558128 --text-tokens 32 256 32 --format json"
-    small = "--1.model.text HuggingFaceTB/SmolLM2-135M-Instruct"
-    assert main(["plan", *stages, *options.split(), *small.split()]) == 0
-    first, second, third = json.loads(capsys.readouterr().out)
-    assert [plan["steps"] for plan in (first, second, third)] == [2181, 5198, 2181]
-    assert first["tokens_per_step"] == 256 * (576 + 32) and second["tokens_per_step"] == 128 * (576 + 256)
-    assert [plan["strategy"] for plan in (first, second, third)] == ["zero2", "zero3", "zero2"]
-    assert len({plan["parameters"]["model"]["all"] for plan in (first, second, third)}) == 1
+def test_all_stages_of_a_paper_are_planned_in_a_row_with_the_data_of_each(base_models, capsys):
+    vision, text = base_models
+    stages = [
+        f"recipes/vtlmm/{name}.yaml" for name in ("alignment", "instruction", "visual_tokens", "visual_modeling")
+    ]
+    data = ["--samples", "558128", "665298", "558128", "665298", "--text-tokens", "32", "256", "32", "256"]
+    command = ["plan", *stages, "--num-gpus", "8", *data, "--1.model.vision", vision, "--1.model.text", text]
+    assert main([*command, "--format", "json"]) == 0
+    plans = json.loads(capsys.readouterr().out)
+    assert [plan["steps"] for plan in plans] == [2181, 5198, 2181, 5198]
+    assert [plan["strategy"] for plan in plans] == ["zero2", "zero3", "zero2", "zero3"]
+    patches = plans[0]["image_tokens"]
+    tokens = [plan["tokens_per_step"] for plan in plans]
+    assert tokens == [256 * (patches + 32), 128 * (patches + 256), 256 * patches, 128 * (patches + 256)]
+    assert len({plan["parameters"]["model"]["all"] for plan in plans}) == 1
+    assert main(command) == 0
+    flops = sum(plan["steps"] * sum(plan["flops_per_step"].values()) for plan in plans)
+    assert f"All 4 trainings: {flops / 1e18:.3g} EFLOP" in capsys.readouterr().out
     assert main(["plan", *stages, "--samples", "1", "2"]) == 2
-    assert "--samples has 2 numbers for 3 recipes" in capsys.readouterr().err
+    assert "--samples has 2 numbers for 4 recipes" in capsys.readouterr().err
 
 
 def test_what_nobody_knows_is_named(capsys):
