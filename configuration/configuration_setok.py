@@ -39,6 +39,10 @@ class SeTokConfig(PreTrainedConfig):
         object_contrast_weight (`float`, *optional*, defaults to 0.0):
             Of [`object_contrast_loss`] in the total: pairs of patches of one object, or of the background, are to be
             near each other, and others far. Not in the paper; at 0 it is not computed.
+        cluster_matching_weight (`float`, *optional*, defaults to 0.0):
+            Of 1 − IoU of the patches that a token is made of with an object, in the cost by which tokens are matched to
+            objects, beside BCE + dice of the predicted masks. Not in the paper; without it masks of a decoder that has
+            learned nothing decide, and a token that is matched to another object than it shows learns no place.
         consistency_masks (`"soft"` or `"assigned"`, *optional*, defaults to `"soft"`):
             The attention masks that mask consistency compares with objects: the soft ones wherever clustering has
             some, or those that tokens are made of, which are hard where the assignment is, with the gradient of the
@@ -74,6 +78,7 @@ class SeTokConfig(PreTrainedConfig):
     mask_dice_weight: float | int = 1.0
     mask_consistency_weight: float | int = 1.0
     object_contrast_weight: float | int = 0.0
+    cluster_matching_weight: float | int = 0.0
     consistency_masks: Literal["soft", "assigned"] = "soft"
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None
@@ -83,6 +88,11 @@ class SeTokConfig(PreTrainedConfig):
         for name in (f"{term}_weight" for term in LOSS_TERMS):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ValueError(f"{name} is {getattr(self, name)}, expected 0 (the term is only logged) or more.")
+        if not 0 <= self.cluster_matching_weight < math.inf:
+            raise ValueError(
+                f"cluster_matching_weight is {self.cluster_matching_weight}, expected 0 (predicted masks alone are "
+                "matched) or more."
+            )
         vision: Any = self.vision_config
         token_size = vision.output_size or vision.patch_hidden_size
         self.mask_decoder_config = with_fields(

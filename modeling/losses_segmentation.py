@@ -65,6 +65,25 @@ def soft_iou(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -> torch.T
     return intersection / union.masked_fill(union == 0, 1)
 
 
+def pairwise_soft_iou(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
+    """
+    [`soft_iou`] of every cluster with every object of the same image, by one matrix product.
+
+    Args:
+        cluster_masks (`torch.FloatTensor` of shape `(batch, num_tokens, num_patches)`): 0 to 1.
+        object_masks (`torch.Tensor` of shape `(batch, num_objects, num_patches)`): 0 to 1.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch, num_tokens, num_objects)`, in float32, or in float64 if the clusters are.
+    """
+    clusters = cluster_masks if cluster_masks.dtype == torch.float64 else cluster_masks.float()
+    objects = object_masks.to(clusters.dtype)
+    with torch.autocast(clusters.device.type, enabled=False):
+        intersection = clusters @ objects.transpose(1, 2)
+    union = clusters.sum(-1, keepdim=True) + objects.sum(-1).unsqueeze(1) - intersection
+    return intersection / union.masked_fill(union == 0, 1)
+
+
 def mask_consistency_loss(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
     """
     Mask consistency: 1 − soft IoU of the attention mask of a cluster with the mask of its matched object on the patch
@@ -109,4 +128,4 @@ def _pairs(predicted: torch.Tensor, target: torch.Tensor, name: str) -> tuple[to
     return predicted, target.to(predicted.dtype)
 
 
-__all__ = ["mask_bce_loss", "mask_consistency_loss", "mask_dice_loss", "mean_over_pairs", "soft_iou"]
+__all__ = ["mask_bce_loss", "mask_consistency_loss", "mask_dice_loss", "mean_over_pairs", "pairwise_soft_iou", "soft_iou"]

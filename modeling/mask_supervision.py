@@ -5,7 +5,13 @@ from dataclasses import dataclass
 
 import torch
 
-from .losses_segmentation import mask_bce_loss, mask_consistency_loss, mask_dice_loss, mean_over_pairs
+from .losses_segmentation import (
+    mask_bce_loss,
+    mask_consistency_loss,
+    mask_dice_loss,
+    mean_over_pairs,
+    pairwise_soft_iou,
+)
 from .mask_matching import match_masks, pairwise_mask_costs
 from .object_mask_batches import batch_object_masks, resize_object_masks
 
@@ -35,6 +41,8 @@ def mask_losses(
     grid_size: tuple[int, int],
     mask_labels: Sequence[torch.Tensor] | torch.Tensor,
     image_size: tuple[int, int],
+    assigned_masks: torch.Tensor | None = None,
+    cluster_matching_weight: float = 0.0,
 ) -> MaskLosses:
     """
     Matches tokens to objects by their predicted masks, one to one (Hungarian, cost BCE + dice), and compares the
@@ -50,6 +58,10 @@ def mask_losses(
         grid_size (`tuple[int, int]`): height and width of the images, in patches.
         mask_labels (`list[torch.Tensor]` or `torch.Tensor`): see [`batch_object_masks`].
         image_size (`tuple[int, int]`): height and width of the images, in pixels.
+        assigned_masks (`torch.FloatTensor` of shape `(batch, num_tokens, num_patches)`, *optional*):
+            Patches that each token is made of; by default the attention masks.
+        cluster_matching_weight (`float`, *optional*, defaults to 0.0):
+            Of 1 − IoU of `assigned_masks` with objects in the cost, in addition. Not in the paper.
 
     Returns:
         [`MaskLosses`]; all 0, with a gradient of 0, where there is no object in the whole batch.
@@ -63,6 +75,9 @@ def mask_losses(
     objects_on_grid = resize_object_masks(masks, grid_size).flatten(2).to(device)
     predicted = mask_logits.flatten(2)
     costs = pairwise_mask_costs(predicted, objects)
+    if cluster_matching_weight:
+        assigned = (cluster_masks if assigned_masks is None else assigned_masks).detach()
+        costs = costs + cluster_matching_weight * (1 - pairwise_soft_iou(assigned, objects_on_grid))
     image, token, target = match_masks(costs, token_mask, present.to(device))
     matched, matched_objects = predicted[image, token], objects[image, target]
     return MaskLosses(

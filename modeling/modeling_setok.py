@@ -277,7 +277,16 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         if mask_logits is not None and mask_labels is not None and mask_size is not None:
             soft = self.config.consistency_masks == "soft" and encoded.soft_masks is not None
             clusters = encoded.soft_masks if soft else encoded.cluster_masks
-            losses = mask_losses(mask_logits, encoded.mask, clusters, encoded.grid_size, mask_labels, mask_size)
+            losses = mask_losses(
+                mask_logits,
+                encoded.mask,
+                clusters,
+                encoded.grid_size,
+                mask_labels,
+                mask_size,
+                encoded.cluster_masks,
+                self.config.cluster_matching_weight,
+            )
             matches = losses.matches
             terms |= {"mask_bce": losses.bce, "mask_dice": losses.dice, "mask_consistency": losses.consistency}
             if self.config.object_contrast_weight:
