@@ -40,9 +40,9 @@ class SeTokConfig(PreTrainedConfig):
             Of [`object_contrast_loss`] in the total: pairs of patches of one object, or of the background, are to be
             near each other, and others far. Not in the paper; at 0 it is not computed.
         cluster_matching_weight (`float`, *optional*, defaults to 0.0):
-            Of 1 − IoU of the patches that a token is made of with an object, in the cost by which tokens are matched to
-            objects, beside BCE + dice of the predicted masks. Not in the paper; without it masks of a decoder that has
-            learned nothing decide, and a token that is matched to another object than it shows learns no place.
+            Of 1 − IoU of the patches that a token is made of with an object, in the cost by which tokens are matched
+            to objects, beside BCE + dice of the predicted masks. Not in the paper; without it masks of a decoder that
+            has learned nothing decide, and a token that is matched to another object than it shows learns no place.
         consistency_masks (`"soft"` or `"assigned"`, *optional*, defaults to `"soft"`):
             The attention masks that mask consistency compares with objects: the soft ones wherever clustering has
             some, or those that tokens are made of, which are hard where the assignment is, with the gradient of the

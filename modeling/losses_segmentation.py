@@ -128,4 +128,11 @@ def _pairs(predicted: torch.Tensor, target: torch.Tensor, name: str) -> tuple[to
     return predicted, target.to(predicted.dtype)
 
 
-__all__ = ["mask_bce_loss", "mask_consistency_loss", "mask_dice_loss", "mean_over_pairs", "pairwise_soft_iou", "soft_iou"]
+__all__ = [
+    "mask_bce_loss",
+    "mask_consistency_loss",
+    "mask_dice_loss",
+    "mean_over_pairs",
+    "pairwise_soft_iou",
+    "soft_iou",
+]

@@ -60,6 +60,8 @@ def test_parts_without_weights_are_not_among_what_is_trained():
 def test_what_makes_no_sense_is_refused():
     with pytest.raises(ValueError, match="mask_dice_weight is -1"):
         tiny_setok_config(mask_dice_weight=-1)
+    with pytest.raises(ValueError, match="cluster_matching_weight is -1"):
+        tiny_setok_config(cluster_matching_weight=-1)
     with pytest.raises(ValueError, match="phase is 'I-a': choose one of reconstruction, boundaries"):
         tiny_setok_config().phase_trainable("I-a")
     with pytest.raises(ValueError, match="give SeTokConfig a detokenizer_config"):

@@ -3,7 +3,13 @@
 import pytest
 import torch
 
-from vistok.modeling.losses_segmentation import mask_bce_loss, mask_consistency_loss, mask_dice_loss, soft_iou
+from vistok.modeling.losses_segmentation import (
+    mask_bce_loss,
+    mask_consistency_loss,
+    mask_dice_loss,
+    pairwise_soft_iou,
+    soft_iou,
+)
 
 SURE = 40.0  # a logit whose sigmoid is 1
 
@@ -45,6 +51,13 @@ def test_consistency_is_one_minus_the_mean_overlap():
     objects = planted([1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 1])
     assert soft_iou(clusters, objects).tolist() == pytest.approx([1, 1 / 3, 0.5])
     assert mask_consistency_loss(clusters, objects).item() == pytest.approx(1 - (1 + 1 / 3 + 0.5) / 3)
+
+
+def test_overlaps_of_all_pairs_are_those_of_each_pair():
+    clusters, objects = torch.rand(2, 3, 7).double(), torch.rand(2, 4, 7).double()
+    clusters[0, 1] = objects[0, 2] = 0
+    expected = torch.stack([soft_iou(clusters[:, i], objects[:, j]) for i in range(3) for j in range(4)], 1)
+    assert torch.allclose(pairwise_soft_iou(clusters, objects).flatten(1), expected, atol=1e-14)
 
 
 def test_masks_that_are_both_empty_overlap_in_nothing_and_give_no_nan():

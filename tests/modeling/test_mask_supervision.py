@@ -5,6 +5,7 @@ import torch
 
 from tests.tiny import same
 from vistok.modeling.losses_segmentation import mask_bce_loss, mask_consistency_loss, mask_dice_loss
+from vistok.modeling.mask_matching import pairwise_mask_costs
 from vistok.modeling.mask_supervision import mask_losses
 from vistok.modeling.object_mask_batches import batch_object_masks, resize_object_masks
 
@@ -49,6 +50,29 @@ def test_matched_pairs_are_compared_and_the_rest_is_left_alone():
     assert torch.allclose(result.consistency, mask_consistency_loss(clusters_for(2, 1, 3), clusters_for(2, 0, 3)))
     (result.bce + result.dice).backward()
     assert logits.grad.flatten(2).abs().sum(2).ne(0).tolist() == [[True, True, False], [False, True, False]]
+
+
+def test_clusters_decide_where_predicted_masks_do_not():
+    undecided = torch.zeros(1, 3, 4, 4)
+    clusters = torch.stack([clusters_for(3, 0, 2)])
+    labels, mask = [quadrants(0, 2, 3)], torch.ones(1, 3).bool()
+    result = mask_losses(undecided, mask, clusters, GRID, labels, SIZE, cluster_matching_weight=1.0)
+    assert result.matches.tolist() == [[0, 0, 0], [0, 1, 2], [2, 0, 1]] and result.consistency == 0
+    # What counts is what tokens are made of, where that is another thing than what is compared.
+    spread = torch.full((1, 3, 4), 0.25, requires_grad=True)
+    result = mask_losses(undecided, mask, spread, GRID, labels, SIZE, clusters, cluster_matching_weight=1.0)
+    assert result.matches.tolist() == [[0, 0, 0], [0, 1, 2], [2, 0, 1]]
+
+
+def test_clusters_have_the_weight_they_are_given_in_matching():
+    # Tokens predict each other's objects. Both pairs together cost 2 · (1 − IoU) = 2 by their clusters if swapped.
+    logits, clusters = torch.stack([logits_for(0, 1)]), torch.stack([clusters_for(1, 0)])
+    labels, mask = [quadrants(0, 1)], torch.ones(1, 2).bool()
+    by_masks = pairwise_mask_costs(logits.flatten(2), resize_object_masks([quadrants(0, 1)], (4, 4)).flatten(2))[0]
+    gained = (by_masks[0, 1] + by_masks[1, 0] - by_masks.trace()).item()
+    for weight, expected in ((0.0, [0, 1]), (gained / 2 - 0.01, [0, 1]), (gained / 2 + 0.01, [1, 0])):
+        result = mask_losses(logits, mask, clusters, GRID, labels, SIZE, cluster_matching_weight=weight)
+        assert result.matches[2].tolist() == expected
 
 
 def test_without_any_object_all_losses_are_zero_and_have_a_gradient():

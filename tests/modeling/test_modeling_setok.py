@@ -1,5 +1,6 @@
 """SeTok with its decoders: the two phases of stage I, saving and loading, and tokens from elsewhere."""
 
+import numpy as np
 import pytest
 import torch
 from transformers import AutoModel, AutoModelForPreTraining, BertConfig, BertModel
@@ -18,7 +19,8 @@ from tests.tiny_setok import (
     tiny_setok_config,
 )
 from vistok import SeTokForPreTraining, save_trained_weights
-from vistok.modeling.losses_segmentation import mask_consistency_loss
+from vistok.modeling.losses_segmentation import mask_consistency_loss, soft_iou
+from vistok.modeling.mask_matching import linear_assignment
 from vistok.modeling.trained_weights import TRAINED_WEIGHTS_NAME, CheckpointError, read_trained_weights
 from vistok.modeling.vision_features import build_vision_tower
 from vistok.trainer.freezing import set_trainable
@@ -90,6 +92,18 @@ class TestForward:
             expected = mask_consistency_loss(clusters[image, token], objects)
             assert output.loss_mask_consistency.item() == pytest.approx(expected.item(), rel=1e-5)
         assert losses["soft"] != losses["assigned"]
+
+    def test_tokens_are_matched_by_the_patches_that_they_are_made_of_as_much_as_the_config_says(self):
+        model = tiny_setok(cluster_matching_weight=1e6).train()
+        output = model(images(), mask_labels=halves())
+        found = []
+        for image, masks in enumerate(halves()):
+            objects = torch.nn.functional.avg_pool2d(masks[None].float(), SEEN_SIZE // GRID[0])[0].flatten(1)
+            clusters = output.cluster_masks[image].detach()
+            costs = [[1 - soft_iou(cluster[None], one[None]).item() for one in objects] for cluster in clusters]
+            tokens, targets = linear_assignment(np.array(costs)[output.mask[image].numpy()])
+            found += [[image, token, target] for token, target in zip(tokens, targets)]
+        assert output.matches.T.tolist() == found
 
     @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
     def test_low_precision_gives_the_same_losses_but_for_rounding(self, dtype):
