@@ -363,7 +363,7 @@ def test_with_visual_tokens_leaves_batches_of_text_alone(trainer_for):
 
 class TestRecipes:
     def test_a_setokim_starts_from_the_setok_before_it(self, tmp_path):
-        names = ("setok/demo/1b-reconstruction", "setokim/demo/2-pretraining", "setokim/demo/3-instruction")
+        names = ("setok/demo/1b-decoders", "setokim/demo/2-pretraining", "setokim/demo/3-instruction")
         paths = [here_or_shipped(f"recipes/{name}.yaml") for name in names]
         setok, second, third = load_recipes(paths, ["--1.training.output_dir", str(tmp_path / "setok")])
         assert second.model.vision == setok.training["output_dir"] and second.model.checkpoint is None
