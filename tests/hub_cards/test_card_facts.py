@@ -47,6 +47,17 @@ class TestBaseModels:
         assert (vision.name, vision.hub_id) == ("vistok:dinov2-small", "facebook/dinov2-small")
         assert (text.part, text.name, text.hub_id) == ("text", "llm", None)
 
+    def test_what_ships_with_vistok_brings_its_own_parts_and_licences(self, tmp_path):
+        models = card_facts.base_models({"vision": "vistok:vtlmm-demo"}, tmp_path)
+        assert [(model.part, model.name) for model in models] == [
+            ("vision", "vistok:vtlmm-demo"),
+            ("vision of vistok:vtlmm-demo", "vistok:dinov2-small"),
+            ("text of vistok:vtlmm-demo", "vistok:smollm2-135m"),
+        ]
+        rows, unknown = card_facts.licence_table(models, [])
+        assert rows[0] == ("`vistok:vtlmm-demo`", "ships with vistok", "apache-2.0") and unknown == []
+        assert [row[2] for row in rows[1:]] == ["MIT", "Apache-2.0"]
+
     def test_a_name_of_vistok_that_is_not_known_is_shown_as_it_is(self):
         (model,) = card_facts.base_models({"vision": "vistok:gone"}, Path("."))
         assert (model.name, model.hub_id, model.package) == ("vistok:gone", None, None)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from vistok.configuration.shipped import shipped_path
 from vistok.modeling import base_weights, convert_base_weights, registry_packages
 from vistok.modeling.atomic_folder import FetchError, build_folder_once
 from vistok.modeling.base_weights import (
@@ -154,6 +155,16 @@ def test_several_that_were_not_fetched_are_one_error_with_one_command(tiny, cach
 def test_unknown_name_is_not_taken_for_a_hub_id():
     with pytest.raises(ValueError, match="vistok:dinov2-small"):
         resolve_checkpoint("vistok:dinov2-large")
+
+
+def test_what_ships_resolves_to_its_folder(cache):
+    assert resolve_checkpoint("vistok:gvt-demo") == str(shipped_path("checkpoints/gvt-demo"))
+
+
+@pytest.mark.parametrize("name", ["vistok:../recipes", "vistok:", "vistok:README.md"])
+def test_only_folders_that_ship_have_a_name(cache, name):
+    with pytest.raises(ValueError, match="Unknown base weights"):
+        resolve_checkpoint(name)
 
 
 def test_folders_and_hub_ids_resolve_to_themselves(tmp_path):
