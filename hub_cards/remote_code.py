@@ -14,6 +14,7 @@ from transformers import (
     AutoModelForImageTextToText,
     AutoModelForPreTraining,
     PreTrainedConfig,
+    PreTrainedModel,
 )
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
@@ -121,25 +122,30 @@ def stub_files(folder: Path, config: PreTrainedConfig | None, processor: str | N
     return {STUB_NAME: stub_module(classes), **configs_naming_code(folder, references)}
 
 
-def save_stub(saved: Any, folder: str | os.PathLike) -> None:
+def save_stub(saved: Any, folder: str | os.PathLike, published: bool = False) -> None:
     """
-    Writes the stub beside a config that names code to load it with, and has the processor in its folder name it too:
-    what `trust_remote_code=True` has loaded can be loaded again that way.
+    Writes the stub beside a config or a processor that names code to load it with, and has the processor in the folder
+    name it too: what `trust_remote_code=True` has loaded can be loaded again that way.
 
     Args:
-        saved (`PreTrainedConfig` or `ProcessorMixin`): that was just saved. A user's subclass is left alone, as is a
-            model of a user's class.
+        saved (`PreTrainedModel`, `PreTrainedConfig` or `ProcessorMixin`): that was just saved. A user's subclass is
+            left alone, as is a model of a user's class.
         folder (`str`): where to.
+        published (`bool`, *optional*, defaults to `False`): the folder goes to the Hub; the stub also where no code
+            was named.
     """
+    config = saved.config if isinstance(saved, PreTrainedModel) else saved
+    if not (is_ours(type(saved)) and is_ours(type(config))):
+        return
     folder, files = Path(folder), {}
-    if isinstance(saved, PreTrainedConfig) and is_ours(type(saved)):
-        named = (getattr(saved, "auto_map", None) or {}).values()
-        ours = {kind.__name__ for kind in auto_classes(saved.model_type).values()}
-        if named and all(str(reference).split(".")[-1] in ours for reference in named):
-            files = stub_files(folder, saved)
-    elif is_ours(type(saved)) and (folder / STUB_NAME).is_file():
+    if isinstance(config, PreTrainedConfig):
+        named = (getattr(config, "auto_map", None) or {}).values()
+        ours = {kind.__name__ for kind in auto_classes(config.model_type).values()}
+        if (named or published) and all(str(reference).split(".")[-1] in ours for reference in named):
+            files = stub_files(folder, config)
+    elif published or getattr(saved, "auto_map", None) or (folder / STUB_NAME).is_file():
         files = stub_files(folder, None, type(saved).__name__)
-        files = {name: text for name, text in files.items() if name in PROCESSOR_FILES}
+        files = {name: text for name, text in files.items() if name in (STUB_NAME, *PROCESSOR_FILES)}
     for name, text in files.items():
         write_text_atomically(folder / name, text)
 

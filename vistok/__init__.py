@@ -106,11 +106,11 @@ def _publish(published, repo_id: str, **options) -> str:
     return push_object(published, repo_id, **options)
 
 
-def _save_stub(saved, folder) -> None:
-    """What loads a saved config or processor with `trust_remote_code=True`, beside it."""
+def _save_stub(saved, folder, published: bool = False) -> None:
+    """What loads a saved model, config or processor with `trust_remote_code=True`, beside it."""
     from .hub_cards.remote_code import save_stub
 
-    save_stub(saved, folder)
+    save_stub(saved, folder, published)
 
 
 def _register_auto_classes() -> None:

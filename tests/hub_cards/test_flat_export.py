@@ -41,6 +41,16 @@ print()
 print(json.dumps(found))
 """
 
+# The same with a folder of a processor.
+ALONE = """
+import json, sys
+from transformers import AutoProcessor
+found = {"imported": "vistok" in sys.modules}
+found["processor"] = type(AutoProcessor.from_pretrained(sys.argv[1], trust_remote_code=True)).__module__
+print()
+print(json.dumps(found))
+"""
+
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
@@ -130,9 +140,21 @@ def test_what_was_loaded_with_code_beside_it_is_saved_with_the_stub(again):
         assert "GVTProcessor" in (folder / STUB_NAME).read_text()
 
 
+def test_a_processor_that_was_loaded_with_code_beside_it_is_saved_alone_with_the_stub(again, tmp_path):
+    GVTProcessor.from_pretrained(again).save_pretrained(tmp_path / "alone")
+    assert [path.name for path in (tmp_path / "alone").glob("*.py")] == [STUB_NAME]
+    assert auto_map(tmp_path / "alone", "processor_config.json") == {"AutoProcessor": "vistok_classes.GVTProcessor"}
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "HF_HOME": str(tmp_path / "home")}
+    found = last_line([sys.executable, "-c", ALONE, str(tmp_path / "alone")], environment, tmp_path)
+    assert found == {"imported": False, "processor": "vistok.processing.processing_gvt"}
+
+
 def test_what_no_code_lay_beside_is_saved_without(tmp_path):
     save_kind("gvt", tmp_path)
     assert not list(tmp_path.glob("*.py")) and not auto_map(tmp_path)
+    GVTProcessor.from_pretrained(tmp_path).save_pretrained(tmp_path / "alone")
+    assert not list((tmp_path / "alone").glob("*.py"))
+    assert not auto_map(tmp_path / "alone", "processor_config.json")
 
 
 def test_the_code_of_a_users_own_model_stays_named(tmp_path):

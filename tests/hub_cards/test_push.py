@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+import vistok
 from tests.hub_client import turned_to
 from tests.hub_folders import auto_map, features_of, save_kind
 from tests.hub_server import TOKEN, running_hub
@@ -240,6 +241,23 @@ class TestObjects:
         }
         assert b"GVTModel" in files["vistok_classes.py"]
         assert f'model="{REPO}"' in files["README.md"].decode()
+
+    @pytest.mark.parametrize(
+        ("make", "config", "auto_class"),
+        [
+            (lambda: tiny_gvt().config, "config.json", "AutoConfig"),
+            (tiny_processor, "processor_config.json", "AutoProcessor"),
+            (tiny_gvt, "config.json", "AutoModelForImageTextToText"),
+        ],
+    )
+    def test_what_is_pushed_while_it_is_saved_has_the_stub(self, make, config, auto_class, hub, tmp_path):
+        saved = make()
+        saved.save_pretrained(str(tmp_path / "local"))
+        assert not (tmp_path / "local" / "vistok_classes.py").exists()
+        saved.save_pretrained(str(tmp_path / "pushed"), push_to_hub=True, repo_id=REPO)
+        files = hub.files(REPO)
+        name = json.loads(files[config])["auto_map"][auto_class].removeprefix("vistok_classes.")
+        assert name in files["vistok_classes.py"].decode() and hasattr(vistok, name)
 
     def test_a_card_that_is_there_stays(self, hub):
         model = tiny_gvt()

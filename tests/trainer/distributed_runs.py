@@ -1,22 +1,28 @@
 """
 Every trainer of vistok with every strategy, beside one process with the same batches.
 
-    python -m tests.trainer.distributed_runs
+    python -m tests.trainer.distributed_runs                                # prints the tables
+    python -m tests.trainer.distributed_runs --page docs/distributed.md     # writes them into the page
+    python -m tests.trainer.distributed_runs FOLDER                         # keeps what was trained, or reads it again
 
-prints the table: the largest difference of a weight that was saved in the end, of a loss that was logged, and of a
-gradient norm, as a share of it. test_distributed.py reads what it is made of. One process imports everything and forks
-all others, two at a time.
+The tables: the largest difference of a weight that was saved in the end, of a loss that was logged, and of a gradient
+norm, as a share of it; and of a weight after a resumed training. test_distributed.py reads what they are made of. One
+process imports everything and forks all others, two at a time.
 """
 
+import argparse
 import gc
 import importlib
 import json
 import os
+import platform
+import re
 import socket
 import sys
 import tempfile
 import traceback
 from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +56,11 @@ IMPORTED_LATER = ("diffusers.models.unets.unet_2d_condition", "diffusers.schedul
 DIFFERENT = ("_seconds", "runtime", "per_second")
 """Ends of the names of what two equal trainings log otherwise."""
 
+FIGURES = re.compile(r"(?<=<!-- figures -->\n).*(?=<!-- end of figures -->)", re.DOTALL)
+"""The part of a page that is written anew."""
+
+PACKAGES = ("torch", "transformers", "accelerate", "deepspeed", "peft", "bitsandbytes", "diffusers", "datasets")
+
 
 def run_all(folder: Path) -> None:
     """Trains all; what came out of each is in `<folder>/<strategy>/<trainer>`."""
@@ -61,6 +72,9 @@ def run_all(folder: Path) -> None:
         if runs_here(strategy):
             fork(2, name, train_all, folder, strategy)
     resume_all(folder)
+    present = [name for name in PACKAGES if name != "deepspeed" or is_deepspeed_available()]
+    versions = {"Python": platform.python_version(), **{name: version(name) for name in present}}
+    (folder / "versions.json").write_text(json.dumps(versions))
 
 
 def resume_all(folder: Path) -> None:
@@ -154,6 +168,7 @@ def train_all(folder: Path, strategy: str) -> None:
             write(place, {"refused": str(error)})
             continue
         before = {} if strategy != ALONE else {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        dtype = ", ".join(sorted({str(p.dtype)[6:] for p in trainer.model.parameters() if p.requires_grad}))
         trainer.train()
         now = dict(trainer.model.named_parameters()) if before else {}
         moved = max(((now[name] - value).abs().max().item() for name, value in before.items()), default=0.0)
@@ -161,7 +176,7 @@ def train_all(folder: Path, strategy: str) -> None:
         metrics = trainer.evaluate()
         trainer.save_final(place)
         if trainer.is_world_process_zero():
-            write(place, {"logged": logged, "metrics": metrics, "moved": moved})
+            write(place, {"logged": logged, "metrics": metrics, "moved": moved, "dtype": dtype})
         del trainer, before, now
         gc.collect()
 
@@ -187,7 +202,7 @@ def write(place: Path, values: dict[str, Any]) -> None:
 
 
 def read(folder: Path, strategy: str, trainer: str) -> dict[str, Any]:
-    """What [`train_all`] wrote: `logged`, `metrics` and `moved`, or `refused`."""
+    """What [`train_all`] wrote: `logged`, `metrics`, `moved` and `dtype`, or `refused`."""
     return json.loads((folder / strategy / trainer / "outcome.json").read_text())
 
 
@@ -210,33 +225,94 @@ def weight_difference(first: Path, second: Path) -> float:
     return max((weights[0][name].double() - weights[1][name].double()).abs().max().item() for name in weights[0])
 
 
-def table(folder: Path) -> str:
-    """The differences of all, in Markdown."""
-    lines = [["trainer", "moved by", *STRATEGIES], ["---"] * (2 + len(STRATEGIES))]
+def report(folder: Path) -> str:
+    """All tables, with the versions that they were made with, in Markdown."""
+    trained = {
+        (trainer, name): read(folder, name, trainer) for name in filter(runs_here, STRATEGIES) for trainer in TRAINERS
+    }
+    refused = list(dict.fromkeys(found["refused"] for found in trained.values() if "refused" in found))
+    weights, steps = [], []
     for trainer in TRAINERS:
-        cells = []
+        alone = read(folder, ALONE, trainer)
+        weights.append([trainer, alone["dtype"], f"{alone['moved']:.0e}"])
+        steps.append([trainer])
         for strategy in STRATEGIES:
-            if not runs_here(strategy):
-                cells.append("not installed")
-            elif "refused" in read(folder, strategy, trainer):
-                cells.append("refused")
+            found = trained.get((trainer, strategy))
+            if found is None or "refused" in found:
+                cells = (
+                    ["not installed"] * 2
+                    if found is None
+                    else [f"refused ({1 + refused.index(found['refused'])})"] * 2
+                )
             else:
-                found = differences(folder, strategy, trainer)
-                cells.append(" ".join(f"{found[name]:.0e}" for name in ("weight", "loss", "gradient")))
-        lines.append([trainer, f"{read(folder, ALONE, trainer)['moved']:.0e}", *cells])
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+                far = differences(folder, strategy, trainer)
+                cells = [shown(far["weight"]), f"{shown(far['loss'])}, {shown(far['gradient'])}"]
+            weights[-1].append(cells[0])
+            steps[-1].append(cells[1])
+    versions = json.loads((folder / "versions.json").read_text())
+    parts = [
+        f"Made with {', '.join(f'{name} {number}' for name, number in versions.items())}.",
+        "Largest difference of a weight from that of 1 process, after two steps:",
+        in_rows(["trainer", "trained in", "1 process moved by", *STRATEGIES], weights),
+        "\n".join(f"- ({number}) {reason}" for number, reason in enumerate(refused, 1)),
+        "The same runs: largest difference of a logged loss, and of a gradient norm as a share of it:",
+        in_rows(["trainer", *STRATEGIES], steps),
+        f"Resumed from a divided checkpoint ({RESUMED}, four steps), beside the training that was not interrupted:",
+        in_rows(["strategy", "processes", "largest difference of a weight"], resumed(folder)),
+    ]
+    return "\n\n".join(filter(None, parts)) + "\n"
+
+
+def resumed(folder: Path) -> list[list[str]]:
+    """By strategy, the numbers of processes one after the other, and how far the weights are in the end."""
+    rows = []
+    for strategy in filter(runs_here, SESSIONS):
+        place, numbers = folder / "resumed" / strategy, {}
+        for session, (world, start) in SESSIONS[strategy].items():
+            numbers[session] = str(world) if start is None else f"{numbers[start.split('/')[0]]} → {world}"
+            if start is not None:
+                far = weight_difference(place / "whole", place / session)
+                rows.append([strategy, numbers[session], shown(far)])
+    return rows
+
+
+def shown(difference: float) -> str:
+    return f"{difference:.0e}" if difference else "0"
+
+
+def in_rows(head: list[str], rows: list[list[str]]) -> str:
+    """A table in Markdown."""
+    return "\n".join(f"| {' | '.join(line)} |" for line in (head, ["---"] * len(head), *rows))
+
+
+def write_page(page: Path, figures: str) -> None:
+    """Puts tables between the marks of a page, in place of those that are there."""
+    text, found = FIGURES.subn(lambda _: figures, page.read_text(encoding="utf-8"))
+    if found != 1:
+        raise ValueError(f"{page} has no part between <!-- figures --> and <!-- end of figures -->, or several.")
+    page.write_text(text, encoding="utf-8")
 
 
 def main(arguments: list[str]) -> None:
+    parser = argparse.ArgumentParser(description="Trains with every trainer and strategy, and compares.")
+    parser.add_argument("folder", nargs="?", type=Path, help="keeps the trainings; finished ones there are read again")
+    parser.add_argument(
+        "--page", type=Path, help="a page of Markdown that takes the tables; without, they are printed"
+    )
+    args = parser.parse_args(arguments)
+    if args.page and not is_deepspeed_available():
+        parser.error("the page has columns of DeepSpeed: pip install deepspeed (nothing has to be compiled)")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)
-    if arguments:
-        run_all(Path(arguments[0]))
-        return
-    with tempfile.TemporaryDirectory() as folder:
-        run_all(Path(folder))
-        sys.stdout.write(table(Path(folder)))
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = args.folder or Path(temporary)
+        if not (folder / "versions.json").is_file():
+            run_all(folder)
+        if args.page:
+            write_page(args.page, report(folder))
+        else:
+            sys.stdout.write(report(folder))
 
 
 if __name__ == "__main__":

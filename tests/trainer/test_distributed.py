@@ -12,12 +12,15 @@ from tests.processes import REPOSITORY
 from tests.trainer.distributed_runs import (
     ALONE,
     DIFFERENT,
+    FIGURES,
     SESSIONS,
     STRATEGIES,
     differences,
     read,
+    report,
     runs_here,
     weight_difference,
+    write_page,
 )
 from tests.trainer.distributed_trainers import TRAINERS
 from vistok.modeling.trained_weights import CheckpointError
@@ -111,3 +114,50 @@ def test_what_trainers_cannot_do_with_fsdp_is_refused(options, told):
     vars(plugin).update(options)
     with pytest.raises(ValueError, match=told):
         prepare_fsdp(plugin, None)
+
+
+PAGE = REPOSITORY / "docs" / "distributed.md"
+
+
+def rows_of(text: str) -> list[list[list[str]]]:
+    """The tables of a page, without their heads."""
+    tables: list[list[list[str]]] = [[]]
+    for line in text.splitlines():
+        if line.startswith("| "):
+            tables[-1].append(line.strip("| ").split(" | "))
+        elif tables[-1]:
+            tables.append([])
+    return [table[2:] for table in tables if table]
+
+
+def test_the_page_has_every_trainer_with_every_strategy_and_every_resumed_training():
+    weights, steps, resumed = rows_of(FIGURES.search(PAGE.read_text(encoding="utf-8"))[0])
+    assert [row[0] for row in weights] == [row[0] for row in steps] == list(TRAINERS)
+    for row in weights:
+        for strategy, cell in zip(STRATEGIES, row[3:], strict=True):
+            if (row[0], strategy) in REFUSED:
+                assert cell.startswith("refused (")
+            else:
+                assert float(cell) < 1e-4, (row[0], strategy)
+    assert [row[0] for row in resumed] == [strategy for strategy, _ in RESUMED]
+    assert all(float(row[2]) < 1e-12 for row in resumed)
+
+
+def test_the_tables_of_the_runs_are_those_of_the_page(runs):
+    """But for the numbers, which follow versions and processors."""
+    found = rows_of(report(runs))[0]
+    written = rows_of(FIGURES.search(PAGE.read_text(encoding="utf-8"))[0])[0]
+    assert [row[:2] for row in found] == [row[:2] for row in written]
+    for row, known in zip(found, written, strict=True):
+        for cell, other in zip(row[3:], known[3:], strict=True):
+            assert cell == "not installed" or cell.startswith("refused") == other.startswith("refused")
+
+
+def test_a_page_keeps_what_is_around_its_figures(tmp_path):
+    page = tmp_path / "page.md"
+    page.write_text("above\n<!-- figures -->\nold\n<!-- end of figures -->\nbelow\n")
+    write_page(page, r"new \1" + "\n")
+    assert page.read_text() == "above\n<!-- figures -->\nnew \\1\n<!-- end of figures -->\nbelow\n"
+    page.write_text("no marks\n")
+    with pytest.raises(ValueError, match=r"page\.md has no part between <!-- figures -->"):
+        write_page(page, "new\n")
