@@ -47,6 +47,11 @@ class ImageDetokenizerConfig(PreTrainedConfig):
         pixel_patch_size (`int`, *optional*, defaults to 1):
             Without a VAE: squares of so many pixels on a side are one place of what the U-Net works on, with their
             pixels as channels (space to depth), so that an image costs as much as one that is smaller by this factor.
+        num_position_channels (`int`, *optional*, defaults to 0):
+            Channels with sine position embeddings beside those that the U-Net denoises; its `in_channels` are as many
+            more than its `out_channels`. A U-Net that starts from random weights finds with them which place a token
+            speaks of (after Liu et al., An intriguing failing of convolutional neural networks and the CoordConv
+            solution, 2018); one that was trained before, as SD v1.5, has none.
         scheduler_config (`dict`, *optional*, defaults to SD v1.5's noise):
             Arguments of a scheduler of diffusers, `_class_name` that of the one which samples (by default
             `"DDIMScheduler"`). `prediction_type` says what the U-Net predicts: `"epsilon"` (the noise),
@@ -84,6 +89,7 @@ class ImageDetokenizerConfig(PreTrainedConfig):
     unet_config: dict | None = None
     vae_config: dict | None = None
     pixel_patch_size: int = 1
+    num_position_channels: int = 0
     scheduler_config: dict | None = None
     trained_unet_parts: Literal["keys_values", "all"] = "keys_values"
     condition_dropout: float = 0.1
@@ -117,6 +123,11 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             raise ValueError(
                 f"pixel_patch_size is {self.pixel_patch_size}, expected 1 or more, and 1 beside a vae_config, whose "
                 "latents are no pixels."
+            )
+        if self.num_position_channels < 0 or self.num_position_channels % 4:
+            raise ValueError(
+                f"num_position_channels is {self.num_position_channels}, expected a multiple of 4 (sines and "
+                "cosines of rows and columns), or 0."
             )
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}, expected at least 1.")

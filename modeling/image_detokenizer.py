@@ -16,9 +16,13 @@ from ..configuration.configuration_image_detokenizer import ImageDetokenizerConf
 from ..configuration.optional import require
 from .diffusion_parts import EXTRA, build_scheduler, build_unet, build_vae
 from .feature_mapper import FeatureMapper
+from .sine_positions import sine_positions
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
 """Where noise comes from: one generator for a batch, or one for each image, which then does not depend on others."""
+
+
+_PIXELS = "those of squares of {0} × {0} pixels, because there is no vae_config"
 
 
 @dataclass
@@ -74,15 +78,13 @@ class ImageDetokenizer(PreTrainedModel):
         self.vae = None if parts.vae_config is None else build_vae(parts.vae_config).requires_grad_(False)
         patch_size: int = parts.pixel_patch_size
         channels = 3 * patch_size**2 if self.vae is None else self.vae.config.latent_channels
-        if not self.unet.config.in_channels == self.unet.config.out_channels == channels:
+        num_positions: int = parts.num_position_channels
+        if (self.unet.config.in_channels, self.unet.config.out_channels) != (channels + num_positions, channels):
             raise ValueError(
                 f"unet_config has in_channels={self.unet.config.in_channels} and "
-                f"out_channels={self.unet.config.out_channels}, expected {channels} each: those of "
-                + (
-                    "a latent of the VAE."
-                    if self.vae is not None
-                    else f"squares of {patch_size} × {patch_size} pixels, because there is no vae_config."
-                )
+                f"out_channels={self.unet.config.out_channels}, expected {channels + num_positions} and {channels}: "
+                + ("those of a latent of the VAE" if self.vae is not None else _PIXELS.format(patch_size))
+                + (f", and {num_positions} of positions." if num_positions else ".")
             )
         self.post_init()
 
@@ -149,7 +151,7 @@ class ImageDetokenizer(PreTrainedModel):
         if self.training:
             dropped = self._random(torch.rand, count=len(latents), generator=generator) < self.config.condition_dropout
         condition = self.mapper(tokens, mask, dropped)
-        prediction = self.unet(noisy, timesteps, encoder_hidden_states=condition.to(noisy.dtype)).sample
+        prediction = self._denoised(noisy, timesteps, condition)
         target = self._target(latents, noise, timesteps)
         loss = nn.functional.mse_loss(prediction.float(), target.float())
         return ImageDetokenizerOutput(loss=loss, prediction=prediction, target=target, timesteps=timesteps)
@@ -201,7 +203,7 @@ class ImageDetokenizer(PreTrainedModel):
         scheduler = self._scheduler()
         scheduler.set_timesteps(steps, device=condition.device)
         size = self.unet.config.sample_size
-        samples = self._randn((len(tokens), self.unet.config.in_channels, size, size), generator, self.unet.dtype)
+        samples = self._randn((len(tokens), self.unet.config.out_channels, size, size), generator, self.unet.dtype)
         samples = samples * scheduler.init_noise_sigma
         takes_generator = "generator" in inspect.signature(scheduler.step).parameters
         options = {"generator": _as_list(generator)} if takes_generator else {}
@@ -212,11 +214,20 @@ class ImageDetokenizer(PreTrainedModel):
 
     def _predict(self, samples, timestep, condition, scale) -> torch.Tensor:
         repeated = samples.repeat(len(condition) // len(samples), 1, 1, 1)
-        prediction = self.unet(repeated, timestep, encoder_hidden_states=condition.to(samples.dtype)).sample
+        prediction = self._denoised(repeated, timestep, condition)
         if scale == 1:
             return prediction
         unconditional, conditional = prediction.chunk(2)
         return unconditional + scale * (conditional - unconditional)
+
+    def _denoised(self, noisy: torch.Tensor, timesteps: Any, condition: torch.Tensor) -> torch.Tensor:
+        """What the U-Net makes of noisy latents, beside which it may see where each of them lies."""
+        seen = noisy
+        if self.config.num_position_channels:
+            grid_size = (noisy.shape[-2], noisy.shape[-1])
+            positions = sine_positions(grid_size, self.config.num_position_channels).to(noisy).T
+            seen = torch.cat([noisy, positions.unflatten(-1, grid_size).expand(len(noisy), -1, -1, -1)], dim=1)
+        return self.unet(seen, timesteps, encoder_hidden_states=condition.to(noisy.dtype)).sample
 
     @torch.no_grad()
     def encode_images(self, images: torch.Tensor, generator: Generators = None) -> torch.Tensor:

@@ -144,6 +144,26 @@ def test_squares_of_pixels_are_places_with_channels():
     assert model.sample(tokens, mask, seeds(1, 2)).shape == clean.shape
 
 
+@pytest.mark.parametrize("latent", [False, True])
+def test_the_unet_sees_where_a_place_lies(latent):
+    channels = 4 if latent else 3
+    unet = tiny_unet_config(in_channels=channels + 8, out_channels=channels)
+    model = tiny_detokenizer(latent=latent, unet_config=unet, num_position_channels=8, num_inference_steps=2)
+    seen = []
+    model.unet.conv_in.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    tokens, mask = tokens_of(4, 2)
+    noise = torch.randn(2, channels, DRAWN_SIZE, DRAWN_SIZE, generator=seeds(0)[0])
+    clean = images(size=model.config.image_size)
+    output = model(tokens, mask, clean, noise=noise, timesteps=torch.tensor([3, 900]), generator=seeds(0)[0])
+    assert output.prediction.shape == noise.shape and output.loss.isfinite()
+    grid = torch.stack(torch.meshgrid(*[torch.arange(DRAWN_SIZE)] * 2, indexing="ij")).float()
+    for waves, place in zip(seen[0][0, channels:].unflatten(0, (2, 4)), grid):  # rows, then columns
+        assert torch.allclose(waves, torch.stack([place.sin(), (place / 1e2).sin(), place.cos(), (place / 1e2).cos()]))
+    assert same(seen[0][0, channels:], seen[0][1, channels:])
+    assert not seen[0].isnan().any() and seen[0].shape[1] == channels + 8
+    assert model.sample(tokens, mask, seeds(1, 2), guidance_scale=2.0).shape == clean.shape
+
+
 def test_the_vae_gets_no_gradient_and_all_else_does():
     model, (tokens, mask) = tiny_detokenizer(latent=True).train(), tokens_of(4, 2)
     model(tokens, mask, images(size=16)).loss.backward()
@@ -254,6 +274,8 @@ def test_sampling_that_makes_no_sense_is_refused():
         ({"pixel_patch_size": 0}, "pixel_patch_size is 0"),
         ({"pixel_patch_size": 2}, "in_channels=3.*expected 12.*squares of 2 × 2 pixels"),
         ({"latent": True, "pixel_patch_size": 2}, "pixel_patch_size is 2"),
+        ({"num_position_channels": 6}, "num_position_channels is 6, expected a multiple of 4"),
+        ({"num_position_channels": 4}, "in_channels=3.*expected 7 and 3.*and 4 of positions"),
     ],
 )
 def test_configs_that_make_no_sense_are_refused(fields, message):
