@@ -1,0 +1,87 @@
+"""The SeTok that ships: it finds what a drawn image shows, and draws and outlines it again."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageDraw
+from transformers import AutoImageProcessor, AutoModel
+
+from vistok import cli
+from vistok.configuration.shipped import shipped_path
+from vistok.evaluation.cluster_quality import adjusted_rand_index
+from vistok.modeling.base_weights import resolve_checkpoint
+
+pytestmark = pytest.mark.real_weights
+
+SIZE, GRID = 224, 16
+DISCS = {"red": (20, 24, 90, 94), "blue": (130, 30, 210, 110), "yellow": (60, 130, 140, 210)}
+
+
+def discs(*colors: str) -> tuple[Image.Image, np.ndarray]:
+    """An image, and a mask of each of its discs."""
+    image, masks = Image.new("RGB", (SIZE, SIZE), (120, 150, 120)), []
+    for color in colors:
+        mask = Image.new("1", (SIZE, SIZE))
+        for canvas, fill in ((image, color), (mask, 1)):
+            ImageDraw.Draw(canvas).ellipse(DISCS[color], fill=fill)
+        masks.append(np.asarray(mask))
+    return image, np.stack(masks)
+
+
+@pytest.fixture(scope="module")
+def setok():
+    folder = resolve_checkpoint("vistok:setok-demo")
+    return AutoModel.from_pretrained(folder, dtype=torch.float32).eval(), AutoImageProcessor.from_pretrained(folder)
+
+
+def encoded(setok, image: Image.Image):
+    model, processor = setok
+    with torch.no_grad():
+        return model.vision_model(processor(image, return_tensors="pt")["pixel_values"])
+
+
+def test_its_name_is_that_of_the_folder_that_ships():
+    assert resolve_checkpoint("vistok:setok-demo") == str(shipped_path("checkpoints/setok-demo"))
+
+
+def test_its_clusters_are_the_discs_and_more_discs_are_more_tokens(setok):
+    counts = []
+    for colors in (["red"], list(DISCS)):
+        image, masks = discs(*colors)
+        found = encoded(setok, image)
+        shares = masks.reshape(len(masks), GRID, SIZE // GRID, GRID, SIZE // GRID).mean((2, 4)).reshape(len(masks), -1)
+        labels = torch.tensor(np.where(shares.max(0) > 0.5, shares.argmax(0) + 1, 0))[None]
+        assert adjusted_rand_index(found.assignment, labels).item() > 0.75
+        counts.append(int(found.mask.sum()))
+    assert counts[0] < counts[1] <= 8
+
+
+def test_a_token_outlines_its_disc(setok):
+    image, masks = discs(*DISCS)
+    found = encoded(setok, image)
+    with torch.no_grad():
+        logits = setok[0].decode_masks(found.tokens, found.mask, found.patch_features, found.grid_size, (SIZE, SIZE))
+    predicted = (logits[0, found.mask[0]] > 0).numpy()
+    for mask in masks:
+        overlaps = (predicted & mask).sum((1, 2)) / (predicted | mask).sum((1, 2)).clip(1)
+        assert overlaps.max() > 0.5
+
+
+def test_what_it_draws_is_of_the_image_whose_tokens_it_reads(setok):
+    images = [discs(*colors)[0] for colors in (["red"], ["blue", "yellow"])]
+    small = [torch.from_numpy(np.asarray(image.resize((64, 64))).copy()).permute(2, 0, 1) / 255 for image in images]
+    drawn = []
+    for image in images:
+        found = encoded(setok, image)
+        drawn.append(setok[0].reconstruct(found.tokens, found.mask, torch.Generator().manual_seed(0))[0])
+    errors = torch.tensor([[(picture - target).abs().mean() for target in small] for picture in drawn])
+    assert errors[0, 0] < errors[0, 1] and errors[1, 1] < errors[1, 0]
+
+
+def test_the_command_names_it(tmp_path):
+    image, _ = discs(*DISCS)
+    image.save(tmp_path / "discs.png")
+    output = ["--output", str(tmp_path / "tokens.png"), "--device", "cpu"]
+    assert cli.main(["tokens", str(tmp_path / "discs.png"), "--model", "vistok:setok-demo", *output]) == 0
+    with Image.open(tmp_path / "tokens.png") as drawn:
+        assert min(drawn.size) > SIZE
