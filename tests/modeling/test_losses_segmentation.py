@@ -60,6 +60,14 @@ def test_overlaps_of_all_pairs_are_those_of_each_pair():
     assert torch.allclose(pairwise_soft_iou(clusters, objects).flatten(1), expected, atol=1e-14)
 
 
+@pytest.mark.parametrize("shape", [(2, 3, 8), (3, 3, 9), (3, 9)])
+def test_shapes_of_which_there_are_no_pairs_are_named(shape):
+    with pytest.raises(
+        ValueError, match=r"cluster_masks have the shape \(2, 4, 9\) and object_masks \(\d, \d.*\): exp"
+    ):
+        pairwise_soft_iou(torch.zeros(2, 4, 9), torch.zeros(shape))
+
+
 def test_masks_that_are_both_empty_overlap_in_nothing_and_give_no_nan():
     clusters = torch.zeros(1, 4, requires_grad=True)
     loss = mask_consistency_loss(clusters, torch.zeros(1, 4))
