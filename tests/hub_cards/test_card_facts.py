@@ -7,7 +7,7 @@ import pytest
 from tests.tiny_llava import tiny_setok_llava
 from vistok.configuration.shipped import shipped_path
 from vistok.hub_cards import card_facts
-from vistok.hub_cards.run_results import read_results
+from vistok.hub_cards.run_results import merge_results, read_results
 from vistok.hub_cards.setok_llava_card import setok_llava_card_values
 
 
@@ -74,9 +74,7 @@ class TestBaseModels:
         assert found == ([("`vistok:new`", "ships with vistok", "see its card")], [])
 
     def test_data_of_what_ships_without_a_recorded_licence_is_named(self, tmp_path, monkeypatch):
-        (tmp_path / "results.json").write_text(
-            '{"recipe": {"data": {"train": [{"format": "llava", "name": "mine"}]}}}'
-        )
+        merge_results(tmp_path, {"recipe": {"data": {"train": [{"format": "llava", "name": "mine"}]}}})
         monkeypatch.setattr(card_facts, "shipped_checkpoint", lambda name: tmp_path)
         _, unknown = card_facts.licence_table([card_facts.BaseModel("vision", "vistok:new")], [])
         assert unknown == ["mine of vistok:new"]
