@@ -151,7 +151,8 @@ class ModelRecipe:
 
     @property
     def starts_from(self) -> str | None:
-        """The folder of an earlier run that this one starts from: its checkpoint, or else the SeTok of a Setokim."""
+        """The folder, of an earlier run or that ships, that this one starts from: its checkpoint, or else the SeTok
+        of a Setokim."""
         if self.checkpoint is not None or self.kind != "setokim":
             return self.checkpoint
         vision = str(self.vision)
