@@ -14,7 +14,7 @@ from transformers import PreTrainedConfig
 from ..modeling.base_weights import BASE_WEIGHTS, DATA_PACKAGES, PREFIX, shipped_checkpoint
 from ..modeling.registry_packages import RegistryPackage
 from .published_text import base_name, is_absolute
-from .run_results import RESULTS_NAME
+from .run_results import read_results
 
 Row = tuple[str, str]
 
@@ -23,14 +23,14 @@ HUB_IDS = {"dinov2-small": "facebook/dinov2-small", "smollm2-135m": "HuggingFace
 
 # The data packages that a format reads where a source names none.
 _CUTOUTS = ("fluent-emoji", "noto-emoji", "tuxpaint-stamps")
+_PHOTOGRAPHS = ("mate-backgrounds", "lomiri-wallpapers", "plasma-wallpapers", "material-kit")
 FORMAT_PACKAGES = {
     "easy-vqa": ("easy-vqa",),
     "cutout-scenes": _CUTOUTS,
     "captioned-photographs": ("tuxpaint-stamps",),
-    "photograph-scenes": (
-        *_CUTOUTS, "mate-backgrounds", "lomiri-wallpapers", "plasma-wallpapers", "material-kit",
-    ),
-}  # fmt: skip
+    "photograph-scenes": (*_CUTOUTS, *_PHOTOGRAPHS),
+    "scene-masks": (*_CUTOUTS, *_PHOTOGRAPHS),
+}
 
 # Fields of a training that say where and how often something is written or measured, not what is learned.
 _NOT_LEARNING = re.compile(
@@ -267,7 +267,7 @@ def licence_table(
     Licences of what a model was made of.
 
     Args:
-        models (iterable of [`BaseModel`]): its pretrained parts.
+        models (iterable of [`BaseModel`]): its pretrained parts; of what ships with vistok also its data counts.
         sources (iterable of `Mapping`): the data that it was trained on.
 
     Returns:
@@ -278,8 +278,13 @@ def licence_table(
     unknown: list[str] = []
     for model in models:
         if shipped := shipped_checkpoint(model.name):
-            fields = json.loads((shipped / RESULTS_NAME).read_bytes()).get("card") or {}
-            rows.append((f"`{model.name}`", "ships with vistok", fields.get("license") or "see its card"))
+            results = read_results(shipped)
+            licence = (results.get("card") or {}).get("license") or "see its card"
+            rows.append((f"`{model.name}`", "ships with vistok", licence))
+            trained_on = ((results.get("recipe") or {}).get("data") or {}).get("train") or []
+            for label, packages in data_packages(trained_on).items():
+                rows += [(f"data of `{model.name}`", _package(package), package.licence) for package in packages]
+                unknown += [] if packages else [f"{label} of {model.name}"]
         elif model.package is None:
             unknown.append(f"{model.name} (see its card)" if model.hub_id else model.name)
         else:

@@ -21,7 +21,7 @@ from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME, CheckpointError
 from .card_facts import is_hub_id
 from .flat_export import flat_files
 from .published_card import CARD_NAME, published_card
-from .remote_code import PROCESSOR_FILES, load_config, processor_name, stub_files
+from .remote_code import PROCESSOR_FILES, STUB_NAME, load_config, processor_name, stub_files
 from .secret_scan import check_no_secrets, without_machine_paths
 from .whole_folder import model_class
 
@@ -143,6 +143,8 @@ def planned_push(
         if with_card and config is not None:
             code = "self-contained" if self_contained else "stub" if made else "package"
             made |= published_card(folder, repo_id, code, complete=not only_trained, benchmarks=benchmarks or {})
+        if self_contained and found.pop(STUB_NAME, None):
+            left_out[STUB_NAME] = "the code itself goes in its place"
         files = {name: PushedFile(name, path) for name, path in found.items()}
         files |= {name: PushedFile(name, text.encode("utf-8")) for name, text in made.items()}
         files = {name: without_machine_paths(file) for name, file in files.items()}
@@ -262,8 +264,8 @@ def _check_base_models(config: PreTrainedConfig | None, only_trained: bool, self
     for part, name in names.items():
         if self_contained and name.startswith(PREFIX):
             raise ValueError(
-                f"base_models.{part} is {name}, which vistok fetches, and --self-contained is for where vistok is not "
-                "installed: push all weights (--full), or leave --self-contained out."
+                f"base_models.{part} is {name}, which is vistok's own, and --self-contained is for where vistok is "
+                "not installed: push all weights (--full), or leave --self-contained out."
             )
         if not (name.startswith((PREFIX, "./")) or is_hub_id(name)):
             raise ValueError(

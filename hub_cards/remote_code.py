@@ -20,6 +20,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 
 from ..modeling.atomic_folder import write_text_atomically
+from ..modeling.divided_weights import original_class
 
 STUB_NAME = "vistok_classes.py"
 """The module of two lines that loads vistok's own classes."""
@@ -134,8 +135,9 @@ def save_stub(saved: Any, folder: str | os.PathLike, published: bool = False) ->
         published (`bool`, *optional*, defaults to `False`): the folder goes to the Hub; the stub also where no code
             was named.
     """
-    config = saved.config if isinstance(saved, PreTrainedModel) else saved
-    if not (is_ours(type(saved)) and is_ours(type(config))):
+    is_model = isinstance(saved, PreTrainedModel)
+    config = saved.config if is_model else saved
+    if not (is_ours(original_class(saved) if is_model else type(saved)) and is_ours(type(config))):
         return
     folder, files = Path(folder), {}
     if isinstance(config, PreTrainedConfig):

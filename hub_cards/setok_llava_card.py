@@ -23,8 +23,8 @@ def setok_llava_card_values(folder: Path, results: Any, config: PreTrainedConfig
     Returns:
         `dict`: values of the template.
     """
-    models = card_facts.base_models(getattr(config, "base_models", None), folder)
-    names = " and ".join(entry.name for entry in models)
+    parts = getattr(config, "base_models", None) or {}
+    names = " and ".join(entry.name for entry in card_facts.base_models(parts, folder) if entry.part in parts)
     image_size = ((results.get("recipe") or {}).get("model") or {}).get("image_size")
     return {
         "summary": f"A LLaVA{f' ({names})' if names else ''} that reads semantic tokens: SeTok clusters the projected "

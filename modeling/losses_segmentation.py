@@ -75,7 +75,20 @@ def pairwise_soft_iou(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -
 
     Returns:
         `torch.FloatTensor` of shape `(batch, num_tokens, num_objects)`, in float32, or in float64 if the clusters are.
+
+    Raises:
+        ValueError: if batches or patches do not agree.
     """
+    if (
+        cluster_masks.ndim != 3
+        or object_masks.ndim != 3
+        or cluster_masks.shape[0] != object_masks.shape[0]
+        or cluster_masks.shape[2] != object_masks.shape[2]
+    ):
+        raise ValueError(
+            f"cluster_masks have the shape {tuple(cluster_masks.shape)} and object_masks {tuple(object_masks.shape)}: "
+            "expected (batch, num_tokens, num_patches) and (batch, num_objects, num_patches)."
+        )
     clusters = cluster_masks if cluster_masks.dtype == torch.float64 else cluster_masks.float()
     objects = object_masks.to(clusters.dtype)
     with torch.autocast(clusters.device.type, enabled=False):

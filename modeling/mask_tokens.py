@@ -4,7 +4,7 @@ from typing import Any
 
 import torch
 
-from .losses_segmentation import soft_iou
+from .losses_segmentation import pairwise_soft_iou
 from .patch_clusters import PatchClusters
 from .setok_tokenizer import SeTokTokenizer
 
@@ -69,9 +69,7 @@ def nearest_cluster_tokens(tokens: torch.Tensor, cluster_masks: torch.Tensor, co
         ValueError: if a mask covers nothing.
     """
     _check(coverage)
-    num_tokens = tokens.shape[1]
-    overlaps = soft_iou(cluster_masks.flatten(0, 1), coverage.repeat_interleave(num_tokens, dim=0))
-    best: Any = overlaps.view(-1, num_tokens).argmax(1)
+    best: Any = pairwise_soft_iou(cluster_masks, coverage.unsqueeze(1)).squeeze(2).argmax(1)
     return tokens[torch.arange(len(tokens), device=tokens.device), best]
 
 

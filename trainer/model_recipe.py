@@ -10,7 +10,7 @@ import torch
 from transformers import LlavaProcessor, TrainingArguments
 
 from ..hub_cards.card_facts import is_hub_id
-from ..modeling.base_weights import PREFIX
+from ..modeling.base_weights import PREFIX, shipped_checkpoint
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
 from ..modeling.modeling_setok_llava import SeTokLlavaForConditionalGeneration
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
@@ -151,10 +151,13 @@ class ModelRecipe:
 
     @property
     def starts_from(self) -> str | None:
-        """The folder of an earlier run that this one starts from: its checkpoint, or else the SeTok of a Setokim."""
+        """The folder, of an earlier run or that ships, that this one starts from: its checkpoint, or else the SeTok
+        of a Setokim."""
         if self.checkpoint is not None or self.kind != "setokim":
             return self.checkpoint
         vision = str(self.vision)
+        if shipped := shipped_checkpoint(vision):
+            return str(shipped)
         is_elsewhere = vision.startswith(PREFIX) or is_hub_id(vision)
         return None if is_elsewhere and not os.path.isdir(vision) else vision
 

@@ -4,7 +4,11 @@ from pathlib import Path
 
 import pytest
 
+from tests.tiny_llava import tiny_setok_llava
+from vistok.configuration.shipped import shipped_path
 from vistok.hub_cards import card_facts
+from vistok.hub_cards.run_results import merge_results, read_results
+from vistok.hub_cards.setok_llava_card import setok_llava_card_values
 
 
 class TestDataPackages:
@@ -15,6 +19,7 @@ class TestDataPackages:
 
         assert card_facts.FORMAT_PACKAGES["cutout-scenes"] == tuple(COLLECTIONS)
         assert card_facts.FORMAT_PACKAGES["photograph-scenes"] == (*COLLECTIONS, *BACKGROUND_COLLECTIONS)
+        assert card_facts.FORMAT_PACKAGES["scene-masks"] == card_facts.FORMAT_PACKAGES["photograph-scenes"]
         assert card_facts.FORMAT_PACKAGES["captioned-photographs"] == (COLLECTION,)
         rows, unknown = card_facts.licence_table([], [{"format": "cutout-scenes", "name": "scenes"}])
         assert [row[2] for row in rows] == ["MIT", "MIT AND Apache-2.0", "GPL-2.0-or-later"]
@@ -56,7 +61,29 @@ class TestBaseModels:
         ]
         rows, unknown = card_facts.licence_table(models, [])
         assert rows[0] == ("`vistok:vtlmm-demo`", "ships with vistok", "apache-2.0") and unknown == []
-        assert [row[2] for row in rows[1:]] == ["MIT", "Apache-2.0"]
+        assert [row[2] for row in rows[-2:]] == ["MIT", "Apache-2.0"]
+        sources = read_results(shipped_path("checkpoints/vtlmm-demo"))["recipe"]["data"]["train"]
+        of_its_data = {row[1:] for row in card_facts.licence_table([], sources)[0]}
+        assert "GPL-2.0-or-later" in {licence for _, licence in of_its_data}
+        assert {row[0] for row in rows[1:-2]} == {"data of `vistok:vtlmm-demo`"}
+        assert len(rows[1:-2]) == len(of_its_data) and {row[1:] for row in rows[1:-2]} == of_its_data
+
+    def test_what_ships_without_results_is_no_error(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(card_facts, "shipped_checkpoint", lambda name: tmp_path)
+        found = card_facts.licence_table([card_facts.BaseModel("vision", "vistok:new")], [])
+        assert found == ([("`vistok:new`", "ships with vistok", "see its card")], [])
+
+    def test_data_of_what_ships_without_a_recorded_licence_is_named(self, tmp_path, monkeypatch):
+        merge_results(tmp_path, {"recipe": {"data": {"train": [{"format": "llava", "name": "mine"}]}}})
+        monkeypatch.setattr(card_facts, "shipped_checkpoint", lambda name: tmp_path)
+        _, unknown = card_facts.licence_table([card_facts.BaseModel("vision", "vistok:new")], [])
+        assert unknown == ["mine of vistok:new"]
+
+    def test_the_summary_of_a_llava_with_setok_names_only_its_own_parts(self, tmp_path):
+        config = tiny_setok_llava().config
+        config.base_models = {"vision": "vistok:vtlmm-demo", "text": "org/llm"}
+        summary = setok_llava_card_values(tmp_path, {}, config)["summary"]
+        assert summary.startswith("A LLaVA (vistok:vtlmm-demo and org/llm) that reads")
 
     def test_a_name_of_vistok_that_is_not_known_is_shown_as_it_is(self):
         (model,) = card_facts.base_models({"vision": "vistok:gone"}, Path("."))

@@ -18,7 +18,14 @@ from vistok import GVTModel, GVTProcessor
 from vistok.cli import main
 from vistok.hub_cards import flat_export
 from vistok.hub_cards.flat_export import MANIFEST_NAME, ExportError, closure, flat_files, flat_source
-from vistok.hub_cards.remote_code import STUB_NAME, auto_classes, load_config, model_types_within, stub_files
+from vistok.hub_cards.remote_code import (
+    STUB_NAME,
+    auto_classes,
+    load_config,
+    model_types_within,
+    save_stub,
+    stub_files,
+)
 
 ROOT = Path(__file__).parents[2]
 WITHOUT_VISTOK = ROOT / "tests" / "load_without_vistok.py"
@@ -164,6 +171,15 @@ def test_the_code_of_a_users_own_model_stays_named(tmp_path):
     assert auto_map(tmp_path) == {"AutoModel": "modeling_mine.MyGVT"} and not list(tmp_path.glob("*.py"))
 
 
+def test_a_model_that_fsdp_divides_has_the_stub_of_its_own_class(tmp_path):
+    model = tiny_gvt()
+    model.__class__ = type("FSDPGVT", (type(model),), {"__module__": "torch.distributed.fsdp._fully_shard"})
+    model.config.save_pretrained(tmp_path)
+    save_stub(model, tmp_path, published=True)
+    assert [path.name for path in tmp_path.glob("*.py")] == [STUB_NAME]
+    assert auto_map(tmp_path)["AutoModelForImageTextToText"] == "vistok_classes.GVTForConditionalGeneration"
+
+
 def test_with_vistok_code_stub_and_package_live_side_by_side(folders, hub, again, tmp_path):
     environment = {**client_environment(hub, tmp_path / "home"), "PYTHONPATH": str(ROOT)}
     named = [str(folders / "gvt"), "org/gvt-stub", str(again), str(tmp_path / "saved")]
@@ -219,8 +235,9 @@ class TestModules:
         from vistok.hub_cards.unfetched_base_weights import resolve_checkpoint
 
         assert resolve_checkpoint("org/model") == "org/model"
-        with pytest.raises(ValueError, match="vistok fetch dinov2-small"):
-            resolve_checkpoint("vistok:dinov2-small")
+        for name in ("vistok:dinov2-small", "vistok:gvt-demo"):
+            with pytest.raises(ValueError, match=rf"{name} is a name of vistok's: .*then `vistok fetch` for base"):
+                resolve_checkpoint(name)
 
     def test_packages_that_not_everybody_has_are_asked_for_where_they_are_needed(self):
         source = flat_source("lora_adapters")

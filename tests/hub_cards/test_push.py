@@ -86,6 +86,13 @@ class TestPlan:
         assert len(lines) == 2
         assert lines[1] == "from vistok import GVTConfig, GVTForConditionalGeneration, GVTModel, GVTProcessor"
 
+    def test_a_stub_in_the_folder_does_not_go_beside_the_code_itself(self, folder):
+        (folder / "vistok_classes.py").write_text("from vistok import GVTModel\n")
+        plan = plan_of(folder, self_contained=True)
+        names = {file.path for file in plan.files}
+        assert "modeling_gvt.py" in names and "vistok_classes.py" not in names
+        assert plan.left_out["vistok_classes.py"] == "the code itself goes in its place"
+
     def test_pickled_weights_are_refused(self, folder):
         (folder / "model.safetensors").unlink()
         torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")

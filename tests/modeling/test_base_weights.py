@@ -152,16 +152,27 @@ def test_several_that_were_not_fetched_are_one_error_with_one_command(tiny, cach
         require_fetched(["vistok:dinov2-small", "vistok:tiny", "vistok:smollm2-135m", "vistok:dinov2-small"])
 
 
+def test_of_what_ships_all_that_is_missing_is_one_error(cache):
+    with pytest.raises(FetchError, match=r"`vistok fetch (dinov2-small smollm2-135m|smollm2-135m dinov2-small)`"):
+        require_fetched(["vistok:vtlmm-demo"])
+    pretend_fetched("dinov2-small")
+    pretend_fetched("smollm2-135m")
+    require_fetched(["vistok:vtlmm-demo"])
+
+
 def test_unknown_name_is_not_taken_for_a_hub_id():
-    with pytest.raises(ValueError, match="vistok:dinov2-small"):
+    with pytest.raises(ValueError, match=r"fetches vistok:dinov2-small, .*, and ships vistok:gvt-demo, "):
         resolve_checkpoint("vistok:dinov2-large")
 
 
-def test_what_ships_resolves_to_its_folder(cache):
-    assert resolve_checkpoint("vistok:gvt-demo") == str(shipped_path("checkpoints/gvt-demo"))
+def test_all_that_ships_resolves_to_its_folder(cache):
+    names = [config.parent.name for config in (REPOSITORY / "checkpoints").glob("*/config.json")]
+    assert "gvt-demo" in names
+    for name in names:
+        assert resolve_checkpoint(f"vistok:{name}") == str(shipped_path(f"checkpoints/{name}"))
 
 
-@pytest.mark.parametrize("name", ["vistok:../recipes", "vistok:", "vistok:README.md"])
+@pytest.mark.parametrize("name", ["vistok:./gvt-demo", "vistok:", "vistok:README.md"])
 def test_only_folders_that_ship_have_a_name(cache, name):
     with pytest.raises(ValueError, match="Unknown base weights"):
         resolve_checkpoint(name)

@@ -1,5 +1,7 @@
 """Losses of masks: planted answers, and equality with their formulas in float64."""
 
+import re
+
 import pytest
 import torch
 
@@ -58,6 +60,14 @@ def test_overlaps_of_all_pairs_are_those_of_each_pair():
     clusters[0, 1] = objects[0, 2] = 0
     expected = torch.stack([soft_iou(clusters[:, i], objects[:, j]) for i in range(3) for j in range(4)], 1)
     assert torch.allclose(pairwise_soft_iou(clusters, objects).flatten(1), expected, atol=1e-14)
+
+
+@pytest.mark.parametrize("shape", [(2, 3, 8), (3, 3, 9), (3, 9)])
+def test_shapes_of_which_there_are_no_pairs_are_named(shape):
+    with pytest.raises(
+        ValueError, match=rf"cluster_masks have .* \(2, 4, 9\) and object_masks {re.escape(str(shape))}: exp"
+    ):
+        pairwise_soft_iou(torch.zeros(2, 4, 9), torch.zeros(shape))
 
 
 def test_masks_that_are_both_empty_overlap_in_nothing_and_give_no_nan():

@@ -6,13 +6,15 @@ import pytest
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, Trainer, TrainingArguments, pipeline
 
-from tests.tiny import NUM_PATCHES, tiny_image, tiny_image_processor
+from tests.tiny import NUM_PATCHES, tiny_dinov2_config, tiny_image, tiny_image_processor
 from tests.tiny_llava import VARIABLE, tiny_llava, tiny_llava_processor, tiny_setok_llava
 from tests.tiny_setokim import MAX_TOKENS as MAX_SETOK
 from tests.tiny_setokim import tiny_setok_config, tiny_setok_vision_config
 from tests.trainer.tiny_training import moved, parameters, questions
 from vistok import SeTokForPreTraining, SeTokVisionModel
 from vistok.evaluation.image_text_models import ImageTextModel
+from vistok.modeling.completed_model import expected_shapes
+from vistok.modeling.modeling_setok import _compose
 from vistok.processing.collator import VisualLanguageCollator
 from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.recipe import load_recipe, recipe_from_dict
@@ -143,6 +145,21 @@ def test_the_shipped_recipe_is_that_of_the_paper():
     assert recipe.data.train[0]["max_samples"] == 10_000
     control = ["--model.setok", "{method: threshold, min_tokens: 576, max_tokens: 576}"]
     assert load_recipe("recipes/setok/plug-in.yaml", control).model.setok["min_tokens"] == 576
+
+
+def test_the_parts_of_the_demos_setok_fit_one_another():
+    fields = load_recipe("recipes/setok/demo/1a-boundaries.yaml").model.config
+    tower = tiny_dinov2_config(hidden_size=48, num_hidden_layers=3)
+    shapes = expected_shapes(SeTokForPreTraining, _compose(tower, None, fields))
+    unet, detokenizer = "detokenizer.unet", fields["detokenizer_config"]
+    channels = 3 * detokenizer["pixel_patch_size"] ** 2
+    assert shapes[f"{unet}.conv_out.weight"][0] == channels == 12
+    assert shapes[f"{unet}.conv_in.weight"][1] == channels + detokenizer["num_position_channels"]
+    assert shapes["detokenizer.mapper.projection.weight"][0] == detokenizer["unet_config"]["cross_attention_dim"]
+    assert shapes["detokenizer.mapper.token_norm.weight"] == (fields["output_size"],)
+    without = {**fields, "detokenizer_config": {**detokenizer, "num_position_channels": 0}}
+    with pytest.raises(ValueError, match="in_channels=28 and out_channels=12, expected 12 and 12"):
+        expected_shapes(SeTokForPreTraining, _compose(tower, None, without))
 
 
 def test_the_trainer_of_transformers_trains_it(tmp_path):

@@ -23,14 +23,16 @@ from tests.trainer.tiny_setokim_training import (
 )
 from tests.trainer.tiny_training import largest_difference, moved, parameters, questions
 from vistok import SetokimForConditionalGeneration, SetokimModel, SetokimTrainingConfig
-from vistok.configuration.shipped import here_or_shipped
+from vistok.configuration.shipped import here_or_shipped, shipped_path
 from vistok.modeling.mask_tokens import merged_mask_tokens, nearest_cluster_tokens
 from vistok.modeling.patch_clusters import PatchClusters
 from vistok.modeling.trained_weights import read_trained_weights
 from vistok.processing.images import BadSampleError
+from vistok.trainer import model_recipe
 from vistok.trainer.image_answers import mask_image
 from vistok.trainer.recipe import load_recipe
 from vistok.trainer.recipe_chain import check_starts, load_recipes
+from vistok.trainer.run_lineage import described_run, weights_digest
 from vistok.trainer.setokim_batches import are_written, count_items, take_masks, with_visual_tokens
 
 STAGES = ("pretraining", "instruction")
@@ -372,6 +374,22 @@ class TestRecipes:
         with pytest.raises(FileNotFoundError, match="where there is no trained model"):
             check_starts([second])
         check_starts([setok_that_is_new(setok), second, third])
+
+    def test_what_ships_is_a_start_whose_weights_are_recorded(self, tmp_path, monkeypatch):
+        path = here_or_shipped("recipes/setokim/demo/2-pretraining.yaml")
+        recipe = load_recipe(path, ["--model.vision", "vistok:gvt-demo"])
+        shipped = shipped_path("checkpoints/gvt-demo")
+        assert recipe.model.starts_from == str(shipped)
+        assert described_run(recipe)["started_from"] == weights_digest(shipped) is not None
+        check_starts([recipe])
+        (tmp_path / "model.safetensors").write_bytes(b"trained anew")
+        monkeypatch.setattr(model_recipe, "shipped_checkpoint", lambda name: tmp_path)
+        assert described_run(recipe)["started_from"] not in (None, weights_digest(shipped))
+
+    @pytest.mark.parametrize("vision", ["vistok:dinov2-small", "vistok:gone", "org/setok"])
+    def test_what_is_elsewhere_is_no_folder_to_start_from(self, vision):
+        path = here_or_shipped("recipes/setokim/demo/2-pretraining.yaml")
+        assert load_recipe(path, ["--model.vision", vision]).model.starts_from is None
 
     @pytest.mark.parametrize("name", ["2-pretraining", "3-instruction", "demo/2-pretraining", "demo/3-instruction"])
     def test_recipes_say_what_their_stage_trains(self, name):
