@@ -220,7 +220,7 @@ def render_card(
     if kind == distillation_card.KIND:
         values |= distillation_card.distillation_card_values(folder, results, config)
     if kind == setok_card.KIND:
-        values |= setok_card.setok_card_values(results)
+        values |= setok_card.setok_card_values(results, config)
     if kind == setok_llava_card.KIND:
         values |= setok_llava_card.setok_llava_card_values(folder, results, config)
     if kind == setokim_card.KIND:

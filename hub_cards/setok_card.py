@@ -3,6 +3,8 @@
 from collections.abc import Mapping
 from typing import Any
 
+from transformers import PreTrainedConfig
+
 KIND = "setok"
 """The trainer in the recipe of a SeTok, and the type of its config."""
 
@@ -14,21 +16,24 @@ _MEASURES = {"ari": "adjusted Rand index", "ari_objects": "the same, object patc
              "rank_correlation": "rank correlation of tokens and objects"}  # fmt: skip
 
 
-def setok_card_values(results: Mapping[str, Any]) -> dict[str, Any]:
+def setok_card_values(results: Mapping[str, Any], config: PreTrainedConfig | None = None) -> dict[str, Any]:
     """
     What the template of a SeTok shows, beside what all cards show.
 
     Args:
         results (`Mapping`): as they stand in `results.json`.
+        config (`PreTrainedConfig`, *optional*): the model's.
 
     Returns:
         `dict`: values of the template.
     """
+    draws = config is None or getattr(config, "detokenizer_config", None) is not None
+    decoders = "decoders for masks and images" if draws else "a decoder for masks"
     training = (results.get("recipe") or {}).get("training") or {}
     phase = _PHASES.get(training.get("phase") or "reconstruction", "stage I")
     return {
         "summary": "A SeTok: a vision tower whose patches are clustered into as many visual tokens as the image has "
-        f"parts, with decoders for masks and images. It was trained in {phase}.",
+        f"parts, with {decoders}. It was trained in {phase}.",
         "clusters": _clusters(results.get("clusters") or {}),
         "while_training": _while_training(results.get("metrics") or {}),
     }

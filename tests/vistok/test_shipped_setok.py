@@ -1,4 +1,4 @@
-"""The SeTok that ships: it finds what a drawn image shows, and draws and outlines it again."""
+"""The SeTok that ships: it finds what a drawn image shows, and outlines it."""
 
 import numpy as np
 import pytest
@@ -65,17 +65,6 @@ def test_a_token_outlines_its_disc(setok):
     for mask in masks:
         overlaps = (predicted & mask).sum((1, 2)) / (predicted | mask).sum((1, 2)).clip(1)
         assert overlaps.max() > 0.5
-
-
-def test_what_it_draws_is_of_the_image_whose_tokens_it_reads(setok):
-    images = [discs(*colors)[0] for colors in (["red"], ["blue", "yellow"])]
-    small = [torch.from_numpy(np.asarray(image.resize((64, 64))).copy()).permute(2, 0, 1) / 255 for image in images]
-    drawn = []
-    for image in images:
-        found = encoded(setok, image)
-        drawn.append(setok[0].reconstruct(found.tokens, found.mask, torch.Generator().manual_seed(0))[0])
-    errors = torch.tensor([[(picture - target).abs().mean() for target in small] for picture in drawn])
-    assert errors[0, 0] < errors[0, 1] and errors[1, 1] < errors[1, 0]
 
 
 def test_the_command_names_it(tmp_path):
