@@ -46,9 +46,9 @@ def mask_losses(
 ) -> MaskLosses:
     """
     Matches tokens to objects by their predicted masks, one to one (Hungarian, cost BCE + dice, and what
-    `cluster_matching_weight` adds), and compares the matched ones: predicted masks by BCE and dice, clusters by mask consistency (SeTok, Section 2.2). Tokens that are
-    left over take no loss; where objects are left over, because there are more of them than tokens, neither do these.
-    Empty masks are no objects.
+    `cluster_matching_weight` adds), and compares the matched ones: predicted masks by BCE and dice, clusters by mask
+    consistency (SeTok, Section 2.2). Tokens that are left over take no loss; where objects are left over, because
+    there are more of them than tokens, neither do these. Empty masks are no objects.
 
     Args:
         mask_logits (`torch.FloatTensor` of shape `(batch, num_tokens, height, width)`): before the sigmoid.
