@@ -143,7 +143,8 @@ def planned_push(
         if with_card and config is not None:
             code = "self-contained" if self_contained else "stub" if made else "package"
             made |= published_card(folder, repo_id, code, complete=not only_trained, benchmarks=benchmarks or {})
-        if self_contained and found.pop(STUB_NAME, None):
+        if self_contained and STUB_NAME in found:
+            del found[STUB_NAME]
             left_out[STUB_NAME] = "the code itself goes in its place"
         files = {name: PushedFile(name, path) for name, path in found.items()}
         files |= {name: PushedFile(name, text.encode("utf-8")) for name, text in made.items()}

@@ -149,7 +149,7 @@ def test_the_shipped_recipe_is_that_of_the_paper():
 
 def test_the_parts_of_the_demos_setok_fit_one_another():
     fields = load_recipe("recipes/setok/demo/1a-boundaries.yaml").model.config
-    tower = tiny_dinov2_config(hidden_size=48, num_hidden_layers=3)
+    tower = tiny_dinov2_config(hidden_size=384, num_hidden_layers=3)  # as wide as that of the recipe
     shapes = expected_shapes(SeTokForPreTraining, _compose(tower, None, fields))
     unet, detokenizer = "detokenizer.unet", fields["detokenizer_config"]
     channels = 3 * detokenizer["pixel_patch_size"] ** 2
