@@ -79,22 +79,34 @@ def pairwise_soft_iou(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -
     Raises:
         ValueError: if batches or patches do not agree.
     """
-    if (
-        cluster_masks.ndim != 3
-        or object_masks.ndim != 3
-        or cluster_masks.shape[0] != object_masks.shape[0]
-        or cluster_masks.shape[2] != object_masks.shape[2]
-    ):
-        raise ValueError(
-            f"cluster_masks have the shape {tuple(cluster_masks.shape)} and object_masks {tuple(object_masks.shape)}: "
-            "expected (batch, num_tokens, num_patches) and (batch, num_objects, num_patches)."
-        )
+    check_same_images(cluster_masks, object_masks, "cluster_masks", "num_patches")
     clusters = cluster_masks if cluster_masks.dtype == torch.float64 else cluster_masks.float()
     objects = object_masks.to(clusters.dtype)
     with torch.autocast(clusters.device.type, enabled=False):
         intersection = clusters @ objects.transpose(1, 2)
     union = clusters.sum(-1, keepdim=True) + objects.sum(-1).unsqueeze(1) - intersection
     return intersection / union.masked_fill(union == 0, 1)
+
+
+def check_same_images(masks: torch.Tensor, object_masks: torch.Tensor, name: str, points: str) -> None:
+    """
+    Makes sure that masks of tokens and of objects can be compared, each with each, image by image.
+
+    Args:
+        masks (`torch.Tensor` of shape `(batch, num_tokens, num_points)`): of tokens.
+        object_masks (`torch.Tensor` of shape `(batch, num_objects, num_points)`): of objects.
+        name (`str`): what the first is called, for errors.
+        points (`str`): what the number of their points is called.
+
+    Raises:
+        ValueError: if batches or points do not agree.
+    """
+    shapes = tuple(masks.shape), tuple(object_masks.shape)
+    if any(len(shape) != 3 for shape in shapes) or shapes[0][::2] != shapes[1][::2]:
+        raise ValueError(
+            f"{name} have the shape {shapes[0]} and object_masks {shapes[1]}: expected (batch, num_tokens, {points}) "
+            f"and (batch, num_objects, {points})."
+        )
 
 
 def mask_consistency_loss(cluster_masks: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
@@ -142,6 +154,7 @@ def _pairs(predicted: torch.Tensor, target: torch.Tensor, name: str) -> tuple[to
 
 
 __all__ = [
+    "check_same_images",
     "mask_bce_loss",
     "mask_consistency_loss",
     "mask_dice_loss",

@@ -4,6 +4,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from .losses_segmentation import check_same_images
+
 
 def pairwise_mask_costs(mask_logits: torch.Tensor, object_masks: torch.Tensor) -> torch.Tensor:
     """
@@ -21,16 +23,7 @@ def pairwise_mask_costs(mask_logits: torch.Tensor, object_masks: torch.Tensor) -
     Raises:
         ValueError: if batches or points do not agree.
     """
-    if (
-        mask_logits.ndim != 3
-        or object_masks.ndim != 3
-        or mask_logits.shape[0] != object_masks.shape[0]
-        or mask_logits.shape[2] != object_masks.shape[2]
-    ):
-        raise ValueError(
-            f"mask_logits have the shape {tuple(mask_logits.shape)} and object_masks {tuple(object_masks.shape)}: "
-            "expected (batch, num_tokens, num_points) and (batch, num_objects, num_points)."
-        )
+    check_same_images(mask_logits, object_masks, "mask_logits", "num_points")
     logits = mask_logits.detach()
     logits = logits if logits.dtype == torch.float64 else logits.float()
     targets = object_masks.to(logits.dtype).transpose(1, 2)
