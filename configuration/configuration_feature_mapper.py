@@ -1,5 +1,7 @@
 """Configuration of SeTok's feature mapper."""
 
+import math
+
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
@@ -35,6 +37,10 @@ class FeatureMapperConfig(PreTrainedConfig):
             Epsilon of every layer norm.
         initializer_range (`float`, *optional*, defaults to 0.02):
             Standard deviation of the initial weights. Queries are drawn from N(0, 1): a layer norm follows them.
+        query_grid (`bool`, *optional*, defaults to `False`):
+            Whether queries stand for the squares of a grid over the image, row by row: they start as its sine
+            positions, there have to be 4, 9, 16, … of them, and in an [`ImageDetokenizer`] each learns what is in
+            its square. Not in the paper; for a mapper and a U-Net that both start from random weights.
     """
 
     model_type = "setok_feature_mapper"
@@ -51,6 +57,7 @@ class FeatureMapperConfig(PreTrainedConfig):
     dropout: float = 0.0
     layer_norm_eps: float = 1e-12
     initializer_range: float = 0.02
+    query_grid: bool = False
 
     def __post_init__(self, **kwargs):
         super().__post_init__(**kwargs)
@@ -61,6 +68,11 @@ class FeatureMapperConfig(PreTrainedConfig):
         if self.hidden_size % self.num_attention_heads:
             raise ValueError(
                 f"hidden_size={self.hidden_size} is no multiple of num_attention_heads={self.num_attention_heads}."
+            )
+        if self.query_grid and math.isqrt(self.num_queries) ** 2 != self.num_queries:
+            raise ValueError(
+                f"num_queries is {self.num_queries}, but with query_grid the queries are those of a square grid: "
+                "choose 16, 64, 256, …"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}, expected a probability below 1.")

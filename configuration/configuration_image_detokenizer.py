@@ -1,5 +1,6 @@
 """Configuration of SeTok's image detokenizer."""
 
+import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -39,7 +40,8 @@ class ImageDetokenizerConfig(PreTrainedConfig):
 
     Args:
         mapper_config ([`FeatureMapperConfig`] or `dict`, *optional*):
-            The feature mapper. Its `condition_size` follows the U-Net.
+            The feature mapper. Its `condition_size` follows the U-Net. With its `query_grid` the side of the grid
+            divides `sample_size`.
         unet_config (`dict`, *optional*, defaults to SD v1.5's):
             Arguments of diffusers' `UNet2DConditionModel`. `sample_size` is needed: the side of a sample.
         vae_config (`dict`, *optional*, defaults to SD v1.5's where `unet_config` is left out):
@@ -117,6 +119,11 @@ class ImageDetokenizerConfig(PreTrainedConfig):
                 "the feature mapper then has."
             )
         self.mapper_config = with_fields(self.mapper_config, condition_size=condition_size)
+        if (side := self.query_grid_side) and self.unet_config["sample_size"] % side:
+            raise ValueError(
+                f"mapper_config has num_queries={side**2} with query_grid, but its {side} × {side} squares do not "
+                f"divide samples of {self.unet_config['sample_size']} × {self.unet_config['sample_size']}."
+            )
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(f"condition_dropout is {self.condition_dropout}, expected a probability, 0 to 1.")
         if self.pixel_patch_size < 1 or (self.pixel_patch_size > 1 and self.vae_config is not None):
@@ -131,6 +138,12 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             )
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}, expected at least 1.")
+
+    @property
+    def query_grid_side(self) -> int:
+        """How many queries the mapper has for a row of the image; 0 where they stand for no squares of it."""
+        mapper_config: Any = self.mapper_config
+        return math.isqrt(mapper_config.num_queries) if mapper_config.query_grid else 0
 
     @property
     def vae_scale_factor(self) -> int:

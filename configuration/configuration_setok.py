@@ -14,7 +14,7 @@ from .multimodal_config import with_fields
 
 Phase = Literal["reconstruction", "boundaries"]
 """The sub-phases of stage I: I-a and I-b."""
-LOSS_TERMS = ("reconstruction", "mask_bce", "mask_dice", "mask_consistency", "object_contrast")
+LOSS_TERMS = ("reconstruction", "mask_bce", "mask_dice", "mask_consistency", "object_contrast", "preview", "placement")
 """The parts of the loss of stage I. Each has a weight in [`SeTokConfig`], as in `mask_bce_weight`."""
 
 
@@ -39,6 +39,11 @@ class SeTokConfig(PreTrainedConfig):
         object_contrast_weight (`float`, *optional*, defaults to 0.0):
             Of [`object_contrast_loss`] in the total: pairs of patches of one object, or of the background, are to be
             near each other, and others far. Not in the paper; at 0 it is not computed.
+        preview_weight (`float`, *optional*, defaults to 1.0):
+            Of the preview in the total, with the mapper's `query_grid`: what each query says is seen in its square of
+            the image. Not in the paper.
+        placement_weight (`float`, *optional*, defaults to 1.0):
+            Of the placement in the total, likewise: which token each query says is in its square.
         cluster_matching_weight (`float`, *optional*, defaults to 0.0):
             Of 1 − IoU of the patches that a token is made of with an object, in the cost by which tokens are matched
             to objects, beside BCE + dice of the predicted masks. Not in the paper; without it masks of a decoder that
@@ -78,6 +83,8 @@ class SeTokConfig(PreTrainedConfig):
     mask_dice_weight: float | int = 1.0
     mask_consistency_weight: float | int = 1.0
     object_contrast_weight: float | int = 0.0
+    preview_weight: float | int = 1.0
+    placement_weight: float | int = 1.0
     cluster_matching_weight: float | int = 0.0
     consistency_masks: Literal["soft", "assigned"] = "soft"
     base_models: dict[str, str] | None = None

@@ -1,5 +1,6 @@
 """The feature mapper of SeTok: a Q-Former that turns visual tokens into the condition of a diffusion U-Net."""
 
+import math
 import re
 
 import torch
@@ -16,6 +17,7 @@ from transformers import initialization as init
 from ..configuration.configuration_feature_mapper import FeatureMapperConfig
 from .base_checkpoints import hub_arguments
 from .base_weights import resolve_checkpoint
+from .sine_positions import sine_positions
 from .trained_weights import CheckpointError, one_checkpoint_error
 
 # What a Q-Former that starts from BERT has as BERT has it.
@@ -35,7 +37,8 @@ class FeatureMapper(PreTrainedModel):
     """
     A Q-Former (SeTok, Section 2.2, stage I; Q-Former: Li et al. 2023): learned queries attend to one another, and in
     every `cross_attention_frequency`-th layer to the visual tokens; a linear layer brings them to the width of the
-    U-Net's condition. A learned token stands for no image, which classifier-free guidance needs.
+    U-Net's condition. A learned token stands for no image, which classifier-free guidance needs. With `query_grid`
+    each query stands for a square of the image and starts as its position.
 
     Args:
         config ([`FeatureMapperConfig`]): its sizes.
@@ -76,6 +79,10 @@ class FeatureMapper(PreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, FeatureMapper):
             init.normal_(module.queries, mean=0.0, std=1.0)
+            if self.config.query_grid:
+                side = math.isqrt(self.config.num_queries)
+                positions = sine_positions((side, side), self.config.hidden_size) * math.sqrt(2)  # as large as N(0, 1)
+                init.copy_(module.queries, positions.to(module.queries).unsqueeze(0))
             init.normal_(module.no_image_token, mean=0.0, std=1.0)
 
     @classmethod

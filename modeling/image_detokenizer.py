@@ -16,6 +16,7 @@ from ..configuration.configuration_image_detokenizer import ImageDetokenizerConf
 from ..configuration.optional import require
 from .diffusion_parts import EXTRA, build_scheduler, build_unet, build_vae
 from .feature_mapper import FeatureMapper
+from .query_grid import QueryGrid
 from .sine_positions import sine_positions
 
 Generators = torch.Generator | Sequence[torch.Generator] | None
@@ -32,6 +33,9 @@ class ImageDetokenizerOutput(ModelOutput):
 
     Args:
         loss (`torch.FloatTensor` of shape `()`): mean squared error of the prediction.
+        preview_loss, placement_loss (`torch.FloatTensor` of shape `()`, *optional*, with the mapper's `query_grid`):
+            Of what the mapper's queries say of their squares of the image: see [`QueryGrid`]. Means over images whose
+            tokens were not dropped, 0 if all were.
         prediction (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
             What the U-Net predicted: the noise, or what else `prediction_type` says.
         target (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): what it should have been.
@@ -39,6 +43,8 @@ class ImageDetokenizerOutput(ModelOutput):
     """
 
     loss: torch.Tensor | None = None
+    preview_loss: torch.Tensor | None = None
+    placement_loss: torch.Tensor | None = None
     prediction: torch.Tensor | None = None
     target: torch.Tensor | None = None
     timesteps: torch.Tensor | None = None
@@ -48,6 +54,7 @@ class ImageDetokenizer(PreTrainedModel):
     """
     Denoises images under the condition of their visual tokens (SeTok, Section 2.2, stage I-a): a feature mapper turns
     the tokens into the cross-attention condition of a U-Net, which works on the latents of a frozen VAE or on pixels.
+    Where the queries of the mapper stand for squares of the image (`query_grid`), they learn by a [`QueryGrid`] too.
 
     Args:
         config ([`ImageDetokenizerConfig`]): see there.
@@ -86,6 +93,12 @@ class ImageDetokenizer(PreTrainedModel):
                 + ("those of a latent of the VAE" if self.vae is not None else _PIXELS.format(patch_size))
                 + (f", and {num_positions} of positions." if num_positions else ".")
             )
+        self.query_grid: Any = None
+        if side := parts.query_grid_side:
+            mapper_config = parts.mapper_config
+            self.query_grid = QueryGrid(
+                side, mapper_config.condition_size, mapper_config.token_size, channels, self.unet.config.sample_size
+            )
         self.post_init()
 
     @torch.no_grad()
@@ -118,6 +131,8 @@ class ImageDetokenizer(PreTrainedModel):
         noise: torch.Tensor | None = None,
         timesteps: torch.Tensor | None = None,
         generator: Generators = None,
+        cluster_masks: torch.Tensor | None = None,
+        grid_size: tuple[int, int] | None = None,
     ) -> ImageDetokenizerOutput:
         """
         The loss of one denoising step, E‖ε − ε_θ(z_t, t, c)‖² (SeTok, Section 2.2). In training mode some images lose
@@ -131,6 +146,9 @@ class ImageDetokenizer(PreTrainedModel):
             timesteps (`torch.LongTensor` of shape `(batch,)`, *optional*): t, drawn uniformly by default.
             generator (`torch.Generator` or a list of them, *optional*):
                 What is not given is drawn from it; from a list, for each image from its own.
+            cluster_masks (`torch.FloatTensor` of shape `(batch, num_tokens, num_patches)`, *optional*):
+                Which patches each token is made of, for the placement loss of a mapper with `query_grid`.
+            grid_size (`tuple[int, int]`, *optional*): height and width of the image in patches, beside them.
 
         Returns:
             [`ImageDetokenizerOutput`].
@@ -154,7 +172,15 @@ class ImageDetokenizer(PreTrainedModel):
         prediction = self._denoised(noisy, timesteps, condition)
         target = self._target(latents, noise, timesteps)
         loss = nn.functional.mse_loss(prediction.float(), target.float())
-        return ImageDetokenizerOutput(loss=loss, prediction=prediction, target=target, timesteps=timesteps)
+        told: dict[str, torch.Tensor] = {}
+        if self.query_grid is not None:
+            kept = torch.ones_like(timesteps, dtype=torch.bool) if dropped is None else ~dropped
+            losses = {"preview_loss": self.query_grid.preview_loss(condition, latents)}
+            if cluster_masks is not None and grid_size is not None:
+                found = self.query_grid.placement_loss(condition, tokens, mask, cluster_masks, grid_size)
+                losses["placement_loss"] = found
+            told = {name: (of_images * kept).sum() / kept.sum().clamp(min=1) for name, of_images in losses.items()}
+        return ImageDetokenizerOutput(loss=loss, prediction=prediction, target=target, timesteps=timesteps, **told)
 
     def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         prediction_type = self._noise_scheduler.config.prediction_type

@@ -43,6 +43,7 @@ class SeTokForPreTrainingOutput(ModelOutput):
         loss_mask_dice (`torch.FloatTensor` of shape `()`, *optional*): dice loss of matched masks.
         loss_mask_consistency (`torch.FloatTensor` of shape `()`, *optional*): of clusters with matched objects.
         loss_object_contrast (`torch.FloatTensor` of shape `()`, *optional*): see [`object_contrast_loss`].
+        loss_preview, loss_placement (`torch.FloatTensor` of shape `()`, *optional*): see [`ImageDetokenizerOutput`].
         mask_logits (`torch.FloatTensor` of shape `(batch, num_tokens, height, width)`, *optional*):
             Predicted mask of every token, before the sigmoid; not computed in the phase `"reconstruction"`.
         matches (`torch.LongTensor` of shape `(3, num_pairs)`, *optional*):
@@ -66,6 +67,8 @@ class SeTokForPreTrainingOutput(ModelOutput):
     loss_mask_dice: torch.Tensor | None = None
     loss_mask_consistency: torch.Tensor | None = None
     loss_object_contrast: torch.Tensor | None = None
+    loss_preview: torch.Tensor | None = None
+    loss_placement: torch.Tensor | None = None
     mask_logits: torch.Tensor | None = None
     matches: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
@@ -108,7 +111,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         ),
         "merger": "vision_model.tokenizer.merger",
         "mask_decoder": "mask_decoder",
-        "mapper": "detokenizer.mapper",
+        "mapper": ("detokenizer.mapper", "detokenizer.query_grid"),
         "unet": "detokenizer.unet",
         "vae": "detokenizer.vae",
     }
@@ -269,9 +272,13 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         terms: dict[str, torch.Tensor] = {}
         mask_logits = matches = None
         if target_pixel_values is not None:
-            terms["reconstruction"] = self.detokenizer(
-                encoded.tokens, encoded.mask, target_pixel_values, generator=generator, return_dict=True
-            ).loss
+            drawn = self.detokenizer(
+                encoded.tokens, encoded.mask, target_pixel_values, generator=generator,
+                cluster_masks=encoded.cluster_masks, grid_size=encoded.grid_size, return_dict=True,
+            )  # fmt: skip
+            terms["reconstruction"] = drawn.loss
+            if drawn.preview_loss is not None:
+                terms |= {"preview": drawn.preview_loss, "placement": drawn.placement_loss}
         if phase != "reconstruction":
             mask_logits = self.decode_masks(encoded.tokens, encoded.mask, encoded.patch_features, encoded.grid_size)
         if mask_logits is not None and mask_labels is not None and mask_size is not None:

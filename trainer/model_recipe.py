@@ -10,7 +10,7 @@ import torch
 from transformers import LlavaProcessor, TrainingArguments
 
 from ..hub_cards.card_facts import is_hub_id
-from ..modeling.base_weights import PREFIX, shipped_checkpoint
+from ..modeling.base_weights import PREFIX, resolve_checkpoint, shipped_checkpoint
 from ..modeling.modeling_gvt import GVTForConditionalGeneration
 from ..modeling.modeling_setok_llava import SeTokLlavaForConditionalGeneration
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
@@ -250,8 +250,9 @@ def _plug_into(recipe: ModelRecipe, options: Mapping[str, Any]) -> tuple[Any, An
 def _load_checkpoint(recipe: ModelRecipe, options: Mapping[str, Any]) -> tuple[Any, Any]:
     kind = KINDS[recipe.kind]
     switches = {name: recipe.config[name] for name in kind.switches if recipe.config.get(name) is not None}
+    checkpoint = resolve_checkpoint(str(recipe.checkpoint))
     try:
-        model = kind.model_class.from_pretrained(recipe.checkpoint, **options, **switches)
+        model = kind.model_class.from_pretrained(checkpoint, **options, **switches)
     except OSError as error:
         if os.path.isdir(str(recipe.checkpoint)):
             raise
@@ -273,7 +274,7 @@ def _load_checkpoint(recipe: ModelRecipe, options: Mapping[str, Any]) -> tuple[A
         value, found = getattr(recipe, part), (model.config.base_models or {}).get(part)
         if value is not None and (found is None or os.path.realpath(found) != os.path.realpath(value)):
             raise _is_otherwise(recipe, part, value, found)
-    processor = kind.processor_class.from_pretrained(recipe.checkpoint, **recipe.processor)
+    processor = kind.processor_class.from_pretrained(checkpoint, **recipe.processor)
     if recipe.chat_template is not None:
         named = getattr(processor, "named_chat_template", None)
         processor.chat_template = (

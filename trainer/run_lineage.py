@@ -12,6 +12,7 @@ from transformers.utils import CONFIG_NAME, SAFE_WEIGHTS_INDEX_NAME
 from ..hub_cards.card_facts import is_hub_id
 from ..hub_cards.published_text import base_name, published_values
 from ..hub_cards.run_results import read_results
+from ..modeling.base_weights import shipped_checkpoint
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME
 from .recipe_sections import Recipe
 from .training_record import what_must_stay
@@ -69,13 +70,16 @@ def described_run(recipe: Recipe) -> dict[str, Any]:
 
 def start_of(recipe: Recipe) -> str | None:
     """
-    The folder, or the Hub id, of what an earlier run left and a recipe starts from.
+    The folder, or the Hub id, of what an earlier run left and a recipe starts from; for the name of what ships with
+    vistok its folder.
 
     Args:
         recipe ([`Recipe`]): of the run.
     """
     model: Any = getattr(recipe, "model", None)
-    return getattr(model, "starts_from", getattr(model, "checkpoint", None))
+    start = getattr(model, "starts_from", getattr(model, "checkpoint", None))
+    shipped = shipped_checkpoint(start) if start is not None else None
+    return start if shipped is None else str(shipped)
 
 
 def run_is_finished(recipe: Recipe) -> bool:

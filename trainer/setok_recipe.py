@@ -13,6 +13,7 @@ from ..evaluation.cluster_measurement import measure_clusters
 from ..evaluation.token_sources import TokenSource, resized_processor
 from ..evaluation.token_variants import TokenVariant
 from ..modeling.base_weights import resolve_checkpoint
+from ..modeling.image_detokenizer import ImageDetokenizer
 from ..modeling.modeling_setok import SeTokForPreTraining
 from .data_sources import load_eval_datasets, mix_data_sources
 from .freezing import count_parameters
@@ -30,6 +31,8 @@ TERMS = {
     "loss_mask_dice": "masks: dice",
     "loss_mask_consistency": "mask consistency",
     "loss_object_contrast": "object contrast",
+    "loss_preview": "preview",
+    "loss_placement": "placement",
 }
 
 
@@ -45,8 +48,9 @@ class SeTokModelRecipe:
         diffusion (`str`, *optional*): folder or Hub id of a diffusion checkpoint in the format of diffusers. Without
             one the detokenizer is new, if `config` has a `detokenizer_config`, or there is none.
         bert (`str`, *optional*): folder or Hub id of the BERT that the feature mapper starts from.
-        checkpoint (`str`, *optional*): starts from the SeTok in this folder. Fields of `config` that training may
-            change, weights of losses, are then switched as they say; all others must be true of it.
+        checkpoint (`str`, *optional*): starts from the SeTok in this folder, or that ships with vistok
+            (`vistok:setok-demo`). Fields of `config` that training may change, weights of losses, are then switched as
+            they say, and a `detokenizer_config` gives one to a SeTok that has none; all others must be true of it.
         dtype (`str`, *optional*): of the frozen weights; by default that of the tower.
         image_size (`int`, *optional*): side in pixels that images are resized to, as squares and without a crop; by
             default what the tower's processor says.
@@ -142,21 +146,24 @@ def build_setok(recipe: SeTokModelRecipe) -> tuple[SeTokForPreTraining, Any]:
         )
         processor = AutoImageProcessor.from_pretrained(resolve_checkpoint(vision))
     else:
-        model = _from_checkpoint(recipe, dtype)
-        processor = AutoImageProcessor.from_pretrained(recipe.checkpoint)
+        checkpoint = resolve_checkpoint(recipe.checkpoint)
+        model = _from_checkpoint(recipe, checkpoint, dtype)
+        processor = AutoImageProcessor.from_pretrained(checkpoint)
     if recipe.image_size is not None:
         processor = resized_processor(processor, recipe.image_size)
     return model, processor
 
 
-def _from_checkpoint(recipe: SeTokModelRecipe, dtype: torch.dtype | None) -> SeTokForPreTraining:
-    if not os.path.isdir(str(recipe.checkpoint)):
+def _from_checkpoint(recipe: SeTokModelRecipe, checkpoint: str, dtype: torch.dtype | None) -> SeTokForPreTraining:
+    if not os.path.isdir(checkpoint):
         raise FileNotFoundError(
             f"model.checkpoint is {recipe.checkpoint}, which is not here: run the recipe that leaves this folder "
             "first."
         )
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
-    model = SeTokForPreTraining.from_pretrained(recipe.checkpoint, **options)
+    model = SeTokForPreTraining.from_pretrained(checkpoint, **options)
+    if model.detokenizer is None and recipe.config.get("detokenizer_config") is not None:
+        _add_detokenizer(model, recipe.config["detokenizer_config"])
     for name, value in recipe.config.items():
         is_own = name in SeTokConfig.__dataclass_fields__
         if is_own and name.endswith("_weight"):
@@ -170,6 +177,16 @@ def _from_checkpoint(recipe: SeTokModelRecipe, dtype: torch.dtype | None) -> SeT
                 "recipe, or start from the base models."
             )
     return model
+
+
+def _add_detokenizer(model: SeTokForPreTraining, detokenizer_config: Mapping[str, Any]) -> None:
+    """Gives a new one to a SeTok that draws nothing yet, in place."""
+    fields = {**model.config.to_dict(), "detokenizer_config": dict(detokenizer_config)}
+    config: Any = SeTokConfig.from_dict(fields).detokenizer_config
+    model.detokenizer = ImageDetokenizer(config).to(model.device, model.dtype)
+    model.config.detokenizer_config = config
+    new = {f"detokenizer.{name}" for name, _ in model.detokenizer.named_parameters()}
+    model.added_weights = getattr(model, "added_weights", set()) | new
 
 
 def _masked(dataset: Any) -> list[Any]:

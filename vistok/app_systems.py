@@ -83,16 +83,15 @@ _SHIPPED = (
         "Patches are clustered into as many semantic tokens as the image needs; the picture shows them. A tokenizer "
         "alone has no language model, so it shows and does not answer.",
         "checkpoints/setok-demo",
-        "vistok train recipes/setok/demo/{1a-boundaries,1b-decoders}.yaml",
-        "runs/setok-demo/1b-decoders",
+        "vistok train recipes/setok/demo/{1a-boundaries,1b-decoders,1c-reconstruction}.yaml",
+        "runs/setok-demo/1c-reconstruction",
         fallback=TOWER,
     ),
     _Shipped(
         "Setokim",
         "A language model that reads the semantic tokens of SeTok; the picture shows them.",
         "checkpoints/setokim-demo",
-        "vistok train recipes/setok/demo/{1a-boundaries,1b-decoders}.yaml "
-        "recipes/setokim/demo/{2-pretraining,3-instruction}.yaml",
+        "vistok train recipes/setokim/demo/{2-pretraining,3-instruction}.yaml",
         "runs/setokim-demo/3-instruction",
     ),
 )

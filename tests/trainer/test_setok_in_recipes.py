@@ -149,6 +149,7 @@ def test_the_shipped_recipe_is_that_of_the_paper():
 
 def test_the_parts_of_the_demos_setok_fit_one_another():
     fields = load_recipe("recipes/setok/demo/1a-boundaries.yaml").model.config
+    fields = {**fields, **load_recipe("recipes/setok/demo/1c-reconstruction.yaml").model.config}
     tower = tiny_dinov2_config(hidden_size=384, num_hidden_layers=3)  # as wide as that of the recipe
     shapes = expected_shapes(SeTokForPreTraining, _compose(tower, None, fields))
     unet, detokenizer = "detokenizer.unet", fields["detokenizer_config"]
@@ -157,6 +158,7 @@ def test_the_parts_of_the_demos_setok_fit_one_another():
     assert shapes[f"{unet}.conv_in.weight"][1] == channels + detokenizer["num_position_channels"]
     assert shapes["detokenizer.mapper.projection.weight"][0] == detokenizer["unet_config"]["cross_attention_dim"]
     assert shapes["detokenizer.mapper.token_norm.weight"] == (fields["output_size"],)
+    assert shapes["detokenizer.query_grid.preview.weight"][0] == channels * 4 * 4  # 8 × 8 squares of 32 × 32 places
     without = {**fields, "detokenizer_config": {**detokenizer, "num_position_channels": 0}}
     with pytest.raises(ValueError, match="in_channels=28 and out_channels=12, expected 12 and 12"):
         expected_shapes(SeTokForPreTraining, _compose(tower, None, without))

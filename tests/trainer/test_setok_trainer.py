@@ -11,9 +11,10 @@ from PIL import Image
 from torch.utils.data import BatchSampler
 from transformers import EvalPrediction, ViTImageProcessorPil
 
-from tests.tiny_setok import tiny_setok, tiny_setok_config
+from tests.tiny_setok import tiny_mapper_config, tiny_setok, tiny_setok_config, tiny_unet_config
 from tests.trainer.planted_boxes import save_boxes
-from vistok import SeTokTrainer, SeTokTrainingConfig, load_data_source
+from vistok import SeTokForPreTraining, SeTokTrainer, SeTokTrainingConfig, load_data_source
+from vistok.configuration.shipped import here_or_shipped, shipped_path
 from vistok.modeling.object_contrast import (
     object_contrast_loss,
     patch_objects,
@@ -21,7 +22,12 @@ from vistok.modeling.object_contrast import (
     squared_kernel_scale,
 )
 from vistok.processing.images import BadSampleError, image_key, load_image
+from vistok.trainer import setok_recipe
+from vistok.trainer.recipe import load_recipe
+from vistok.trainer.recipe_chain import check_starts
+from vistok.trainer.run_lineage import start_of
 from vistok.trainer.setok_measures import image_metrics
+from vistok.trainer.setok_recipe import SeTokModelRecipe, build_setok
 
 PROCESSOR = ViTImageProcessorPil(size={"height": 24, "width": 24}, do_resize=True)
 
@@ -217,3 +223,44 @@ def test_bad_input(boxes, tmp_path):
         make_trainer(boxes, tmp_path / "plain", "boundaries", data=plain).train()
     with pytest.raises(FileNotFoundError):
         load_data_source({"format": "object-masks", "path": str(boxes / "nothing.json")})
+
+
+class TestStart:
+    """A recipe that starts from a SeTok which draws nothing yet."""
+
+    DETOKENIZER = {"mapper_config": tiny_mapper_config(), "unet_config": tiny_unet_config(), "vae_config": None}
+
+    @pytest.fixture
+    def folder(self, tmp_path):
+        tiny_setok(detokenizer_config=None).save_pretrained(tmp_path / "setok")
+        PROCESSOR.save_pretrained(tmp_path / "setok")
+        return str(tmp_path / "setok")
+
+    def test_it_is_given_a_detokenizer_beside_its_own_weights(self, folder):
+        config = {"detokenizer_config": self.DETOKENIZER, "mask_dice_weight": 0.5}
+        model, _ = build_setok(SeTokModelRecipe(checkpoint=folder, config=config))
+        plain = SeTokForPreTraining.from_pretrained(folder).state_dict()
+        found = model.state_dict()
+        assert all(torch.equal(found[name], tensor) for name, tensor in plain.items())
+        assert {name.split(".")[1] for name in found.keys() - plain.keys()} == {"mapper", "unet"}
+        assert model.config.detokenizer_config.mapper_config.token_size == model.config.mask_decoder_config.token_size
+        assert model.config.mask_dice_weight == 0.5
+        model.train_phase("reconstruction")
+
+    def test_one_that_has_a_detokenizer_keeps_it(self, tmp_path):
+        model = tiny_setok()
+        model.save_pretrained(tmp_path)
+        PROCESSOR.save_pretrained(tmp_path)
+        recipe = SeTokModelRecipe(checkpoint=str(tmp_path), config={"detokenizer_config": self.DETOKENIZER})
+        loaded, _ = build_setok(recipe)
+        for name, tensor in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], tensor), name
+
+    def test_what_ships_is_found_by_its_name(self, folder, monkeypatch):
+        monkeypatch.setattr(setok_recipe, "resolve_checkpoint", {"vistok:mine": folder}.__getitem__)
+        assert build_setok(SeTokModelRecipe(checkpoint="vistok:mine"))[0].detokenizer is None
+        monkeypatch.undo()
+        recipe = load_recipe(here_or_shipped("recipes/setok/demo/1c-reconstruction.yaml"),
+                             ["--model.checkpoint", "vistok:setok-demo"])  # fmt: skip
+        assert start_of(recipe) == str(shipped_path("checkpoints/setok-demo"))
+        check_starts([recipe])

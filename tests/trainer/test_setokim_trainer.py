@@ -365,7 +365,7 @@ def test_with_visual_tokens_leaves_batches_of_text_alone(trainer_for):
 
 class TestRecipes:
     def test_a_setokim_starts_from_the_setok_before_it(self, tmp_path):
-        names = ("setok/demo/1b-decoders", "setokim/demo/2-pretraining", "setokim/demo/3-instruction")
+        names = ("setok/demo/1c-reconstruction", "setokim/demo/2-pretraining", "setokim/demo/3-instruction")
         paths = [here_or_shipped(f"recipes/{name}.yaml") for name in names]
         setok, second, third = load_recipes(paths, ["--1.training.output_dir", str(tmp_path / "setok")])
         assert second.model.vision == setok.training["output_dir"] and second.model.checkpoint is None
@@ -373,6 +373,7 @@ class TestRecipes:
         assert third.model.checkpoint == second.training["output_dir"]
         with pytest.raises(FileNotFoundError, match="where there is no trained model"):
             check_starts([second])
+        check_starts([load_recipes(paths[1:2], [])[0]])  # alone, from the SeTok that ships
         check_starts([setok_that_is_new(setok), second, third])
 
     def test_what_ships_is_a_start_whose_weights_are_recorded(self, tmp_path, monkeypatch):
