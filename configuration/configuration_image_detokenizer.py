@@ -57,7 +57,8 @@ class ImageDetokenizerConfig(PreTrainedConfig):
         preview_channels (`bool`, *optional*, defaults to `False`):
             With the mapper's `query_grid`: whether the U-Net sees the preview that the queries make as well, as
             channels (after Saharia et al., Palette: Image-to-Image Diffusion Models, 2022), and so need not learn
-            which query stands for which place; `in_channels` are as many more than `out_channels` again.
+            which query stands for which place; `in_channels` are as many more than `out_channels` again. The preview
+            learns from the image alone.
         scheduler_config (`dict`, *optional*, defaults to SD v1.5's noise):
             Arguments of a scheduler of diffusers, `_class_name` that of the one which samples (by default
             `"DDIMScheduler"`). `prediction_type` says what the U-Net predicts: `"epsilon"` (the noise),

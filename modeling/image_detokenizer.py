@@ -252,7 +252,8 @@ class ImageDetokenizer(PreTrainedModel):
         """What the U-Net makes of noisy latents, beside which it may see where each of them lies and a preview."""
         seen = noisy
         if self.config.preview_channels:
-            seen = torch.cat([seen, self.query_grid.previews(condition).to(noisy)], dim=1)
+            # Without a gradient: what the U-Net wants of the preview kept queries from learning which token is where.
+            seen = torch.cat([seen, self.query_grid.previews(condition).detach().to(noisy)], dim=1)
         if self.config.num_position_channels:
             grid_size = (noisy.shape[-2], noisy.shape[-1])
             positions = sine_positions(grid_size, self.config.num_position_channels).to(noisy).T

@@ -154,6 +154,9 @@ def test_the_unet_may_see_the_preview(latent, monkeypatch):
         assert samples.shape[1] == 2 * channels + 4
         assert torch.allclose(samples[:, channels : 2 * channels], model.query_grid.previews(condition), atol=1e-6)
         assert torch.equal(samples[0, 2 * channels :], samples[1, 2 * channels :])  # positions
+    pixels = torch.rand(2, 3, model.config.image_size, model.config.image_size)
+    model(tokens, mask, pixels).loss.backward()
+    assert model.query_grid.preview.weight.grad is None and model.mapper.queries.grad.abs().max() > 0
     with torch.no_grad():
         model.query_grid.preview.bias += 1.0
     assert not torch.allclose(model.sample(tokens, mask, seeds(1, 2), 2, 1.0), drawn, atol=1e-3)
