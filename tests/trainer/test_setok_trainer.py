@@ -245,6 +245,8 @@ class TestStart:
         assert {name.split(".")[1] for name in found.keys() - plain.keys()} == {"mapper", "unet"}
         assert model.config.detokenizer_config.mapper_config.token_size == model.config.mask_decoder_config.token_size
         assert model.config.mask_dice_weight == 0.5
+        assert not any(module.training for module in model.modules())
+        assert model._no_split_modules == tiny_setok()._no_split_modules
         model.train_phase("reconstruction")
 
     def test_one_that_has_a_detokenizer_keeps_it(self, tmp_path):
@@ -255,6 +257,16 @@ class TestStart:
         loaded, _ = build_setok(recipe)
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
+
+    def test_one_that_has_another_detokenizer_is_no_start(self, tmp_path):
+        tiny_setok().save_pretrained(tmp_path)
+        PROCESSOR.save_pretrained(tmp_path)
+        mapper = tiny_mapper_config(num_queries=4, query_grid=True)
+        recipe = SeTokModelRecipe(
+            checkpoint=str(tmp_path), config={"detokenizer_config": {**self.DETOKENIZER, "mapper_config": mapper}}
+        )
+        with pytest.raises(ValueError, match=r"detokenizer_config\.mapper_config\.num_queries is 4, but .* has 3"):
+            build_setok(recipe)
 
     def test_what_ships_is_found_by_its_name(self, folder, monkeypatch):
         monkeypatch.setattr(setok_recipe, "resolve_checkpoint", {"vistok:mine": folder}.__getitem__)
