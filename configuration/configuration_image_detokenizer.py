@@ -54,6 +54,10 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             more than its `out_channels`. A U-Net that starts from random weights finds with them which place a token
             speaks of (after Liu et al., An intriguing failing of convolutional neural networks and the CoordConv
             solution, 2018); one that was trained before, as SD v1.5, has none.
+        preview_channels (`bool`, *optional*, defaults to `False`):
+            With the mapper's `query_grid`: whether the U-Net sees the preview that the queries make as well, as
+            channels (after Saharia et al., Palette: Image-to-Image Diffusion Models, 2022), and so need not learn
+            which query stands for which place; `in_channels` are as many more than `out_channels` again.
         scheduler_config (`dict`, *optional*, defaults to SD v1.5's noise):
             Arguments of a scheduler of diffusers, `_class_name` that of the one which samples (by default
             `"DDIMScheduler"`). `prediction_type` says what the U-Net predicts: `"epsilon"` (the noise),
@@ -92,6 +96,7 @@ class ImageDetokenizerConfig(PreTrainedConfig):
     vae_config: dict | None = None
     pixel_patch_size: int = 1
     num_position_channels: int = 0
+    preview_channels: bool = False
     scheduler_config: dict | None = None
     trained_unet_parts: Literal["keys_values", "all"] = "keys_values"
     condition_dropout: float = 0.1
@@ -124,6 +129,8 @@ class ImageDetokenizerConfig(PreTrainedConfig):
                 f"mapper_config has num_queries={side**2} with query_grid, but its {side} × {side} squares do not "
                 f"divide samples of {self.unet_config['sample_size']} × {self.unet_config['sample_size']}."
             )
+        if self.preview_channels and not side:
+            raise ValueError("preview_channels are of what the mapper's queries preview: set its query_grid.")
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(f"condition_dropout is {self.condition_dropout}, expected a probability, 0 to 1.")
         if self.pixel_patch_size < 1 or (self.pixel_patch_size > 1 and self.vae_config is not None):

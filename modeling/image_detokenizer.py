@@ -86,11 +86,13 @@ class ImageDetokenizer(PreTrainedModel):
         patch_size: int = parts.pixel_patch_size
         channels = 3 * patch_size**2 if self.vae is None else self.vae.config.latent_channels
         num_positions: int = parts.num_position_channels
-        if (self.unet.config.in_channels, self.unet.config.out_channels) != (channels + num_positions, channels):
+        num_seen = channels + num_positions + (channels if parts.preview_channels else 0)
+        if (self.unet.config.in_channels, self.unet.config.out_channels) != (num_seen, channels):
             raise ValueError(
                 f"unet_config has in_channels={self.unet.config.in_channels} and "
-                f"out_channels={self.unet.config.out_channels}, expected {channels + num_positions} and {channels}: "
+                f"out_channels={self.unet.config.out_channels}, expected {num_seen} and {channels}: "
                 + ("those of a latent of the VAE" if self.vae is not None else _PIXELS.format(patch_size))
+                + (f", {channels} of a preview" if parts.preview_channels else "")
                 + (f", and {num_positions} of positions." if num_positions else ".")
             )
         self.query_grid: Any = None
@@ -248,12 +250,14 @@ class ImageDetokenizer(PreTrainedModel):
         return unconditional + scale * (conditional - unconditional)
 
     def _denoised(self, noisy: torch.Tensor, timesteps: Any, condition: torch.Tensor) -> torch.Tensor:
-        """What the U-Net makes of noisy latents, beside which it may see where each of them lies."""
+        """What the U-Net makes of noisy latents, beside which it may see where each of them lies and a preview."""
         seen = noisy
+        if self.config.preview_channels:
+            seen = torch.cat([seen, self.query_grid.previews(condition).to(noisy)], dim=1)
         if self.config.num_position_channels:
             grid_size = (noisy.shape[-2], noisy.shape[-1])
             positions = sine_positions(grid_size, self.config.num_position_channels).to(noisy).T
-            seen = torch.cat([noisy, positions.unflatten(-1, grid_size).expand(len(noisy), -1, -1, -1)], dim=1)
+            seen = torch.cat([seen, positions.unflatten(-1, grid_size).expand(len(noisy), -1, -1, -1)], dim=1)
         return self.unet(seen, timesteps, encoder_hidden_states=condition.to(noisy.dtype)).sample
 
     @torch.no_grad()

@@ -27,6 +27,19 @@ class QueryGrid(nn.Module):
         self.place_query = nn.Linear(condition_size, condition_size)
         self.place_key = nn.Linear(token_size, condition_size)
 
+    def previews(self, condition: torch.Tensor) -> torch.Tensor:
+        """
+        The squares put together.
+
+        Args:
+            condition (`torch.FloatTensor` of shape `(batch, side², condition_size)`): of the mapper.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, num_channels, sample_size, sample_size)`.
+        """
+        squares = self.preview(condition).transpose(1, 2).unflatten(2, (self.side, self.side))
+        return nn.functional.pixel_shuffle(squares, self.cell)
+
     def preview_loss(self, condition: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """
         Mean squared error of the previews.
@@ -38,8 +51,7 @@ class QueryGrid(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(batch,)`.
         """
-        squares = nn.functional.pixel_unshuffle(latents, self.cell).flatten(2).transpose(1, 2)
-        return (self.preview(condition).float() - squares.float()).square().mean((1, 2))
+        return (self.previews(condition).float() - latents.float()).square().mean((1, 2, 3))
 
     def placement_loss(
         self,

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from tests.tiny import calls
 from tests.tiny_setok import (
     DRAWN_SIZE,
     GRID,
@@ -13,6 +14,7 @@ from tests.tiny_setok import (
     tiny_detokenizer_config,
     tiny_mapper_config,
     tiny_setok,
+    tiny_unet_config,
     tokens_of,
 )
 from vistok import FeatureMapper, FeatureMapperConfig, ImageDetokenizer
@@ -138,3 +140,24 @@ def test_stage_one_a_has_both_terms():
     model.train_phase("reconstruction")
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert "detokenizer.query_grid.preview.weight" in trained
+
+
+@pytest.mark.parametrize("latent", [False, True])
+def test_the_unet_may_see_the_preview(latent, monkeypatch):
+    channels = 4 if latent else 3
+    unet = tiny_unet_config(in_channels=2 * channels + 4, out_channels=channels)
+    model = tiny_grid_detokenizer(latent, unet_config=unet, preview_channels=True, num_position_channels=4)
+    (tokens, mask), seen = tokens_of(4, 2), calls(monkeypatch, type(model.unet), "forward")
+    condition = model.mapper(tokens, mask)
+    drawn = model.sample(tokens, mask, seeds(1, 2), num_inference_steps=2, guidance_scale=1)
+    for (_, samples, *_), _ in seen:
+        assert samples.shape[1] == 2 * channels + 4
+        assert torch.allclose(samples[:, channels : 2 * channels], model.query_grid.previews(condition), atol=1e-6)
+        assert torch.equal(samples[0, 2 * channels :], samples[1, 2 * channels :])  # positions
+    with torch.no_grad():
+        model.query_grid.preview.bias += 1.0
+    assert not torch.allclose(model.sample(tokens, mask, seeds(1, 2), 2, 1.0), drawn, atol=1e-3)
+    with pytest.raises(ValueError, match=f"expected {2 * channels + 4} and {channels}.*{channels} of a preview"):
+        tiny_grid_detokenizer(latent, preview_channels=True, num_position_channels=4)
+    with pytest.raises(ValueError, match="preview_channels are of what the mapper's queries preview"):
+        tiny_detokenizer_config(latent, preview_channels=True)

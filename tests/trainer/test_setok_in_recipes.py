@@ -155,12 +155,12 @@ def test_the_parts_of_the_demos_setok_fit_one_another():
     unet, detokenizer = "detokenizer.unet", fields["detokenizer_config"]
     channels = 3 * detokenizer["pixel_patch_size"] ** 2
     assert shapes[f"{unet}.conv_out.weight"][0] == channels == 12
-    assert shapes[f"{unet}.conv_in.weight"][1] == channels + detokenizer["num_position_channels"]
+    assert shapes[f"{unet}.conv_in.weight"][1] == 2 * channels + detokenizer["num_position_channels"]
     assert shapes["detokenizer.mapper.projection.weight"][0] == detokenizer["unet_config"]["cross_attention_dim"]
     assert shapes["detokenizer.mapper.token_norm.weight"] == (fields["output_size"],)
     assert shapes["detokenizer.query_grid.preview.weight"][0] == channels * 4 * 4  # 8 × 8 squares of 32 × 32 places
     without = {**fields, "detokenizer_config": {**detokenizer, "num_position_channels": 0}}
-    with pytest.raises(ValueError, match="in_channels=28 and out_channels=12, expected 12 and 12"):
+    with pytest.raises(ValueError, match="in_channels=40 and out_channels=12, expected 24 and 12"):
         expected_shapes(SeTokForPreTraining, _compose(tower, None, without))
 
 
