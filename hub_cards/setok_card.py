@@ -12,6 +12,7 @@ _PHASES = {
     "reconstruction": "stage I-a: its tokens learned to draw the image again",
     "boundaries": "stage I-b: its tokens learned the boundaries of objects",
 }
+_TOKENS_STAY = "stage I-a: its detokenizer learned to draw images from tokens that stayed as they were"
 _MEASURES = {"ari": "adjusted Rand index", "ari_objects": "the same, object patches alone", "iou": "mean best IoU",
              "rank_correlation": "rank correlation of tokens and objects"}  # fmt: skip
 
@@ -30,7 +31,9 @@ def setok_card_values(results: Mapping[str, Any], config: PreTrainedConfig | Non
     draws = config is None or getattr(config, "detokenizer_config", None) is not None
     decoders = "decoders for masks and images" if draws else "a decoder for masks"
     training = (results.get("recipe") or {}).get("training") or {}
-    phase = _PHASES.get(training.get("phase") or "reconstruction", "stage I")
+    name = training.get("phase") or "reconstruction"
+    stay = name == "reconstruction" and (training.get("trainable") or {}).get("merger") == "frozen"
+    phase = _TOKENS_STAY if stay else _PHASES.get(name, "stage I")
     return {
         "summary": "A SeTok: a vision tower whose patches are clustered into as many visual tokens as the image has "
         f"parts, with {decoders}. It was trained in {phase}.",

@@ -34,8 +34,8 @@ class ImageDetokenizerOutput(ModelOutput):
     Args:
         loss (`torch.FloatTensor` of shape `()`): mean squared error of the prediction.
         preview_loss, placement_loss (`torch.FloatTensor` of shape `()`, *optional*, with the mapper's `query_grid`):
-            Of what the mapper's queries say of their squares of the image: see [`QueryGrid`]. Means over images whose
-            tokens were not dropped, 0 if all were.
+            Of what the mapper's queries say of their squares of the image: see [`QueryGrid`]. Means over images; one
+            whose tokens were dropped counts 0.
         prediction (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`):
             What the U-Net predicted: the noise, or what else `prediction_type` says.
         target (`torch.FloatTensor` of shape `(batch, num_channels, height, width)`): what it should have been.
@@ -176,12 +176,13 @@ class ImageDetokenizer(PreTrainedModel):
         loss = nn.functional.mse_loss(prediction.float(), target.float())
         told: dict[str, torch.Tensor] = {}
         if self.query_grid is not None:
-            kept = torch.ones_like(timesteps, dtype=torch.bool) if dropped is None else ~dropped
+            kept: Any = 1 if dropped is None else ~dropped
             losses = {"preview_loss": self.query_grid.preview_loss(condition, latents)}
             if cluster_masks is not None and grid_size is not None:
                 found = self.query_grid.placement_loss(condition, tokens, mask, cluster_masks, grid_size)
                 losses["placement_loss"] = found
-            told = {name: (of_images * kept).sum() / kept.sum().clamp(min=1) for name, of_images in losses.items()}
+            # Over all images, not over those that are left: batches that make one step are then as one batch.
+            told = {name: (of_images * kept).mean() for name, of_images in losses.items()}
         return ImageDetokenizerOutput(loss=loss, prediction=prediction, target=target, timesteps=timesteps, **told)
 
     def _target(self, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:

@@ -89,9 +89,9 @@ class ModelRecipe:
         llava (`str`, *optional*): of `setok_llava`, in place of `vision` and `text`: the LLaVA that SeTok is plugged
             into, a folder or Hub id.
         checkpoint (`str`, *optional*):
-            Starts from the model in this folder. What `vision`, `text`, `config` and its visual tokenizer's section
-            say must then be true of it; but `pseudo_image_features`, or weights of losses, of the config are switched
-            as they say.
+            Starts from the model in this folder, or that ships with vistok (`vistok:vtlmm-demo`). What `vision`,
+            `text`, `config` and its visual tokenizer's section say must then be true of it; but
+            `pseudo_image_features`, or weights of losses, of the config are switched as they say.
         dtype (`str`, *optional*): of the frozen weights; by default that of the language model.
         attn_implementation (`str` or `dict`, *optional*): as in `from_pretrained`: of all parts, or by part, such as
             `{text_config: eager}`.
@@ -254,7 +254,7 @@ def _load_checkpoint(recipe: ModelRecipe, options: Mapping[str, Any]) -> tuple[A
     try:
         model = kind.model_class.from_pretrained(checkpoint, **options, **switches)
     except OSError as error:
-        if os.path.isdir(str(recipe.checkpoint)):
+        if os.path.isdir(checkpoint):
             raise
         where = "neither here nor on the Hub" if is_hub_id(str(recipe.checkpoint)) else "not here"
         raise FileNotFoundError(

@@ -9,6 +9,7 @@ import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ..modeling.base_weights import shipped_checkpoint
 from ..modeling.lora_adapters import add_lora
 from ..modeling.vision_features import feature_grid
 from .freezing import set_trainable, upcast_trained
@@ -65,7 +66,7 @@ def _vision(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig]) -> tup
 
 
 def _of_checkpoint(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig]) -> tuple[PreTrainedConfig, int]:
-    folder = os.path.normpath(str(recipe.checkpoint))
+    folder = os.path.normpath(shipped_checkpoint(str(recipe.checkpoint)) or str(recipe.checkpoint))
     config: Any
     if folder in earlier:
         config = copy.deepcopy(earlier[folder])

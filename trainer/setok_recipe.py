@@ -1,12 +1,12 @@
 """Recipes of SeTok's stage I: one of its two sub-phases each."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
-from transformers import AutoImageProcessor
+from transformers import AutoImageProcessor, PreTrainedConfig
 
 from ..configuration.configuration_setok import SeTokConfig
 from ..evaluation.cluster_measurement import measure_clusters
@@ -162,28 +162,39 @@ def _from_checkpoint(recipe: SeTokModelRecipe, checkpoint: str, dtype: torch.dty
         )
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = SeTokForPreTraining.from_pretrained(checkpoint, **options)
-    if model.detokenizer is None and recipe.config.get("detokenizer_config") is not None:
-        _add_detokenizer(model, recipe.config["detokenizer_config"])
-    for name, value in recipe.config.items():
+    fields = dict(recipe.config)
+    if model.detokenizer is None and fields.get("detokenizer_config") is not None:
+        _add_detokenizer(model, fields.pop("detokenizer_config"))
+    for name, value in fields.items():
         is_own = name in SeTokConfig.__dataclass_fields__
         if is_own and name.endswith("_weight"):
             setattr(model.config, name, value)
             continue
         config = model.config if is_own else model.config.vision_config
-        found = getattr(config, name, None)
-        if found != value and not isinstance(value, Mapping):
+        for field_name, asked, found in _differences(name, value, getattr(config, name, None)):
             raise ValueError(
-                f"model.config.{name} is {value!r}, but {recipe.checkpoint} has {found!r}: leave it out of the "
+                f"model.config.{field_name} is {asked!r}, but {recipe.checkpoint} has {found!r}: leave it out of the "
                 "recipe, or start from the base models."
             )
     return model
+
+
+def _differences(name: str, asked: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Fields that are asked for, also of the configs of parts, where a model has them otherwise."""
+    found = found.to_dict() if isinstance(found, PreTrainedConfig) else found
+    if isinstance(asked, Mapping) and isinstance(found, Mapping):
+        for key, value in asked.items():
+            yield from _differences(f"{name}.{key}", value, found.get(key))
+    elif asked != found:
+        yield name, asked, found
 
 
 def _add_detokenizer(model: SeTokForPreTraining, detokenizer_config: Mapping[str, Any]) -> None:
     """Gives a new one to a SeTok that draws nothing yet, in place."""
     fields = {**model.config.to_dict(), "detokenizer_config": dict(detokenizer_config)}
     config: Any = SeTokConfig.from_dict(fields).detokenizer_config
-    model.detokenizer = ImageDetokenizer(config).to(model.device, model.dtype)
+    model.detokenizer = ImageDetokenizer(config).to(model.device, model.dtype).eval()
+    model._no_split_modules |= model.detokenizer._no_split_modules  # what FSDP divides, gathered when it was built
     model.config.detokenizer_config = config
     new = {f"detokenizer.{name}" for name, _ in model.detokenizer.named_parameters()}
     model.added_weights = getattr(model, "added_weights", set()) | new

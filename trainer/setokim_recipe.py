@@ -26,8 +26,8 @@ class SetokimRecipe(VisualLanguageRecipe):
     A run of [`SetokimTrainer`]: the stage is `training.stage`.
 
     Args:
-        model ([`ModelRecipe`]): what is trained, of the kind `"setokim"`: `vision` is a tower or the folder of a
-            trained SeTok. Stage III starts from the `checkpoint` that stage II left.
+        model ([`ModelRecipe`]): what is trained, of the kind `"setokim"`: `vision` is a tower, or the folder or name
+            (`vistok:setok-demo`) of a trained SeTok. Stage III starts from the `checkpoint` that stage II left.
         trainable (`dict[str, str]`): parts that are otherwise than the stage has them, such as `{"llm": "lora"}`.
         lora (`dict`, *optional*): fields of `peft.LoraConfig`.
         data, training, card: as in [`Recipe`]; `training` has the fields of [`SetokimTrainingConfig`].

@@ -11,8 +11,9 @@ Trains as a recipe says, and ends with a folder that from_pretrained and pipelin
 processor, a card, results.json and the loss curve. A run that was killed continues from its last checkpoint.
 
 Several recipes run one after another. Each starts from the folder that its model.checkpoint names, which an earlier
-one may leave; one that names none starts from the folder of the one before it. Those that are finished, with the same
-recipe and the same start, are passed over (--resume never runs all anew).
+one may leave, or from what ships with vistok (vistok:NAME); one that names none starts from the folder of the one
+before it, and a Setokim behind a SeTok takes that as its model.vision. Those that are finished, with the same recipe
+and the same start, are passed over (--resume never runs all anew).
 
 Behind the recipes any field can be overridden: by --section.field value in all of them, by --2.section.field value in
 the second alone. Where that moves an output folder, what starts from it follows. The sections of a recipe:

@@ -11,7 +11,13 @@ from PIL import Image
 from torch.utils.data import BatchSampler
 from transformers import EvalPrediction, ViTImageProcessorPil
 
-from tests.tiny_setok import tiny_mapper_config, tiny_setok, tiny_setok_config, tiny_unet_config
+from tests.tiny_setok import (
+    tiny_detokenizer_config,
+    tiny_mapper_config,
+    tiny_setok,
+    tiny_setok_config,
+    tiny_unet_config,
+)
 from tests.trainer.planted_boxes import save_boxes
 from vistok import SeTokForPreTraining, SeTokTrainer, SeTokTrainingConfig, load_data_source
 from vistok.configuration.shipped import here_or_shipped, shipped_path
@@ -39,9 +45,9 @@ def boxes(tmp_path_factory):
     return folder
 
 
-def make_trainer(boxes, folder, phase, steps=4, data=None, **kwargs):
+def make_trainer(boxes, folder, phase, steps=4, data=None, config=None, **kwargs):
     torch.manual_seed(0)
-    model = tiny_setok(vision={"cluster_projection_layers": 1}, object_contrast_weight=1.0)
+    model = tiny_setok(vision={"cluster_projection_layers": 1}, object_contrast_weight=1.0, **(config or {}))
     data = load_data_source({"format": "object-masks", "path": str(boxes)}) if data is None else data
     options = {"per_device_train_batch_size": 2, "logging_steps": 1, "sample_steps": 2, "num_samples": 2}
     options |= {"sample_inference_steps": 2, "save_steps": 2, "eval_strategy": "steps", "eval_steps": steps}
@@ -118,6 +124,23 @@ def test_accumulated_batches_make_the_same_step(boxes, tmp_path):
         moved.append(trainer.model.mask_decoder.state_dict())
     for name, parameter in moved[0].items():
         torch.testing.assert_close(parameter, moved[1][name], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulated_batches_of_which_other_shares_lose_their_tokens_make_the_same_step(boxes, tmp_path):
+    mapper = tiny_mapper_config(num_queries=4, query_grid=True)
+    config = {"detokenizer_config": tiny_detokenizer_config(mapper_config=mapper, condition_dropout=0.5)}
+    moved = []
+    for size, accumulated in ((6, 1), (2, 3)):
+        options = {"per_device_train_batch_size": size, "gradient_accumulation_steps": accumulated, "sample_steps": 0}
+        options |= {"learning_rate": 1e-2, "optim": "sgd", "lr_scheduler_type": "constant", "warmup_steps": 0}
+        options |= {"max_grad_norm": 0.0, "save_strategy": "no"}
+        trainer = make_trainer(boxes, tmp_path / str(size), "reconstruction", steps=1, config=config, **options)
+        trainer.train()
+        moved.append((trainer.model.detokenizer.query_grid.state_dict(), trainer.state.log_history[0]))
+    for name, parameter in moved[0][0].items():
+        torch.testing.assert_close(parameter, moved[1][0][name], rtol=1e-4, atol=1e-6)
+    for name in ("loss", "loss_preview", "loss_placement"):
+        assert moved[0][1][name] == pytest.approx(moved[1][1][name], rel=1e-4), name
 
 
 @pytest.mark.parametrize("num_images", [1, 2, 3, 5, 6])
@@ -245,6 +268,8 @@ class TestStart:
         assert {name.split(".")[1] for name in found.keys() - plain.keys()} == {"mapper", "unet"}
         assert model.config.detokenizer_config.mapper_config.token_size == model.config.mask_decoder_config.token_size
         assert model.config.mask_dice_weight == 0.5
+        assert not any(module.training for module in model.modules())
+        assert model._no_split_modules == tiny_setok()._no_split_modules
         model.train_phase("reconstruction")
 
     def test_one_that_has_a_detokenizer_keeps_it(self, tmp_path):
@@ -255,6 +280,16 @@ class TestStart:
         loaded, _ = build_setok(recipe)
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
+
+    def test_one_that_has_another_detokenizer_is_no_start(self, tmp_path):
+        tiny_setok().save_pretrained(tmp_path)
+        PROCESSOR.save_pretrained(tmp_path)
+        mapper = tiny_mapper_config(num_queries=4, query_grid=True)
+        recipe = SeTokModelRecipe(
+            checkpoint=str(tmp_path), config={"detokenizer_config": {**self.DETOKENIZER, "mapper_config": mapper}}
+        )
+        with pytest.raises(ValueError, match=r"detokenizer_config\.mapper_config\.num_queries is 4, but .* has 3"):
+            build_setok(recipe)
 
     def test_what_ships_is_found_by_its_name(self, folder, monkeypatch):
         monkeypatch.setattr(setok_recipe, "resolve_checkpoint", {"vistok:mine": folder}.__getitem__)

@@ -10,11 +10,11 @@ from tests.trainer.conftest import RESAMPLER
 from tests.trainer.tiny_training import question
 from vistok import VisualLanguageCollator
 from vistok.cli import main
-from vistok.configuration.shipped import here_or_shipped
+from vistok.configuration.shipped import here_or_shipped, shipped_path
 from vistok.evaluation.compute_costs import count_flops
 from vistok.modeling.base_weights import BASE_WEIGHTS
 from vistok.trainer.freezing import set_trainable, upcast_trained
-from vistok.trainer.model_recipe import build_model
+from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.plan_memory import optimizer_bytes
 from vistok.trainer.plan_model import planned_config, planned_model
 from vistok.trainer.plan_report import plan_markdown
@@ -217,6 +217,13 @@ def test_all_stages_of_a_paper_are_planned_in_a_row_with_the_data_of_each(base_m
     assert f"All 4 trainings: {flops / 1e18:.3g} EFLOP" in capsys.readouterr().out
     assert main(["plan", *stages, "--samples", "1", "2"]) == 2
     assert "--samples has 2 numbers for 4 recipes" in capsys.readouterr().err
+
+
+def test_what_ships_is_planned_by_its_name():
+    name, folder = "vistok:vtlmm-demo", str(shipped_path("checkpoints/vtlmm-demo"))
+    named, image_size = planned_config(ModelRecipe(kind="vtlmm", checkpoint=name), {})
+    expected = planned_config(ModelRecipe(kind="vtlmm", checkpoint=folder), {})
+    assert (named.to_dict(), image_size) == (expected[0].to_dict(), expected[1])
 
 
 def test_what_nobody_knows_is_named(capsys):
