@@ -18,7 +18,7 @@ from .diffusion_parts import DiffusionParts, load_diffusion_parts
 from .image_detokenizer import Generators, ImageDetokenizer
 from .mask_decoder import MaskDecoder
 from .mask_supervision import mask_losses
-from .modeling_setok_vision import SeTokVisionModel
+from .modeling_setok_vision import SeTokVisionModel, SeTokVisionOutput
 from .object_contrast import (
     object_contrast_loss,
     patch_objects,
@@ -236,6 +236,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         patch_features: torch.Tensor | None = None,
         grid_size: tuple[int, int] | None = None,
         mask_size: tuple[int, int] | None = None,
+        encoded: SeTokVisionOutput | None = None,
     ) -> SeTokForPreTrainingOutput:
         """
         Args:
@@ -256,6 +257,8 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             patch_features, grid_size (*optional*): in place of `pixel_values`: see [`SeTokVisionModel`].
             mask_size (`tuple[int, int]`, *optional*): height and width of `mask_labels`, where these are given at
                 another size, as shares of larger pixels; by default that of `pixel_values`.
+            encoded ([`SeTokVisionOutput`], *optional*): in place of all of these: what `vision_model` made of them.
+                Without its `patch_features` only for the phase `"reconstruction"`.
 
         Returns:
             [`SeTokForPreTrainingOutput`].
@@ -268,7 +271,8 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             if pixel_values is None:
                 raise ValueError("Without pixel_values it is not known how large mask_labels are: give mask_size.")
             mask_size = (pixel_values.shape[-2], pixel_values.shape[-1])
-        encoded = self.vision_model(pixel_values, patch_features, grid_size, return_dict=True)
+        if encoded is None:
+            encoded = self.vision_model(pixel_values, patch_features, grid_size, return_dict=True)
         terms: dict[str, torch.Tensor] = {}
         mask_logits = matches = None
         if target_pixel_values is not None:

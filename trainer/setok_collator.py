@@ -13,6 +13,7 @@ from ..processing.drawn_images import drawing_targets
 from ..processing.feature_cache import FeatureCache
 from ..processing.images import BadSampleError, image_key, load_example_images
 from ..processing.object_masks import patch_coverage, seen_objects
+from .kept_tokens import KeptTokens
 from .masked_images import masked_image_of
 from .seeded_augmentation import seed_of
 
@@ -33,6 +34,7 @@ class SeTokCollator:
         mask_scale (`int`): pixels of masks per side of a patch.
         max_objects (`int`): most objects of an image, the largest.
         features (`FeatureCache`, *optional*): in place of images for the tower.
+        tokens ([`KeptTokens`], *optional*): in place of both for the tokenizer, where it stays as it is.
         seed (`int`, *optional*, defaults to 0): of the noise that is taken off drawn images.
         epoch (`torch.LongTensor` of shape `()`): current epoch, in which each image gets another noise; shared with
             data loader workers.
@@ -45,6 +47,7 @@ class SeTokCollator:
     mask_scale: int = 4
     max_objects: int = 64
     features: FeatureCache | None = None
+    tokens: KeptTokens | None = None
     seed: int = 0
     epoch: torch.Tensor = field(default_factory=lambda: torch.zeros((), dtype=torch.long).share_memory_())
     _masks: dict[str, np.ndarray] = field(default_factory=dict)
@@ -63,7 +66,8 @@ class SeTokCollator:
                 `object-masks`.
 
         Returns:
-            `dict`: `pixel_values`, or `patch_features` and `grid_size`; `target_pixel_values` if images are to be
+            `dict`: `pixel_values`, or `patch_features` and `grid_size`, or what [`KeptTokens.batch`] gives;
+            `target_pixel_values` if images are to be
             drawn, and `noise_seeds`, a number for each, whatever process meets it; `mask_labels`, `(batch,
             num_objects, *mask_size)` from 0 to 1 padded with zeros, `mask_size`, `patch_labels`, `(batch,
             num_patches)` (-1 ignored, 0 background, objects from 1), and `num_objects`, `(batch,)`, if there are
@@ -75,7 +79,9 @@ class SeTokCollator:
         batch: dict[str, Any] = {}
         needs_images = self.features is None or self.draw_size is not None
         images = [self.image(example) for example in examples] if needs_images else []
-        if self.features is None:
+        if self.tokens is not None:
+            batch |= self.tokens.batch([_key(example) for example in examples])
+        elif self.features is None:
             batch["pixel_values"] = self.image_processor(images=images, return_tensors="pt")["pixel_values"]
         else:
             batch["patch_features"] = torch.stack([self.features[_key(example)] for example in examples])

@@ -35,6 +35,9 @@ class SeTokTrainingConfig(TrainingArguments):
             Runs the frozen tower once per image, in all processes together, and keeps its features on disk.
         feature_cache_dir (`str`, *optional*): where; by default vistok's cache folder.
         feature_cache_dtype (`str`, *optional*, defaults to `"bfloat16"`): in which they are kept.
+        keep_tokens (`bool`, *optional*, defaults to `False`):
+            Computes the tokens of each image once in each process, from cached features, and keeps them in memory:
+            where the phase `"reconstruction"` leaves the tokens as they are (`trainable: {merger: frozen}`).
         mask_scale (`int`, *optional*, defaults to 4):
             Masks are kept at so many pixels per side of a patch, as the share of each that an object covers. Memory is
             bounded so; the patch grid is a whole part of it, and loses nothing.
@@ -56,6 +59,7 @@ class SeTokTrainingConfig(TrainingArguments):
     cache_features: bool = field(default=False, metadata={"help": "Run the tower once per image."})
     feature_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached features."})
     feature_cache_dtype: str = field(default="bfloat16", metadata={"help": "dtype of cached features."})
+    keep_tokens: bool = field(default=False, metadata={"help": "Compute tokens that stay once per image."})
     mask_scale: int = field(default=4, metadata={"help": "Pixels of masks per side of a patch."})
     max_objects: int = field(default=64, metadata={"help": "Most objects of an image."})
     sample_steps: int = field(default=500, metadata={"help": "Steps between pictures of samples; 0 for none."})
@@ -81,6 +85,15 @@ class SeTokTrainingConfig(TrainingArguments):
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a value for each part by name.")
         if self.cache_features and (self.trainable or {}).get("vision", "frozen") != "frozen":
             raise ValueError("cache_features needs a frozen tower: leave vision out of trainable, or the cache off.")
+        if self.keep_tokens:
+            stays = self.phase == "reconstruction" and (self.trainable or {}).get("merger") == "frozen"
+            stays &= (self.trainable or {}).get("clustering", "frozen") == "frozen"
+            if not stays or not self.cache_features or self.dataloader_num_workers:
+                raise ValueError(
+                    "keep_tokens is for the phase reconstruction with a frozen merger (trainable: {merger: frozen}), "
+                    "cache_features on and dataloader_num_workers 0: otherwise tokens change, or are kept several "
+                    "times over."
+                )
         if self.reconstruct_boundaries and self.phase != "boundaries":
             raise ValueError("reconstruct_boundaries adds to the losses of the phase boundaries: leave it out.")
         if not 0 < self.learning_rate < math.inf:

@@ -62,6 +62,16 @@ def image_rows(outputs: Any, num_objects: torch.Tensor | None, patch_labels: tor
     return torch.cat([terms, rows], dim=1)
 
 
+def num_images(batch: Mapping[str, Any]) -> int:
+    """
+    How many images a batch has.
+
+    Args:
+        batch (`dict`): see [`SeTokCollator`].
+    """
+    return len(next(batch[name] for name in ("tokens", "patch_features", "pixel_values") if name in batch))
+
+
 def num_own_images(batch_size: int, process_index: int, remainder: int) -> int:
     """
     How many images of a process's last batch are its own, at the front of it. Where processes do not divide a data set
@@ -143,4 +153,13 @@ def image_metrics(images: np.ndarray) -> dict[str, float]:
     return {name: float(value) for name, value in found.items()}
 
 
-__all__ = ["COLUMNS", "SeTokMetrics", "counts_of", "first_images", "image_metrics", "image_rows", "num_own_images"]
+__all__ = [
+    "COLUMNS",
+    "SeTokMetrics",
+    "counts_of",
+    "first_images",
+    "image_metrics",
+    "image_rows",
+    "num_images",
+    "num_own_images",
+]

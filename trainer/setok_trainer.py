@@ -16,6 +16,7 @@ from ..evaluation.token_sources import TokenSource
 from ..modeling.completed_model import check_weights
 from ..modeling.divided_weights import whole_root
 from ..modeling.modeling_setok import SeTokForPreTraining
+from ..modeling.modeling_setok_vision import SeTokVisionOutput
 from ..modeling.trained_weights import (
     TRAINED_WEIGHTS_NAME,
     CheckpointError,
@@ -28,13 +29,22 @@ from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder, featur
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
+from .kept_tokens import KEPT, KeptTokens
 from .masked_images import MASKS
 from .part_learning_rates import check_learning_rates, set_part_learning_rates
 from .reproducible_trainer import ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import number_examples
 from .setok_collator import SeTokCollator
 from .setok_config import SeTokTrainingConfig
-from .setok_measures import SeTokMetrics, counts_of, first_images, image_metrics, image_rows, num_own_images
+from .setok_measures import (
+    SeTokMetrics,
+    counts_of,
+    first_images,
+    image_metrics,
+    image_rows,
+    num_images,
+    num_own_images,
+)
 from .setok_pictures import image_panel, masks_panel, tokens_panel, write_grid
 from .shared_feature_cache import build_together
 
@@ -106,6 +116,8 @@ class SeTokTrainer(ReproducibleTrainer):
         )
         if args.cache_features:
             collator.features = self._cache_features(args, train_dataset, eval_dataset)
+        if args.keep_tokens:
+            collator.tokens = KeptTokens(model.vision_model, collator.features, self.source.grid_size)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = EndlessStream(train_dataset)
         if train_dataset is not None:
@@ -165,7 +177,7 @@ class SeTokTrainer(ReproducibleTrainer):
         most = self.model.config.vision_config.max_tokens
         counts = torch.zeros(2, dtype=torch.long, device=device)
         for batch in batch_samples:
-            counts[0] += len(batch.get("patch_features", batch.get("pixel_values")))
+            counts[0] += num_images(batch)
             if "num_objects" in batch:
                 counts[1] += batch["num_objects"].clamp(max=most).sum().to(device)
         if self.args.world_size > 1:
@@ -196,6 +208,9 @@ class SeTokTrainer(ReproducibleTrainer):
 
     def _run(self, model, inputs: Mapping[str, Any]):
         given = {name: value for name, value in inputs.items() if name not in NOT_OF_MODEL}
+        if "tokens" in inputs:
+            known = {name: given.pop(name) for name in (*KEPT, "grid_size")}
+            given["encoded"] = SeTokVisionOutput(**known)
         if "noise_seeds" in inputs:
             seeds = inputs["noise_seeds"].tolist()
             given["generator"] = [torch.Generator(self.args.device).manual_seed(seed) for seed in seeds]
@@ -227,7 +242,7 @@ class SeTokTrainer(ReproducibleTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Loss, and what [`SeTokMetrics`] makes means of."""
         inputs = self._prepare_inputs(inputs)
-        batch_size = len(inputs.get("patch_features", inputs.get("pixel_values")))
+        batch_size = num_images(inputs)
         state = self.accelerator.gradient_state
         remainder = state.remainder if state.end_of_dataloader else 0
         own = num_own_images(batch_size, self.args.process_index, remainder)

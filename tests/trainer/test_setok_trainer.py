@@ -29,6 +29,7 @@ from vistok.modeling.object_contrast import (
 )
 from vistok.processing.images import BadSampleError, image_key, load_image
 from vistok.trainer import setok_recipe
+from vistok.trainer.kept_tokens import KeptTokens
 from vistok.trainer.recipe import load_recipe
 from vistok.trainer.recipe_chain import check_starts
 from vistok.trainer.run_lineage import start_of
@@ -246,6 +247,51 @@ def test_bad_input(boxes, tmp_path):
         make_trainer(boxes, tmp_path / "plain", "boundaries", data=plain).train()
     with pytest.raises(FileNotFoundError):
         load_data_source({"format": "object-masks", "path": str(boxes / "nothing.json")})
+
+
+class TestKeptTokens:
+    OPTIONS = {"cache_features": True, "feature_cache_dtype": "float32", "trainable": {"merger": "frozen"}}
+
+    def test_a_training_with_them_is_that_without(self, boxes, tmp_path):
+        options = {**self.OPTIONS, "feature_cache_dir": str(tmp_path / "cache")}
+        runs = [
+            make_trainer(boxes, tmp_path / str(keeps), "reconstruction", keep_tokens=keeps, **options)
+            for keeps in (False, True)
+        ]
+        for trainer in runs:
+            trainer.train()
+        assert len(runs[1].collator.tokens) == len(runs[1].train_dataset)  # in four steps of two, more than once
+        logs = [[entry for entry in trainer.state.log_history if "eval_runtime" not in entry] for trainer in runs]
+        for one, other in zip(*logs):
+            assert one.keys() == other.keys()
+            timed = {name for name in one if name.endswith(("runtime", "per_second", "flos"))}
+            assert all(one[name] == pytest.approx(other[name], rel=1e-3) for name in one.keys() - timed)
+        for (name, parameter), other in zip(runs[0].model.named_parameters(), runs[1].model.parameters()):
+            assert torch.allclose(parameter, other, atol=1e-4), name
+
+    @pytest.mark.parametrize("assignment", ["hard", "soft"])
+    def test_a_batch_is_what_the_tokenizer_makes_of_it(self, assignment):
+        model = tiny_setok(vision={"assignment": assignment}).vision_model
+        features = dict(zip("abcd", torch.randn(4, 36, 32, generator=torch.Generator().manual_seed(3))))
+        kept = KeptTokens(model, features, (6, 6))
+        kept.batch("ab")
+        batch = kept.batch("bcdc")
+        with torch.no_grad():
+            expected = model(patch_features=torch.stack([features[key] for key in "bcdc"]), grid_size=(6, 6))
+        assert len(kept) == 4 and batch["grid_size"] == (6, 6)
+        assert torch.equal(batch["mask"], expected.mask) and torch.equal(batch["assignment"], expected.assignment)
+        for name in ("tokens", "cluster_masks"):
+            assert torch.allclose(batch[name], expected[name], atol=1e-5), name
+
+    @pytest.mark.parametrize(
+        "otherwise",
+        [{"phase": "boundaries"}, {"trainable": None}, {"cache_features": False}, {"dataloader_num_workers": 2},
+         {"trainable": {"merger": "frozen", "clustering": "full"}}],
+    )  # fmt: skip
+    def test_tokens_that_change_are_not_kept(self, otherwise, tmp_path):
+        fields = {**self.OPTIONS, "phase": "reconstruction", "output_dir": str(tmp_path), **otherwise}
+        with pytest.raises(ValueError, match="keep_tokens is for the phase reconstruction with a frozen merger"):
+            SeTokTrainingConfig(keep_tokens=True, use_cpu=True, **fields)
 
 
 class TestStart:
