@@ -132,6 +132,11 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             )
         if self.preview_channels and not side:
             raise ValueError("preview_channels are of what the mapper's queries preview: set its query_grid.")
+        if self.preview_channels and self.trained_unet_parts != "all":
+            raise ValueError(
+                f"trained_unet_parts is {self.trained_unet_parts!r}, but the U-Net's first layer has to learn to read "
+                "preview_channels: set it to 'all', or leave them out."
+            )
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(f"condition_dropout is {self.condition_dropout}, expected a probability, 0 to 1.")
         if self.pixel_patch_size < 1 or (self.pixel_patch_size > 1 and self.vae_config is not None):

@@ -156,8 +156,11 @@ class ImageDetokenizer(PreTrainedModel):
             [`ImageDetokenizerOutput`].
 
         Raises:
-            ValueError: if the images are of another size, or not 0 to 1.
+            ValueError: if the images are of another size, or not 0 to 1, or only one of cluster_masks and grid_size is
+                there.
         """
+        if (cluster_masks is None) != (grid_size is None):
+            raise ValueError("cluster_masks and grid_size say together where tokens lie: give both or neither.")
         scheduler = self._noise_scheduler
         latents = self.encode_images(images, generator)
         if noise is None:

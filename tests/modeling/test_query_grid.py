@@ -146,7 +146,8 @@ def test_stage_one_a_has_both_terms():
 def test_the_unet_may_see_the_preview(latent, monkeypatch):
     channels = 4 if latent else 3
     unet = tiny_unet_config(in_channels=2 * channels + 4, out_channels=channels)
-    model = tiny_grid_detokenizer(latent, unet_config=unet, preview_channels=True, num_position_channels=4)
+    whole = {"trained_unet_parts": "all"}
+    model = tiny_grid_detokenizer(latent, unet_config=unet, preview_channels=True, num_position_channels=4, **whole)
     (tokens, mask), seen = tokens_of(4, 2), calls(monkeypatch, type(model.unet), "forward")
     condition = model.mapper(tokens, mask)
     drawn = model.sample(tokens, mask, seeds(1, 2), num_inference_steps=2, guidance_scale=1)
@@ -161,6 +162,10 @@ def test_the_unet_may_see_the_preview(latent, monkeypatch):
         model.query_grid.preview.bias += 1.0
     assert not torch.allclose(model.sample(tokens, mask, seeds(1, 2), 2, 1.0), drawn, atol=1e-3)
     with pytest.raises(ValueError, match=f"expected {2 * channels + 4} and {channels}.*{channels} of a preview"):
-        tiny_grid_detokenizer(latent, preview_channels=True, num_position_channels=4)
+        tiny_grid_detokenizer(latent, preview_channels=True, num_position_channels=4, **whole)
     with pytest.raises(ValueError, match="preview_channels are of what the mapper's queries preview"):
         tiny_detokenizer_config(latent, preview_channels=True)
+    with pytest.raises(ValueError, match="trained_unet_parts is 'keys_values', but the U-Net's first layer"):
+        tiny_detokenizer_config(latent, mapper_config=MAPPER, preview_channels=True)
+    with pytest.raises(ValueError, match="give both or neither"):
+        model(tokens, mask, pixels, grid_size=(2, 2))
