@@ -18,7 +18,7 @@ from .diffusion_parts import DiffusionParts, load_diffusion_parts
 from .image_detokenizer import Generators, ImageDetokenizer
 from .mask_decoder import MaskDecoder
 from .mask_supervision import mask_losses
-from .modeling_setok_vision import SeTokVisionModel, SeTokVisionOutput
+from .modeling_setok_vision import SeTokVisionModel
 from .object_contrast import (
     object_contrast_loss,
     patch_objects,
@@ -236,7 +236,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         patch_features: torch.Tensor | None = None,
         grid_size: tuple[int, int] | None = None,
         mask_size: tuple[int, int] | None = None,
-        encoded: SeTokVisionOutput | None = None,
+        encoded: Any = None,
     ) -> SeTokForPreTrainingOutput:
         """
         Args:
@@ -273,6 +273,8 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
             mask_size = (pixel_values.shape[-2], pixel_values.shape[-1])
         if encoded is None:
             encoded = self.vision_model(pixel_values, patch_features, grid_size, return_dict=True)
+        elif encoded.patch_features is None and phase != "reconstruction":
+            raise ValueError("encoded has no patch_features, which masks are made of: give them, or pixel_values.")
         terms: dict[str, torch.Tensor] = {}
         mask_logits = matches = None
         if target_pixel_values is not None:

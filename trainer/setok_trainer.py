@@ -115,9 +115,10 @@ class SeTokTrainer(ReproducibleTrainer):
             seed=args.seed,
         )
         if args.cache_features:
-            collator.features = self._cache_features(args, train_dataset, eval_dataset)
-        if args.keep_tokens:
-            collator.tokens = KeptTokens(model.vision_model, collator.features, self.source.grid_size)
+            features = self._cache_features(args, train_dataset, eval_dataset)
+            collator.features = features
+            if args.keep_tokens:
+                collator.tokens = KeptTokens(model.vision_model, features, self.source.grid_size)
         if isinstance(train_dataset, IterableDataset):
             train_dataset = EndlessStream(train_dataset)
         if train_dataset is not None:
