@@ -54,6 +54,10 @@ class GVTModel(GVTPreTrainedModel, MultimodalModel):
     def visual_tokenizer(self) -> VisualTokenizer:
         return self.resampler
 
+    @property
+    def projection(self) -> nn.Module:
+        return self.projector
+
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.projector(tokens)
 

@@ -63,6 +63,10 @@ class SetokimModel(SetokimPreTrainedModel, ReadsTokenRows, MultimodalModel):
     def visual_tokenizer(self) -> VisualTokenizer:
         return self.setok.vision_model.tokenizer
 
+    @property
+    def projection(self) -> nn.Module:
+        return self.input_projection
+
     def project(self, tokens: torch.Tensor) -> torch.Tensor:
         return self.input_projection(tokens.to(computing_dtype(self.input_projection)))
 

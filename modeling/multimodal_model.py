@@ -86,6 +86,11 @@ class MultimodalModel(MultimodalPreTrainedModel):
         """
         return tokens
 
+    @property
+    def projection(self) -> nn.Module | None:
+        """The one layer that `project` consists of; `None` where nothing stands behind the visual tokenizer."""
+        return None
+
     def get_input_embeddings(self) -> nn.Module:
         return self.language_model.get_input_embeddings()
 
@@ -125,10 +130,12 @@ class MultimodalModel(MultimodalPreTrainedModel):
         elif pixel_values is not None:
             features = self.get_vision_features(pixel_values)
         visual_tokens: Any = self.tokenize(features, output_attentions)
-        tokens, mask = self.project(visual_tokens.tokens), visual_tokens.mask
+        given, mask = visual_tokens.tokens, visual_tokens.mask
+        tokens = self.project(given)
         if (placeholders := self.num_placeholders(features)) is not None:
             unused = placeholders - mask.shape[1]
-            tokens, mask = nn.functional.pad(tokens, (0, 0, 0, unused)), nn.functional.pad(mask, (0, unused))
+            tokens, given = (nn.functional.pad(of_images, (0, 0, 0, unused)) for of_images in (tokens, given))
+            mask = nn.functional.pad(mask, (0, unused))
         # Elsewhere than on a CPU it takes longer to ask a mask than to leave all as it is.
         real = [image[kept] for image, kept in zip(tokens, mask)] if tokenizer.variable_num_tokens else list(tokens)
         return self.image_features_class(
@@ -139,6 +146,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
             attentions=visual_tokens.attentions,
             grid_size=features.grid_size,
             num_prefix_tokens=features.num_prefix_tokens,
+            tokens=given * mask.unsqueeze(-1),
         )
 
     def tokenize(self, features: VisionFeatures, output_attentions: bool | None = None) -> VisualTokenizerOutput:

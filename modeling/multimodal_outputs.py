@@ -28,12 +28,15 @@ class ImageFeatures(BaseModelOutputWithPooling):
         grid_size (`tuple[int, int]`, *optional*): height and width of the images in patches.
         num_prefix_tokens (`int`, *optional*):
             How many of the keys precede the first patch; unknown of cached features with [CLS] or registers.
+        tokens (`torch.FloatTensor` of shape `(num_images, num_tokens, token_size)`, *optional*):
+            Visual tokens of the tokenizer, which `last_hidden_state` was projected from; padding is zero.
     """
 
     token_mask: torch.Tensor | None = None
     assignment: torch.Tensor | None = None
     grid_size: tuple[int, int] | None = None
     num_prefix_tokens: int | None = None
+    tokens: torch.Tensor | None = None
 
     @property
     def embeddings(self) -> torch.Tensor | None:

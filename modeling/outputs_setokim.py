@@ -13,13 +13,10 @@ from .multimodal_outputs import ImageFeatures, MultimodalOutputMixin
 @dataclass
 class SetokimImageFeatures(ImageFeatures):
     """
-    Output of `get_image_features` of Setokim: [`ImageFeatures`] whose `last_hidden_state` is what the language model
-    reads, and what it was projected from:
+    Output of `get_image_features` of Setokim: [`ImageFeatures`], whose `tokens` are what the model regresses where it
+    writes an image, and what they were made of:
 
     Args:
-        tokens (`torch.FloatTensor` of shape `(num_images, num_tokens, token_size)`):
-            Visual tokens of the tokenizer, before the input projection; padding is zero. They are what the model
-            regresses where it writes an image.
         patch_features (`torch.FloatTensor` of shape `(num_images, num_patches, hidden_size)`, *optional*):
             Patches of the images, in row-major order, which masks are decoded from. Only where no image was given as
             its tokens.
@@ -29,7 +26,6 @@ class SetokimImageFeatures(ImageFeatures):
             Membership of patches in tokens. As `patch_features`.
     """
 
-    tokens: torch.Tensor | None = None
     patch_features: torch.Tensor | None = None
     assignment: torch.Tensor | None = None
     cluster_masks: torch.Tensor | None = None

@@ -31,6 +31,10 @@ class VisualLanguageConfig(TrainingArguments):
         conversations_per_row (`int`, *optional*, defaults to 1):
             Lets up to so many conversations about the same images share their visual tokens. The result is the same,
             the cost per question is lower.
+        alignment_examples (`int`, *optional*, defaults to 0):
+            Before the first step the projection of visual tokens is set, in closed form, to what so many training rows
+            say of their images (see [`ProjectionAlignment`]), drawn with `seed`; 0 to leave it as it is. From random
+            weights a small language model learns to answer without images long before it reads them.
         max_length (`int`, *optional*): cuts longer rows, in tokens.
         train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
             As in `TrainingArguments`; `"group_by_length"` puts rows of like length in a step (see [`LengthGroups`]),
@@ -51,6 +55,7 @@ class VisualLanguageConfig(TrainingArguments):
     feature_cache_dir: str | None = field(default=None, metadata={"help": "Folder of cached features."})
     augment: bool = field(default=False, metadata={"help": "Random resized crop and flip of training images."})
     conversations_per_row: int = field(default=1, metadata={"help": "Conversations that share visual tokens."})
+    alignment_examples: int = field(default=0, metadata={"help": "Rows to align the projection with before training."})
     max_length: int | None = field(default=None, metadata={"help": "Cut longer rows, in tokens."})
     save_trained_only: bool = field(default=True, metadata={"help": "Save only what was trained."})
     save_dtype: str | None = field(default=None, metadata={"help": "dtype of the final weights."})
@@ -95,6 +100,10 @@ class VisualLanguageConfig(TrainingArguments):
             raise ValueError("remove_unused_columns must stay False: the collator needs images and messages.")
         if self.conversations_per_row < 1:
             raise ValueError(f"conversations_per_row is {self.conversations_per_row}, expected at least 1.")
+        if not isinstance(self.alignment_examples, int) or self.alignment_examples < 0:
+            raise ValueError(
+                f"alignment_examples is {self.alignment_examples!r}, expected a number of rows, or 0 for none."
+            )
         if self.max_length is not None and self.max_length < 1:
             raise ValueError(f"max_length is {self.max_length}, expected at least 1 token, or none for no limit.")
         if self.cache_features and self.augment:

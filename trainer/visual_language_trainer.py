@@ -25,8 +25,10 @@ from ..modeling.trained_weights import (
 from ..processing.augmentation import RandomResizedCropAndFlip
 from ..processing.collator import IGNORED, VisualLanguageCollator
 from ..processing.feature_cache import FeatureCache, FeatureCacheBuilder
+from .alignment import align_projection, check_alignment
 from .answer_accuracy import answer_accuracy, answer_numbers, right_answers, row_losses
 from .blank_images import BlankImages
+from .checkpoints import checkpoint_to_resume
 from .conversation_groups import group_by_images
 from .endless_stream import EndlessStream
 from .final_folder import replacing_files
@@ -77,6 +79,8 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
         set_trainable(model, args.trainable, args.lora)
+        if args.alignment_examples:
+            check_alignment(model)
         if not uses_deepspeed(args):  # which keeps a copy of them in float32
             upcast_trained(model)
         features = None
@@ -111,6 +115,22 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         self._blank_images = BlankImages(model, processing_class, features, self.weights_are_divided)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
+
+    def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
+        checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
+        if self.args.alignment_examples and checkpoint is None:
+            self.model.to(self.args.device)
+            with self.compute_loss_context_manager():
+                align_projection(
+                    self.model,
+                    self.train_dataset,
+                    self._train_collator,
+                    num_examples=self.args.alignment_examples,
+                    batch_size=self.args.per_device_train_batch_size,
+                    seed=self.args.seed,
+                    progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+                )
+        return super().train(resume_from_checkpoint, *args, **kwargs)
 
     @staticmethod
     def _make_collator(model, args, processing_class, features: FeatureCache | None) -> VisualLanguageCollator:
@@ -265,6 +285,7 @@ def _check_datasets(args: VisualLanguageConfig, train_dataset, eval_dataset) -> 
     check_datasets(args, train_dataset, eval_dataset)
     options = {
         "cache_features": args.cache_features,
+        "alignment_examples": args.alignment_examples > 0,
         "conversations_per_row": args.conversations_per_row > 1,
         f"train_sampling_strategy {args.train_sampling_strategy}": args.train_sampling_strategy in STRATEGIES,
     }
