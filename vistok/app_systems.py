@@ -91,7 +91,7 @@ _SHIPPED = (
         "Setokim",
         "A language model that reads the semantic tokens of SeTok; the picture shows them.",
         "checkpoints/setokim-demo",
-        "vistok train recipes/setokim/demo/{2-pretraining,3-instruction}.yaml",
+        "vistok train recipes/setokim/demo/{1-reading,2-pretraining,3-instruction}.yaml",
         "runs/setokim-demo/3-instruction",
     ),
 )

@@ -365,19 +365,21 @@ def test_with_visual_tokens_leaves_batches_of_text_alone(trainer_for):
 
 class TestRecipes:
     def test_a_setokim_starts_from_the_setok_before_it(self, tmp_path):
-        names = ("setok/demo/1c-reconstruction", "setokim/demo/2-pretraining", "setokim/demo/3-instruction")
-        paths = [here_or_shipped(f"recipes/{name}.yaml") for name in names]
-        setok, second, third = load_recipes(paths, ["--1.training.output_dir", str(tmp_path / "setok")])
-        assert second.model.vision == setok.training["output_dir"] and second.model.checkpoint is None
-        assert second.model.text == "vistok:smollm2-135m"
+        names = ("1-reading", "2-pretraining", "3-instruction")
+        paths = [here_or_shipped(f"recipes/setokim/demo/{name}.yaml") for name in names]
+        paths = [here_or_shipped("recipes/setok/demo/1c-reconstruction.yaml"), *paths]
+        setok, first, second, third = load_recipes(paths, ["--1.training.output_dir", str(tmp_path / "setok")])
+        assert first.model.vision == setok.training["output_dir"] and first.model.checkpoint is None
+        assert first.model.text == "vistok:smollm2-135m"
+        assert second.model.checkpoint == first.training["output_dir"]
         assert third.model.checkpoint == second.training["output_dir"]
         with pytest.raises(FileNotFoundError, match="where there is no trained model"):
-            check_starts([second])
+            check_starts([first])
         check_starts([load_recipes(paths[1:2], [])[0]])  # alone, from the SeTok that ships
-        check_starts([setok_that_is_new(setok), second, third])
+        check_starts([setok_that_is_new(setok), first, second, third])
 
     def test_what_ships_is_a_start_whose_weights_are_recorded(self, tmp_path, monkeypatch):
-        path = here_or_shipped("recipes/setokim/demo/2-pretraining.yaml")
+        path = here_or_shipped("recipes/setokim/demo/1-reading.yaml")
         recipe = load_recipe(path, ["--model.vision", "vistok:gvt-demo"])
         shipped = shipped_path("checkpoints/gvt-demo")
         assert recipe.model.starts_from == str(shipped)
@@ -389,10 +391,12 @@ class TestRecipes:
 
     @pytest.mark.parametrize("vision", ["vistok:dinov2-small", "vistok:gone", "org/setok"])
     def test_what_is_elsewhere_is_no_folder_to_start_from(self, vision):
-        path = here_or_shipped("recipes/setokim/demo/2-pretraining.yaml")
+        path = here_or_shipped("recipes/setokim/demo/1-reading.yaml")
         assert load_recipe(path, ["--model.vision", vision]).model.starts_from is None
 
-    @pytest.mark.parametrize("name", ["2-pretraining", "3-instruction", "demo/2-pretraining", "demo/3-instruction"])
+    @pytest.mark.parametrize(
+        "name", ["2-pretraining", "3-instruction", "demo/1-reading", "demo/2-pretraining", "demo/3-instruction"]
+    )
     def test_recipes_say_what_their_stage_trains(self, name):
         recipe = load_recipe(here_or_shipped(f"recipes/setokim/{name}.yaml"))
         stage = recipe.training["stage"]
