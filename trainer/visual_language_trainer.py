@@ -126,7 +126,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
                     self.train_dataset,
                     self._train_collator,
                     num_examples=self.args.alignment_examples,
-                    batch_size=self.args.per_device_train_batch_size,
+                    batch_size=self.args.per_device_eval_batch_size,
                     seed=self.args.seed,
                     progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
                 )
