@@ -65,7 +65,8 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
         (see [`save_trained_weights`]): these name their base models, which are loaded first. Fields of the config may
         be among the arguments. Where the folder's own config has one of the `optional_parts` and this one is without
         (`detokenizer_config=None`), its weights are passed over. A folder that peft wrote names the model that its
-        adapter is for, which is loaded with the adapter. Weights are quantised as a `quantization_config` says (see [`QuantizablePreTrainedModel`]).
+        adapter is for, which is loaded with the adapter. Weights are quantised as a `quantization_config` says (see
+        [`QuantizablePreTrainedModel`]).
 
         Raises:
             CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete, or a base model of
