@@ -8,6 +8,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from ..modeling.base_weights import resolve_checkpoint
+from ..modeling.trained_setok import without_detokenizer
 from .answer_run import AnswerRun
 from .generation import answer_examples
 from .generation_settings import GenerationSettings
@@ -70,7 +71,9 @@ class ImageTextModel:
 
         folder = resolve_checkpoint(str(path))
         device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        extra = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        extra = without_detokenizer(folder)  # answers are text
+        if attn_implementation is not None:
+            extra["attn_implementation"] = attn_implementation
         model = AutoModelForImageTextToText.from_pretrained(folder, dtype=dtype, **extra).to(device).eval()
         return cls(model, AutoProcessor.from_pretrained(folder), batch_size)
 

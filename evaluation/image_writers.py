@@ -15,6 +15,7 @@ from transformers import AutoConfig, AutoImageProcessor
 from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.modeling_setok import SeTokForPreTraining
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
+from ..modeling.trained_setok import without_detokenizer
 from ..processing.drawn_images import drawing_targets, picture_of
 from ..processing.images import load_example_images
 from ..processing.processing_setokim import Task
@@ -300,6 +301,8 @@ def load_writer(
         setok = SeTokForPreTraining.from_pretrained(folder, dtype=dtype, **extra).to(device).eval()
         image_processor = AutoImageProcessor.from_pretrained(folder)
         return TokenizerWriter(setok, image_processor, drawing), setok, image_processor
+    if task not in NEEDS_DETOKENIZER:
+        extra |= without_detokenizer(folder)
     pipeline = SetokimPipeline.from_pretrained(folder, dtype=dtype, **extra)
     model: SetokimForConditionalGeneration = pipeline.model
     model.to(device).eval()

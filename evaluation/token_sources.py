@@ -11,6 +11,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoModel, ViTImageProc
 
 from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.modeling_setok_vision import SeTokVisionModel
+from ..modeling.trained_setok import without_detokenizer
 from ..modeling.vision_features import FeatureLayer, extract_vision_features
 
 TRAINED_KINDS = ("setok_vision", "setok", "setokim")
@@ -87,7 +88,8 @@ def load_token_source(
     device: str | torch.device = "cpu",
 ) -> TokenSource:
     """
-    Loads a trained SeTok, or a vision tower whose patches are clustered without training.
+    Loads a trained SeTok, or a vision tower whose patches are clustered without training. A detokenizer, which draws
+    images, is left out.
 
     Args:
         name (`str`): folder of a SeTok; or a vision tower: `"vistok:dinov2-small"`, a folder or a Hub id.
@@ -128,7 +130,7 @@ def load_token_source(
 
 
 def _trained(path: str) -> SeTokVisionModel:
-    loaded = AutoModel.from_pretrained(path)
+    loaded = AutoModel.from_pretrained(path, **without_detokenizer(path))
     found = [module for module in loaded.modules() if isinstance(module, SeTokVisionModel)]
     if not found:
         raise ValueError(f"{path} holds {type(loaded).__name__}, in which there is no SeTok.")

@@ -4,7 +4,7 @@ import contextlib
 import copy
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from transformers import GenerationConfig, PreTrainedConfig
@@ -31,7 +31,14 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
     """
     A model whose `config.base_models` may name the checkpoints of its frozen parts. A folder of it holds all weights,
     or only those that these checkpoints lack.
+
+    Class attributes:
+        optional_parts (`dict[str, str]`): parts that a folder may be loaded without, though it holds them: the field
+            of the config that is `None` then (`"setok_config.detokenizer_config"` where it is one of a part's), and
+            the prefix of the names of their weights.
     """
+
+    optional_parts: ClassVar[dict[str, str]] = {}
 
     @classmethod
     def _completing_weights(
@@ -56,8 +63,10 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
         """
         `PreTrainedModel.from_pretrained`, for folders with all weights and for folders with only the trained ones
         (see [`save_trained_weights`]): these name their base models, which are loaded first. Fields of the config may
-        be among the arguments. A folder that peft wrote names the model that its adapter is for, which is loaded with
-        the adapter. Weights are quantised as a `quantization_config` says (see [`QuantizablePreTrainedModel`]).
+        be among the arguments. Where the folder's own config has one of the `optional_parts` and this one is without
+        (`detokenizer_config=None`), its weights are passed over. A folder that peft wrote names the model that its
+        adapter is for, which is loaded with the adapter. Weights are quantised as a `quantization_config` says (see
+        [`QuantizablePreTrainedModel`]).
 
         Raises:
             CheckpointError: if the checkpoint is of another kind of model, truncated or incomplete, or a base model of
@@ -88,10 +97,12 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
             overrides = {key: value for key, value in kwargs.items() if _is_override(cls.config_class, key)}
             kwargs = {key: value for key, value in kwargs.items() if key not in overrides}
             config = load_own_config(cls.config_class, config or name, **overrides, **hub_arguments(kwargs))
+        left_out = cls._left_out(name, config, **hub_arguments(kwargs))
         trained = None
         if config.base_models is not None:
             trained = read_trained_weights(name, **hub_arguments(kwargs))
         if trained is not None:
+            trained = {key: tensor for key, tensor in trained.items() if not key.startswith(left_out)}
             config = copy.deepcopy(config)
             config.base_models = located_base_models(config.base_models, name, **hub_arguments(kwargs))
             return cls._from_trained_weights(name, trained, config, *model_args, **kwargs)
@@ -107,9 +118,26 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
         mismatched = [f"{key} has shape {tuple(found)}" for key, found, _ in info["mismatched_keys"] if not resize]
         if problems := [f"{key} is missing" for key in sorted(info["missing_keys"])] + mismatched:
             raise CheckpointError(f"The weights of {name} do not fit its config: {some_of(problems)}.")
+        info["unexpected_keys"] = {key for key in info["unexpected_keys"] if not key.startswith(left_out)}
         if info["unexpected_keys"]:
             logger.warning(f"{name} has weights without use: {some_of(sorted(info['unexpected_keys']))}.")
         return (model, info) if wants_info else model
+
+    @classmethod
+    def _left_out(cls, name, config: PreTrainedConfig, **where) -> tuple[str, ...]:
+        """
+        Prefixes of the weights of those `optional_parts` that the folder's own config has, and `config` is without. A
+        folder that is said to be without them has no such weights, or they are as foreign to it as any other.
+        """
+        asked = [field for field in cls.optional_parts if _field(config, field) is None]
+        if not asked:
+            return ()
+        try:
+            own, _ = cls.config_class.get_config_dict(name, **where)
+        except OSError:  # its config was given
+            return ()
+        prefixes = [cls.optional_parts[field] for field in asked if _field(own, field) is not None]
+        return tuple({kind for prefix in prefixes for kind in (prefix, cls._own_name(prefix))})
 
     def save_pretrained(self, save_directory, is_main_process=True, state_dict=None, *args, **kwargs):
         """
@@ -164,6 +192,13 @@ class CompletedPreTrainedModel(QuantizablePreTrainedModel):
                 raise CheckpointError(f"{name} holds adapters that its lora_config does not make: {left_out[:5]}.")
             model.eval()  # adapters come in training mode, with their dropout
         return result
+
+
+def _field(config: Any, field: str) -> Any:
+    """A field of a config, or of what `config.json` holds; `part.field` is that of a part."""
+    for name in field.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+    return config
 
 
 def without_path(config: PreTrainedConfig) -> dict[str, Any]:

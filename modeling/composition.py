@@ -1,6 +1,7 @@
 """Models composed of pretrained parts: of two checkpoints, or of these and what was trained on top."""
 
 import copy
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -94,6 +95,11 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
     def _load_vision(cls, vision: str, **kwargs) -> PreTrainedModel:
         """What a vision checkpoint holds that the model is composed of: a tower, or a SeTok."""
         return load_tower_or_setok(vision, **kwargs)
+
+    @classmethod
+    def _load_vision_for(cls, config: PreTrainedConfig, vision: str) -> PreTrainedModel:
+        """As [`_load_vision`], of what a config has, for a folder that it completes."""
+        return cls._load_vision(vision)
 
     @classmethod
     def _add_tokens(cls, tokenizer) -> dict[str, int]:
@@ -190,7 +196,8 @@ class ComposedPreTrainedModel(CompletedPreTrainedModel):
 
     @classmethod
     def _completing_weights(cls, config, name, expected):
-        tower, language_model = load_base_models(config.base_models, name, cls._load_vision)
+        load_vision = functools.partial(cls._load_vision_for, config)
+        tower, language_model = load_base_models(config.base_models, name, load_vision)
         cls._grow_vocabulary(language_model, cls._token_ids(config))
         return cls._base_state_dict(config, tower, language_model, expected), language_model.dtype
 

@@ -91,7 +91,8 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         config ([`SeTokConfig`]): without a `detokenizer_config` it has no detokenizer.
 
     Raises:
-        ImportError: if there is a detokenizer and the extra `generation` is not installed.
+        ImportError: if there is a detokenizer and the extra `generation` is not installed. For its tokens and masks
+            a folder is loaded without: `from_pretrained(folder, detokenizer_config=None)`.
     """
 
     config: SeTokConfig
@@ -115,6 +116,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         "unet": "detokenizer.unet",
         "vae": "detokenizer.vae",
     }
+    optional_parts = {"detokenizer_config": "detokenizer."}
 
     def __init__(self, config: SeTokConfig):
         super().__init__(config)
@@ -185,6 +187,8 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
 
     @classmethod
     def _completing_weights(cls, config, name, expected):
+        if config.detokenizer_config is None:  # which alone is completed by a diffusion checkpoint
+            config.base_models = {part: path for part, path in config.base_models.items() if part != "diffusion"}
         require_fetched(config.base_models.values())
         with naming_entry(config.base_models, "vision", name):
             tower = load_vision_tower(config.base_models["vision"])

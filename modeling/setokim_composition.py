@@ -18,6 +18,7 @@ from .modeling_setok import SeTokForPreTraining
 from .modeling_setok_vision import SeTokVisionModel
 from .multimodal_model import MultimodalPreTrainedModel
 from .token_rows import TokenRows
+from .trained_setok import without_detokenizer
 from .trained_weights import one_checkpoint_error
 
 IMAGE_START_TOKEN, IMAGE_END_TOKEN = "[Img]", "[/Img]"
@@ -56,6 +57,7 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
         "token_rows": ("model.token_rows", "head_rows"),
         "llm": ("model.language_model", "lm_head"),
     }
+    optional_parts = {"setok_config.detokenizer_config": "model.setok.detokenizer."}
 
     @torch.no_grad()
     def _init_weights(self, module):
@@ -97,6 +99,12 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
             return load_vision_tower(vision, **kwargs)
         with one_checkpoint_error(path):
             return kinds[model_type].from_pretrained(path, **kwargs)
+
+    @classmethod
+    def _load_vision_for(cls, config: PreTrainedConfig, vision: str) -> PreTrainedModel:
+        setok_config: Any = config.setok_config
+        draws = setok_config.detokenizer_config is not None
+        return cls._load_vision(vision, **({} if draws else without_detokenizer(resolve_checkpoint(vision))))
 
     @classmethod
     def _vision_weights(cls, vision_model: PreTrainedModel) -> dict[str, torch.Tensor]:

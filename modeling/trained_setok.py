@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from .adapter_folders import adapter_and_model
 from .base_checkpoints import hub_arguments, load_vision_tower
 from .base_weights import resolve_checkpoint
 from .modeling_setok import SeTokForPreTraining
@@ -15,9 +16,31 @@ from .trained_weights import one_checkpoint_error
 _KINDS: dict[str, Any] = {"setok": SeTokForPreTraining, "setok_vision": SeTokVisionModel}
 
 
+def without_detokenizer(name_or_path: str, **where) -> dict[str, Any]:
+    """
+    What `from_pretrained` is given where nothing is to be drawn: then the detokenizer of a SeTok, or of a model with
+    one, is neither built nor loaded, and the extra `generation` not needed.
+
+    Args:
+        name_or_path (`str`): folder or Hub id of any model.
+        where: `revision`, `token`, … as in `from_pretrained`.
+
+    Returns:
+        `dict`: a `config` without detokenizer; empty for a model that has none, which is loaded as ever.
+    """
+    _, folder, _ = adapter_and_model(name_or_path, dict(where))
+    config = AutoConfig.from_pretrained(folder, **where)
+    setok = getattr(config, "setok_config", config)
+    if getattr(setok, "detokenizer_config", None) is None:
+        return {}
+    setok.detokenizer_config = None
+    return {"config": config}
+
+
 def load_tower_or_setok(vision: str, **kwargs) -> PreTrainedModel:
     """
-    Loads a vision checkpoint: a tower, or, of a SeTok with or without its decoders, tower and tokenizer.
+    Loads a vision checkpoint: a tower, or, of a SeTok with or without its decoders, tower and tokenizer. Decoders that
+    draw images are left out.
 
     Args:
         vision (`str`): name of a base model of vistok, folder, or Hub id.
@@ -31,7 +54,7 @@ def load_tower_or_setok(vision: str, **kwargs) -> PreTrainedModel:
     if kind is None:
         return load_vision_tower(vision, **kwargs)
     with one_checkpoint_error(path):
-        model = kind.from_pretrained(path, **kwargs)
+        model = kind.from_pretrained(path, **{**without_detokenizer(path, **hub_arguments(kwargs)), **kwargs})
     return getattr(model, "vision_model", model)
 
 
@@ -79,4 +102,4 @@ def vision_weights(vision_model: PreTrainedModel, tokenizer: str) -> dict[str, t
     }
 
 
-__all__ = ["as_parts", "load_tower_or_setok", "vision_weights"]
+__all__ = ["as_parts", "load_tower_or_setok", "vision_weights", "without_detokenizer"]

@@ -11,6 +11,7 @@ from transformers.utils import logging
 
 from .configuration.shipped import shipped_path
 from .modeling.base_weights import resolve_checkpoint
+from .modeling.trained_setok import without_detokenizer
 from .processing.images import ImageSource, load_image
 
 SHIPPED_MODEL = "checkpoints/gvt-demo"
@@ -82,7 +83,8 @@ def quiet_loading() -> Iterator[None]:
 
 def load_pipeline(model: str | os.PathLike | None = None) -> Any:
     """
-    Loads a model and its processor as the `image-text-to-text` pipeline of transformers.
+    Loads a model and its processor as the `image-text-to-text` pipeline of transformers. It answers in text: a
+    detokenizer, which draws images, is left out.
 
     Args:
         model (`str`, *optional*): folder or Hub id; by default the model that ships with vistok.
@@ -98,7 +100,7 @@ def load_pipeline(model: str | os.PathLike | None = None) -> Any:
     folder = model_folder(model)
     # Given a name, pipeline would try again what failed and hide why behind an error of its own.
     with quiet_loading(), explained_hub_errors(folder):
-        loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto")
+        loaded = AutoModelForImageTextToText.from_pretrained(folder, dtype="auto", **without_detokenizer(folder))
         processor = AutoProcessor.from_pretrained(folder)
         return pipeline("image-text-to-text", model=loaded, processor=processor)
 

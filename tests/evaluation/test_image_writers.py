@@ -242,5 +242,16 @@ class TestCommand:
             evaluate(folders, ["reconstruction"], tmp_path)
 
 
+def test_masks_need_no_diffusers_and_drawing_does(folders, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    writer, model, _ = load_writer(folders / "model", "referring")
+    assert isinstance(writer, MaskWriter) and model.model.setok.detokenizer is None
+    for task in ("reconstruction", "generation", "editing"):
+        with pytest.raises(ImportError, match=r"vistok\[generation\]"):
+            load_writer(folders / "model", task)
+
+
 def test_the_planted_mask_has_the_size_of_its_image():
     assert annotation(1, 1, 1, np.ones((SIDE, SIDE), dtype=bool))["segmentation"]["counts"] == [0, SIDE * SIDE]

@@ -1,5 +1,7 @@
 """Variants of tokens: how they are written, and what they make of a tower's patches."""
 
+import sys
+
 import pytest
 import torch
 from transformers import ConvNextConfig, ConvNextImageProcessorPil, ConvNextModel
@@ -12,6 +14,8 @@ from tests.tiny import (
     tiny_image,
     tiny_image_processor,
 )
+from tests.tiny_setokim import tiny_setok_config, tiny_setokim
+from vistok import SeTokForPreTraining
 from vistok.evaluation.token_sources import TOWER_SETTINGS, load_token_source, resized_processor
 from vistok.evaluation.token_variants import (
     PER_OBJECT,
@@ -146,6 +150,18 @@ class TestSources:
         assert torch.equal(found.centers, expected.centers[0])
         with pytest.raises(ValueError, match="was trained on layer -1"):
             load_token_source(tmp_path / "setok", layer=-2)
+
+    @pytest.mark.parametrize("kind", ["setok", "setokim"])
+    def test_of_a_model_that_draws_the_tokens_need_no_diffusers(self, tmp_path, monkeypatch, kind):
+        model = SeTokForPreTraining(tiny_setok_config(draws=True)) if kind == "setok" else tiny_setokim(draws=True)
+        model.save_pretrained(tmp_path)
+        tiny_image_processor().save_pretrained(tmp_path)
+        expected = (model if kind == "setok" else model.model.setok).vision_model.state_dict()
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        source = load_token_source(tmp_path)
+        assert source.is_trained
+        found = source.model.state_dict()
+        assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in found)
 
     def test_a_language_model_is_refused(self, tmp_path):
         from transformers import LlamaConfig

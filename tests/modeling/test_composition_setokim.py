@@ -1,5 +1,7 @@
 """Setokim is composed of a tower or a trained SeTok and a language model, and comes back from a folder of either."""
 
+import sys
+
 import pytest
 import torch
 from transformers import AutoProcessor, AutoTokenizer
@@ -105,6 +107,35 @@ def test_a_folder_of_trained_weights_is_completed(base_models, setok_folders, tm
     expected, found = model(**given, labels=labels), loaded(**given, labels=labels)
     assert same(found.loss, expected.loss) and same(found.logits, expected.logits)
     core = SetokimModel.from_pretrained(tmp_path)
+    assert same(core(**given).last_hidden_state, model.model(**given).last_hidden_state)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_without_the_detokenizer_it_reads_where_diffusers_is_missing(
+    base_models, setok_folders, tmp_path, monkeypatch, whole
+):
+    vision = setok_folders["setok"][0]
+    torch.manual_seed(0)
+    model = SetokimForConditionalGeneration.from_vision_text_pretrained(vision, base_models[1])
+    if whole:
+        model.save_pretrained(tmp_path)
+    else:
+        model.requires_grad_(False)
+        for part in (model.output_projection, model.model.setok.detokenizer.mapper):
+            part.requires_grad_(True)
+        save_trained_weights(model, tmp_path)
+    given = inputs(SetokimProcessor.from_vision_text_pretrained(vision, base_models[1]))
+    expected = model(**given)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    with pytest.raises(ImportError, match=r'pip install "vistok\[generation\]"'):
+        SetokimForConditionalGeneration.from_pretrained(tmp_path)
+    without = {"setok_config": {"detokenizer_config": None}, "output_loading_info": True}
+    loaded, info = SetokimForConditionalGeneration.from_pretrained(tmp_path, **without)
+    core, of_core = SetokimModel.from_pretrained(tmp_path, **without)
+    # A whole folder read without a head has that over.
+    assert not info["unexpected_keys"] and of_core["unexpected_keys"] <= {"lm_head.weight"}
+    assert loaded.model.setok.detokenizer is None
+    assert same(loaded(**given).logits, expected.logits)
     assert same(core(**given).last_hidden_state, model.model(**given).last_hidden_state)
 
 

@@ -1,5 +1,8 @@
 """SeTok with its decoders: the two phases of stage I, saving and loading, and tokens from elsewhere."""
 
+import json
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -290,6 +293,58 @@ class TestFolders:
         assert (tmp_path / "adapter" / TRAINED_WEIGHTS_NAME).exists()
         weights = loaded.state_dict()
         assert all(torch.equal(weights[name], tensor) for name, tensor in model.state_dict().items())
+
+    @pytest.mark.parametrize("auto_class", [AutoModel, SeTokForPreTraining])
+    @pytest.mark.parametrize("whole", [True, False])
+    def test_without_its_detokenizer_it_comes_back_where_diffusers_is_missing(
+        self, tmp_path, monkeypatch, whole, auto_class
+    ):
+        (tmp_path / "sd").mkdir()
+        diffusion = save_diffusion_checkpoint(tmp_path / "sd")
+        tower = save_tower(tmp_path / "tower")
+        model = compose(tower, diffusion=diffusion, detokenizer_config={"mapper_config": tiny_mapper_config()})
+        folder = tmp_path / "saved"
+        if whole:
+            model.save_pretrained(folder)
+        else:
+            save_trained_weights(model, folder)
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        with pytest.raises(ImportError, match=r'pip install "vistok\[generation\]"'):
+            auto_class.from_pretrained(folder)
+        loaded, info = auto_class.from_pretrained(folder, detokenizer_config=None, output_loading_info=True)
+        assert loaded.detokenizer is None and loaded.config.detokenizer_config is None and not info["unexpected_keys"]
+        assert loaded.config.base_models == (None if whole else {"vision": tower})
+        rest = {name for name in model.state_dict() if not name.startswith("detokenizer.")}
+        assert set(loaded.state_dict()) == rest
+        assert all(torch.equal(tensor, model.state_dict()[name]) for name, tensor in loaded.state_dict().items())
+        with pytest.raises(ValueError, match="has no detokenizer and draws no images"):
+            loaded.reconstruct(torch.zeros(1, 2, TOKEN_SIZE))
+
+    def test_weights_of_a_detokenizer_are_foreign_to_a_folder_that_is_to_have_none(self, tmp_path, caplog):
+        model = compose(save_tower(tmp_path / "tower"), detokenizer_config=tiny_detokenizer_config().to_dict())
+        folders = tmp_path / "whole", tmp_path / "trained"
+        model.save_pretrained(folders[0])
+        save_trained_weights(model, folders[1])
+        for folder in folders:
+            config = json.loads((folder / "config.json").read_text())
+            (folder / "config.json").write_text(json.dumps(config | {"detokenizer_config": None}))
+        with pytest.raises(CheckpointError, match=r"detokenizer\.\S+ is unknown"):
+            SeTokForPreTraining.from_pretrained(folders[1], detokenizer_config=None)
+        _, info = SeTokForPreTraining.from_pretrained(folders[0], detokenizer_config=None, output_loading_info=True)
+        assert any(name.startswith("detokenizer.") for name in info["unexpected_keys"])
+
+    def test_without_the_detokenizer_other_weights_are_as_strict_as_ever(self, tmp_path):
+        model = compose(save_tower(tmp_path / "tower"), detokenizer_config=tiny_detokenizer_config().to_dict())
+        foreign = {"detokenizers.weight": torch.zeros(1)}
+        for folder, change in (("more", foreign), ("less", {})):
+            weights = dict(model.named_parameters()) | change
+            if folder == "less":
+                del weights["vision_model.tokenizer.log_kernel_scale"]
+            save_trained_weights(model, tmp_path / folder, weights)
+        with pytest.raises(CheckpointError, match=r"config: detokenizers\.weight is unknown\.$"):
+            SeTokForPreTraining.from_pretrained(tmp_path / "more", detokenizer_config=None)
+        with pytest.raises(CheckpointError, match=r"config: vision_model\.tokenizer\.log_kernel_scale is missing\.$"):
+            SeTokForPreTraining.from_pretrained(tmp_path / "less", detokenizer_config=None)
 
     def test_the_mapper_starts_from_bert(self, tmp_path):
         sizes = {"hidden_size": 16, "num_hidden_layers": 4, "num_attention_heads": 2, "intermediate_size": 24}

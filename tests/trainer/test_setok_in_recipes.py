@@ -1,6 +1,7 @@
 """SeTok as the visual tokenizer of GVT and VT-LMM, and behind LLaVA's projector, in recipes and in plain Trainers."""
 
 import json
+import sys
 
 import pytest
 import torch
@@ -91,6 +92,18 @@ def test_a_trained_setok_gives_its_tower_and_its_tokenizer(base_models, source, 
     trained(source, tmp_path / "run", {"kind": "gvt", **parts}, trainable={"resampler": "full"})
     _, counts, _ = ask(tmp_path / "run")
     assert max(counts) <= MAX_SETOK
+
+
+@pytest.mark.parametrize("kind", ["gvt", "vtlmm"])
+def test_a_trained_setok_that_draws_is_a_tower_without_diffusers(base_models, tmp_path, monkeypatch, kind):
+    setok = SeTokForPreTraining(tiny_setok_config(draws=True))
+    setok.save_pretrained(tmp_path)
+    tiny_image_processor().save_pretrained(tmp_path)
+    monkeypatch.setitem(sys.modules, "diffusers", None)
+    model, _ = build_model(ModelRecipe(kind=kind, vision=str(tmp_path), text=base_models[1], image_size=24))
+    expected = setok.vision_model.vision_tower.state_dict()
+    found = model.model.vision_tower.state_dict()
+    assert set(found) == set(expected) and all(torch.equal(found[name], expected[name]) for name in found)
 
 
 def test_a_token_for_each_patch_serves_gvt_too(base_models):

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from transformers.utils import logging
 
+from tests.tiny_setokim import tiny_setokim, tiny_setokim_processor
 from tests.vistok.commands import answer_of_generate, fails
 from vistok import cli
 from vistok.answering import quiet_loading
@@ -28,6 +29,16 @@ class TestAsk:
         assert cli.main([*arguments, "--max-new-tokens", "2"]) == 0
         assert Image.open(picture).width > 1000
         assert str(picture) in capsys.readouterr().err
+
+    def test_a_setokim_that_draws_answers_without_diffusers(self, image_file, tmp_path, monkeypatch, capsys):
+        tiny_setokim(draws=True).save_pretrained(tmp_path)
+        tiny_setokim_processor(chat_template="chatml").save_pretrained(tmp_path)
+        arguments = ["ask", image_file, "what?", "--model", str(tmp_path), "--max-new-tokens", "5"]
+        assert cli.main(arguments) == 0
+        expected = capsys.readouterr().out
+        monkeypatch.setitem(sys.modules, "diffusers", None)
+        assert cli.main(arguments) == 0
+        assert capsys.readouterr().out == expected != "\n"
 
     def test_a_missing_image_is_told_before_a_model_is_loaded(self, capsys):
         line = fails(capsys, "ask", "nowhere/photo.png", "what?", "--model", "no/such/model")
