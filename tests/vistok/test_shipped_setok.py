@@ -1,9 +1,9 @@
-"""The SeTok that ships: it finds what a drawn image shows, and outlines it."""
+"""The SeTok that ships: it finds what a drawn image shows, outlines it, and draws it again."""
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 from transformers import AutoImageProcessor, AutoModel
 
 from vistok import cli
@@ -65,6 +65,20 @@ def test_a_token_outlines_its_disc(setok):
     for mask in masks:
         overlaps = (predicted & mask).sum((1, 2)) / (predicted | mask).sum((1, 2)).clip(1)
         assert overlaps.max() > 0.5
+
+
+def test_its_detokenizer_draws_each_disc_in_its_place_and_nearest_to_its_colour(setok):
+    image, _ = discs(*DISCS)
+    found = encoded(setok, image)
+    generator = torch.Generator().manual_seed(0)
+    drawn = setok[0].reconstruct(found.tokens, found.mask, generator=generator)[0].permute(1, 2, 0)
+    scale, margin = len(drawn) / SIZE, 20
+    for color, (left, top, right, bottom) in DISCS.items():
+        rows = slice(int((top + margin) * scale), int((bottom - margin) * scale))
+        columns = slice(int((left + margin) * scale), int((right - margin) * scale))
+        mean = drawn[rows, columns].mean((0, 1))
+        distances = {name: (mean - torch.tensor(ImageColor.getrgb(name)) / 255).norm().item() for name in DISCS}
+        assert min(distances, key=distances.__getitem__) == color
 
 
 def test_the_command_names_it(tmp_path):
