@@ -88,7 +88,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
 
     @property
     def projection(self) -> nn.Module | None:
-        """The one layer that `project` consists of; `None` where nothing stands behind the visual tokenizer."""
+        """The one layer that `project` consists of; `None` where it is none, or several."""
         return None
 
     def get_input_embeddings(self) -> nn.Module:

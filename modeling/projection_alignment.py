@@ -1,4 +1,4 @@
-"""A first projection of visual tokens into a language model's embeddings, in closed form, from what is said of images."""
+"""A first projection of visual tokens into a language model's embeddings, in closed form, from words about images."""
 
 import math
 from collections import Counter
@@ -40,7 +40,8 @@ class ProjectionAlignment:
     embeddings, as far from it as words do (root mean square). No paper has it.
 
     Args:
-        embeddings (`torch.FloatTensor` of shape `(vocab_size, embedding_size)`): of the language model.
+        embeddings (`torch.FloatTensor` of shape `(vocab_size, embedding_size)`):
+            What words enter the language model as. Some models scale what they look up: see [`embedding_table`].
         ridge (`float`, *optional*, defaults to 0.1): penalty, in means of the diagonal of the tokens' Gram matrix.
 
     Raises:

@@ -28,7 +28,7 @@ def without_detokenizer(name_or_path: str, **where) -> dict[str, Any]:
     Returns:
         `dict`: a `config` without detokenizer; empty for a model that has none, which is loaded as ever.
     """
-    _, folder, _ = adapter_and_model(name_or_path, dict(where))
+    _, folder, where = adapter_and_model(name_or_path, where)  # the revision of an adapter is not its model's
     config = AutoConfig.from_pretrained(folder, **where)
     setok = getattr(config, "setok_config", config)
     if getattr(setok, "detokenizer_config", None) is None:

@@ -12,6 +12,7 @@ from transformers.utils.logging import tqdm
 
 from ..modeling.divided_weights import is_whole
 from ..modeling.projection_alignment import AlignedProjection, ProjectionAlignment
+from ..modeling.pseudo_image_features import embedding_table
 from ..processing.collator import IGNORED
 
 IMAGES = ("pixel_values", "vision_features")
@@ -32,8 +33,8 @@ def check_alignment(model: Any) -> None:
     projection = model.model.projection
     if projection is None:
         raise ValueError(
-            f"alignment_examples is set, but {type(model).__name__} has no projection behind its visual tokenizer: "
-            "leave it out."
+            f"alignment_examples is set, but {type(model).__name__} has no projection of a single layer behind its "
+            "visual tokenizer: leave it out."
         )
     if type(projection) is not nn.Linear or not projection.weight.requires_grad:
         raise ValueError(
@@ -60,6 +61,7 @@ def align_projection(
     """
     Sets the projection of visual tokens to what [`ProjectionAlignment`] finds for training examples: rows that have
     images and text for answers. All processes of a training do the same, and end up with the projection of the first.
+    What torch draws next on the CPU stays what it would have been.
 
     Args:
         model ([`GVTForConditionalGeneration`] or alike): on the device that it is trained on; changed in place.
@@ -78,14 +80,17 @@ def align_projection(
     """
     core = model.model
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num_examples].tolist()
-    alignment = ProjectionAlignment(core.get_input_embeddings().weight.detach())
     training = model.training
     model.eval()
+    embeddings = core.get_input_embeddings()
+    # As text enters the model: Gemma scales what it looks up, and embeddings may have adapters.
+    alignment = ProjectionAlignment(embedding_table(embeddings, len(embeddings.weight)))
     steps = range(0, len(chosen), batch_size)
-    for start in tqdm(steps, desc="Aligning the projection", unit="batches", disable=not progress_bar):
-        rows = [dataset[index] for index in chosen[start : start + batch_size]]
-        for tokens, words in _examples(core, collator(rows)):
-            alignment.add(tokens, words)
+    with torch.random.fork_rng(devices=[]):  # a collator of one's own may draw
+        for start in tqdm(steps, desc="Aligning the projection", unit="batches", disable=not progress_bar):
+            rows = [dataset[index] for index in chosen[start : start + batch_size]]
+            for tokens, words in _examples(core, collator(rows)):
+                alignment.add(tokens, words)
     model.train(training)
     aligned = alignment.solve()
     projection = core.projection

@@ -33,8 +33,9 @@ class VisualLanguageConfig(TrainingArguments):
             the cost per question is lower.
         alignment_examples (`int`, *optional*, defaults to 0):
             Before the first step the projection of visual tokens is set, in closed form, to what so many training rows
-            say of their images (see [`ProjectionAlignment`]), drawn with `seed`; 0 to leave it as it is. From random
-            weights a small language model learns to answer without images long before it reads them.
+            say of their images (see [`ProjectionAlignment`]), drawn with `seed`; 0 to leave it as it is. What it was
+            is lost, also where it was trained; a run that is resumed, and a second `train()`, keep what they have.
+            From random weights a small language model learns to answer without images long before it reads them.
         max_length (`int`, *optional*): cuts longer rows, in tokens.
         train_sampling_strategy (`str`, *optional*, defaults to `"random"`):
             As in `TrainingArguments`; `"group_by_length"` puts rows of like length in a step (see [`LengthGroups`]),

@@ -112,25 +112,33 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             eval_collator=eval_collator,
             **kwargs,
         )
+        self._is_aligned = not args.alignment_examples
         self._blank_images = BlankImages(model, processing_class, features, self.weights_are_divided)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if self.args.alignment_examples and checkpoint is None:
+        if not self._is_aligned and checkpoint is None and self.train_dataset is not None:
+            self._align()
+        self._is_aligned = True  # or further on: what was learned is not set anew
+        return super().train(checkpoint, *args, **kwargs)
+
+    def _align(self) -> None:
+        # Trainer leaves quantised and dispatched models where they are, and moves others too late with DeepSpeed.
+        is_placed = getattr(self.model, "hf_device_map", None) or getattr(self.model, "is_quantized", False)
+        if not is_placed:
             self.model.to(self.args.device)
-            with self.compute_loss_context_manager():
-                align_projection(
-                    self.model,
-                    self.train_dataset,
-                    self._train_collator,
-                    num_examples=self.args.alignment_examples,
-                    batch_size=self.args.per_device_eval_batch_size,
-                    seed=self.args.seed,
-                    progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
-                )
-        return super().train(resume_from_checkpoint, *args, **kwargs)
+        with self.compute_loss_context_manager():
+            align_projection(
+                self.model,
+                self.train_dataset,
+                self._train_collator,
+                num_examples=self.args.alignment_examples,
+                batch_size=self.args.per_device_eval_batch_size,
+                seed=self.args.seed,
+                progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+            )
 
     @staticmethod
     def _make_collator(model, args, processing_class, features: FeatureCache | None) -> VisualLanguageCollator:

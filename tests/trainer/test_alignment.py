@@ -4,7 +4,10 @@ import copy
 
 import pytest
 import torch
+from transformers import Gemma3TextConfig
 
+from tests.tiny import calls, save_base_models, tiny_llama_config
+from tests.trainer.conftest import RESAMPLER
 from tests.trainer.tiny_setokim_training import (
     compose_setokim,
     save_setok_and_text,
@@ -14,8 +17,9 @@ from tests.trainer.tiny_setokim_training import (
 )
 from tests.trainer.tiny_training import largest_difference, moved, parameters, question, questions
 from tests.trainer.tiny_visual_modeling import compose_vtlmm
-from vistok import VisualLanguageCollator
+from vistok import GVTForConditionalGeneration, VisualLanguageCollator
 from vistok.modeling.projection_alignment import ProjectionAlignment
+from vistok.trainer import visual_language_trainer
 from vistok.trainer.alignment import align_projection
 from vistok.trainer.data_examples import FEATURES
 
@@ -44,7 +48,7 @@ def test_a_training_starts_from_what_all_its_rows_say(model, processor, trainer_
     assert moved(model, before) == {"model.projector.weight", "model.projector.bias"}
 
 
-def test_it_is_drawn_by_seed_and_does_not_move_what_training_draws(model, processor, trainer_for):
+def test_it_is_drawn_by_seed(model, processor, trainer_for):
     data = questions(12)
 
     def aligned(**options):
@@ -73,6 +77,51 @@ def test_rows_that_share_images_and_cached_features_count_as_they_are(model, tra
         seen[cached] = (found.num_examples, parameters(fresh))
     assert seen[True][0] == seen[False][0] == 3
     assert largest_difference(seen[True][1], seen[False][1]) < 1e-4
+
+
+def test_it_does_not_move_what_training_draws(model, processor, trainer_for):
+    drawn = []
+
+    def darker(image):
+        drawn.append(torch.rand(()).item())
+        return image.point(lambda value: value * drawn[-1])
+
+    collator = VisualLanguageCollator(processor, image_transform=darker)
+    trainer = trainer_for(model, questions(6), alignment_examples=100, data_collator=collator)
+    before = torch.get_rng_state()
+    align_projection(model, trainer.train_dataset, collator, 100, 2, seed=0)
+    assert len(drawn) == 6 and torch.equal(torch.get_rng_state(), before)
+
+
+def test_words_are_what_enters_the_model_where_embeddings_scale_what_they_look_up(tmp_path, trainer_for):
+    config = tiny_llama_config(Gemma3TextConfig, vocab_size=340, head_dim=12, sliding_window=6, layer_types=None)
+    bases = save_base_models(tmp_path, text_config=config)
+    gemma = GVTForConditionalGeneration.from_vision_text_pretrained(*bases, **RESAMPLER)
+    weight = gemma.get_input_embeddings().weight.detach()
+    words = gemma.get_input_embeddings()(torch.arange(len(weight)))
+    assert not torch.allclose(words, weight)
+    trainer = trainer_for(gemma, questions(7), alignment_examples=100, **AS_IT_IS)
+    trainer.train()
+    batch = trainer._train_collator(list(trainer.train_dataset))
+    with torch.no_grad():
+        tokens = gemma.model.get_image_features(batch["pixel_values"]).last_hidden_state.flatten(0, 1)
+    torch.testing.assert_close(tokens.mean(0), words.mean(0), atol=1e-4, rtol=0)
+    distances = [(rows - rows.mean(0)).square().sum(1).mean().sqrt() for rows in (tokens, words)]
+    torch.testing.assert_close(*distances)
+
+
+def test_what_was_learned_is_not_set_anew(model, trainer_for, monkeypatch):
+    aligned = calls(monkeypatch, visual_language_trainer, "align_projection")
+    options = {"alignment_examples": 100, "save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    resumed = copy.deepcopy(model)
+    trainer = trainer_for(model, questions(6), **options)
+    trainer.train()
+    assert len(aligned) == 1
+    trainer.train()  # further
+    assert len(aligned) == 1
+    trainer_for(resumed, questions(6), **options).train("auto")
+    trainer_for(resumed, questions(6), **options).train(f"{trainer.args.output_dir}/checkpoint-1")
+    assert len(aligned) == 1
 
 
 def test_a_resumed_run_goes_on_from_its_weights(model, trainer_for):

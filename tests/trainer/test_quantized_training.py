@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.tiny import tiny_image
+from tests.tiny import calls, tiny_image
 from tests.tiny_adapted import (
     ADAPTED,
     LLM,
@@ -54,6 +54,14 @@ def composed(request, wide_base_models):
 @pytest.fixture
 def model(composed):
     return copy.deepcopy(composed)
+
+
+def test_a_projection_is_aligned_beside_quantised_weights_that_stay_where_they_are(model, trainer_for, monkeypatch):
+    trainer = trainer_for(model, questions(6), alignment_examples=6, trainable=QLORA, lora=LORA)
+    before, moves = parameters(model), calls(monkeypatch, type(model), "to")
+    trainer._align()
+    assert moved(model, before) == {"model.projector.weight", "model.projector.bias"}
+    assert not moves
 
 
 def test_a_step_of_qlora_changes_adapters_and_what_is_trained_in_full_and_nothing_else(model, trainer_for):
