@@ -95,18 +95,23 @@ class ProjectionAlignment:
         found = torch.linalg.lstsq(gram + penalty.diag(), inputs.T @ targets, driver="gelsd").solution
         rest, spread = targets - inputs @ found, targets - targets.mean(0)
         weight = found[: len(mean)].T
-        embeddings = self.embeddings.double().cpu()
         length = (weight @ covariance @ weight.T).diagonal().sum().clamp(min=0).sqrt()
         if not length > 0:
             raise ValueError(
                 f"There is nothing to align the projection with: the {n} examples differ neither in the tokens of "
                 "their images nor in what is said of them."
             )
-        center = embeddings.mean(0)
-        weight = weight * ((embeddings - center).square().sum(1).mean().sqrt() / length)
+        center, distance = self._center_and_distance()
+        weight = weight * (distance / length)
         bias = center - weight @ mean
         explained = 1 - (rest.square().sum() / spread.square().sum()).item()
         return AlignedProjection(weight.float(), bias.float(), explained, n)
+
+    def _center_and_distance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The mean of the embeddings and their root mean square distance from it, without a copy of them all."""
+        center = self.embeddings.mean(0, dtype=torch.float64).cpu()
+        squares = [(part.cpu().double() - center).square().sum() for part in self.embeddings.split(4096)]
+        return center, (torch.stack(squares).sum() / len(self.embeddings)).sqrt()
 
     def _targets(self, n: int) -> torch.Tensor:
         frequency = Counter(word for words in self._words for word in words)
