@@ -38,8 +38,7 @@ example:
   vistok train recipes/gvt/demo.yaml --training.max_steps 100 --training.output_dir runs/try
   vistok train recipes/gvt/distill-demo.yaml
   vistok train recipes/vtlmm/demo/1-alignment.yaml recipes/vtlmm/demo/2-instruction.yaml --2.training.max_steps 100
-  vistok train recipes/setokim/demo/1-reading.yaml recipes/setokim/demo/2-pretraining.yaml \\
-      recipes/setokim/demo/3-instruction.yaml
+  vistok train recipes/setokim/demo/1-reading.yaml recipes/setokim/demo/2-pretraining.yaml
 """
 
 TAKES_OVERRIDES = True
