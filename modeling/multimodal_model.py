@@ -146,7 +146,7 @@ class MultimodalModel(MultimodalPreTrainedModel):
             attentions=visual_tokens.attentions,
             grid_size=features.grid_size,
             num_prefix_tokens=features.num_prefix_tokens,
-            tokens=given * mask.unsqueeze(-1),
+            tokens=given,
         )
 
     def tokenize(self, features: VisionFeatures, output_attentions: bool | None = None) -> VisualTokenizerOutput:

@@ -15,8 +15,6 @@ from ..modeling.projection_alignment import AlignedProjection, ProjectionAlignme
 from ..modeling.pseudo_image_features import embedding_table
 from ..processing.collator import IGNORED
 
-IMAGES = ("pixel_values", "vision_features")
-
 logger = logging.get_logger(__name__)
 
 
@@ -107,7 +105,7 @@ def align_projection(
 
 def _examples(core: Any, batch: Mapping[str, Any]) -> Iterator[tuple[torch.Tensor, list[int]]]:
     """Visual tokens and words of the rows of a batch whose answers are text; masks that are written are no images."""
-    images = {name: batch[name].to(core.device) for name in IMAGES if name in batch}
+    images = {name: batch[name].to(core.device) for name in core.image_inputs if name in batch}
     if not images:
         return
     placeholder = core.config.image_token_id
