@@ -31,6 +31,11 @@ class SetokimConfig(PreTrainedConfig):
         length_loss_weight (`float`, *optional*, defaults to 1.0):
             Factor of the cross-entropy of "one more visual token", from which the model learns how many tokens an
             image has. At 0 the loss is the paper's, and the length of images that are written is not learned.
+        token_bank_size (`int`, *optional*, defaults to 0):
+            Tokens of real images among which the model chooses when it writes images, see [`TokenBank`]; 0 for the
+            regression alone, as the paper has it. A training fills the bank (`token_bank_size` of
+            [`SetokimTrainingConfig`]).
+        choice_loss_weight (`float`, *optional*, defaults to 0.3): factor of the cross-entropy of these choices.
         trained_token_rows (`bool`, *optional*, defaults to `False`):
             Whether the rows of placeholder, `[Img]` and `[/Img]` are weights of their own, apart from embeddings and
             head of the language model: they were trained where these were not.
@@ -42,8 +47,8 @@ class SetokimConfig(PreTrainedConfig):
             The `peft.LoraConfig`, as a dictionary, of the adapters among the trained weights of such a folder.
 
     Raises:
-        ValueError: if the language model is an encoder-decoder, a weight is negative, or the ids of placeholder,
-            `[Img]` and `[/Img]` are not three.
+        ValueError: if the language model is an encoder-decoder, a weight or size is negative, or the ids of
+            placeholder, `[Img]` and `[/Img]` are not three.
 
     Example:
 
@@ -69,6 +74,8 @@ class SetokimConfig(PreTrainedConfig):
     image_end_token_id: int = 32002
     visual_loss_weight: float | int = 1.0
     length_loss_weight: float | int = 1.0
+    token_bank_size: int = 0
+    choice_loss_weight: float | int = 0.3
     trained_token_rows: bool = False
     base_models: dict[str, str] | None = None
     lora_config: dict | None = None
@@ -84,7 +91,9 @@ class SetokimConfig(PreTrainedConfig):
                 f"text_config is that of {text_config.model_type}, an encoder-decoder model, which writes no images: "
                 "Setokim needs a causal language model, such as Llama, Mistral, Qwen or SmolLM."
             )
-        for name in ("visual_loss_weight", "length_loss_weight"):
+        if self.token_bank_size < 0:
+            raise ValueError(f"token_bank_size is {self.token_bank_size}: give a number of tokens, or 0 for none.")
+        for name in ("visual_loss_weight", "length_loss_weight", "choice_loss_weight"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} is {getattr(self, name)}: give the factor of a loss, 0 or more.")
         ids = [self.image_token_id, self.image_start_token_id, self.image_end_token_id]

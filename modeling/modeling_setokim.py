@@ -16,6 +16,7 @@ from .multimodal_model import MultimodalModel, build_language_model, embedding_w
 from .outputs_setokim import SetokimImageFeatures, SetokimOutput
 from .plain_matrix import matrix_of
 from .setokim_composition import SetokimPreTrainedModel
+from .setokim_token_bank import ChoosesTokens
 from .setokim_token_rows import ReadsTokenRows, WritesTokenRows
 from .setokim_writing import SetokimWriting
 from .visual_positions import predicted_image_positions
@@ -40,7 +41,7 @@ class SetokimModel(SetokimPreTrainedModel, ReadsTokenRows, MultimodalModel):
     image_features_class = SetokimImageFeatures
     output_class = SetokimOutput
     image_inputs = ("pixel_values", "vision_features", "visual_tokens")
-    _keys_to_ignore_on_load_unexpected = [r"^output_projection\."]  # what writes visual tokens
+    _keys_to_ignore_on_load_unexpected = [r"^output_projection\.", r"^token_bank\."]  # what writes visual tokens
 
     def __init__(self, config: SetokimConfig):
         super().__init__(config)
@@ -170,7 +171,7 @@ class SetokimModel(SetokimPreTrainedModel, ReadsTokenRows, MultimodalModel):
         return nn.functional.pad(image, (0, 0, 0, length - len(image)))
 
 
-class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, SetokimWriting):
+class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, ChoosesTokens, SetokimWriting):
     """
     Setokim: reads text and images and writes both. Images are written as visual tokens, which SeTok's decoders turn
     into pixels or masks (SeTok, Section 2.2).
@@ -190,6 +191,7 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
             self._add_rows_of_head()
         text_config: Any = config.text_config
         self.output_projection = nn.Linear(text_config.hidden_size, self.model.visual_tokenizer.output_size)
+        self.token_bank = self._new_bank(config.token_bank_size) if config.token_bank_size else None
         self.post_init()
 
     @can_return_tuple
@@ -207,6 +209,7 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
         labels: torch.Tensor | None = None,
         visual_loss_weight: float | None = None,
         length_loss_weight: float | None = None,
+        choice_loss_weight: float | None = None,
         logits_to_keep: int | torch.Tensor = 0,
         skip_logits: bool = False,
         predict_visual_tokens: bool = False,
@@ -224,7 +227,8 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
             labels (`torch.LongTensor` of shape `(batch, sequence_length)`, *optional*):
                 Token ids, -100 where nothing is learned. An image that the model is to write has its own placeholders
                 as labels, one that it only reads -100; `[Img]` and `[/Img]` are text.
-            visual_loss_weight, length_loss_weight (`float`, *optional*): those of the config by default.
+            visual_loss_weight, length_loss_weight, choice_loss_weight (`float`, *optional*):
+                Those of the config by default.
             logits_to_keep (`int` or `torch.Tensor`, *optional*, defaults to 0):
                 Number of last positions (0: all), or the positions, to compute logits for.
             skip_logits (`bool`, *optional*, defaults to `False`):
@@ -271,6 +275,7 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
                 for name, given in (
                     ("visual_loss_weight", visual_loss_weight),
                     ("length_loss_weight", length_loss_weight),
+                    ("choice_loss_weight", choice_loss_weight),
                 )
             ]
             positions = self._predicted_positions(inputs, labels, image_features, attention_mask, position_ids)
@@ -279,7 +284,10 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
                 num_items_in_batch, num_visual_items, implementation,
             )  # fmt: skip
         elif predict_visual_tokens:
-            values["visual_predictions"] = self._visual_predictions(outputs.last_hidden_state[:, -1])
+            last = outputs.last_hidden_state[:, -1]
+            values["visual_predictions"] = self._visual_predictions(last)
+            if self.token_bank is not None:
+                values["token_queries"] = self.token_bank.queries(last)
         logits = None if skip_logits else self._logits(outputs, logits_to_keep)
         return outputs.with_head(values.pop("loss", None), logits, **values)
 
@@ -312,7 +320,7 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
     def _losses(
         self, hidden_states, labels, image_features, positions, weights, num_items, num_visual_items, implementation
     ) -> dict[str, Any]:
-        """The three losses, their sum, and what was predicted of images."""
+        """The losses, their sum, and what was predicted of images."""
         placeholders, written = positions["placeholders"], positions["written"]
         labels, written = labels.to(hidden_states.device), written.to(hidden_states.device)
         text = labels[:, 1:].masked_fill(placeholders[:, 1:].to(labels.device), IGNORED)
@@ -329,17 +337,25 @@ class SetokimForConditionalGeneration(SetokimPreTrainedModel, WritesTokenRows, S
             targets = image_features.tokens.flatten(0, 1).to(written.device)[written[placeholders]]
         loss_visual = visual_regression_loss(predictions, targets, num_items=num_visual_items)
         loss_length = hidden_states.new_zeros(())
-        visual_weight, length_weight = weights
+        visual_weight, length_weight, choice_weight = weights
         if length_weight:
             more = labels[:, 1:].masked_fill(~written[:, 1:], IGNORED)
             loss_length = self._text_loss(hidden_states[:, :-1], more, num_visual_items, implementation)
+        loss = loss_lm + visual_weight * loss_visual + length_weight * loss_length
+        of_choices: dict[str, Any] = {}
+        if self.token_bank is not None:
+            found = self._choice_losses(states, placeholders, written, image_features)
+            loss_choice = found.sum() / (max(len(found), 1) if num_visual_items is None else num_visual_items)
+            loss = loss + choice_weight * loss_choice
+            of_choices = {"loss_choice": loss_choice, "choice_losses": found}
         return {
-            "loss": loss_lm + visual_weight * loss_visual + length_weight * loss_length,
+            "loss": loss,
             "loss_lm": loss_lm,
             "loss_visual": loss_visual,
             "loss_length": loss_length,
             "visual_positions": written,
             "visual_predictions": predictions,
+            **of_choices,
         }
 
     @torch.compiler.disable  # its loops over chunks gain nothing from it

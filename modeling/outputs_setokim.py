@@ -45,6 +45,9 @@ class SetokimOutput(MultimodalOutputMixin, ModelOutput):
             Mean squared error of the visual tokens that are written, per token and channel, without its weight.
         loss_length (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels`):
             Cross-entropy of "one more visual token", in nats per visual token that is written, without its weight.
+        loss_choice (`torch.FloatTensor` of shape `()`, *optional*, returned with `labels` by a model with a bank):
+            Cross-entropy of the visual tokens that are written among those of the bank and of their rows, in nats per
+            token, without its weight.
         logits (`torch.FloatTensor` of shape `(batch, sequence_length, vocab_size)`, *optional*):
             Scores of the vocabulary at the given positions; absent with `skip_logits=True`.
         visual_positions (`torch.BoolTensor` of shape `(batch, sequence_length)`, *optional*, returned with `labels`):
@@ -52,6 +55,10 @@ class SetokimOutput(MultimodalOutputMixin, ModelOutput):
         visual_predictions (`torch.FloatTensor` of shape `(num_predicted, token_size)`, *optional*):
             With `labels`: the token predicted for each of the `visual_positions`, in their order, with a graph. With
             `predict_visual_tokens`: that of the last position, `(batch, token_size)`.
+        choice_losses (`torch.FloatTensor` of shape `(num_predicted,)`, *optional*):
+            What `loss_choice` is the mean of.
+        token_queries (`torch.FloatTensor` of shape `(batch, token_size)`, *optional*):
+            With `predict_visual_tokens`, by a model with a bank: what the last position looks for in it.
         last_hidden_state (`torch.FloatTensor` of shape `(batch, sequence_length, hidden_size)`, *optional*):
             Last states of the language model, from [`SetokimModel`].
         past_key_values (`Cache`, *optional*): key-value cache of the language model.
@@ -65,9 +72,12 @@ class SetokimOutput(MultimodalOutputMixin, ModelOutput):
     loss_lm: torch.FloatTensor | None = None
     loss_visual: torch.FloatTensor | None = None
     loss_length: torch.FloatTensor | None = None
+    loss_choice: torch.FloatTensor | None = None
     logits: torch.FloatTensor | None = None
     visual_positions: torch.BoolTensor | None = None
     visual_predictions: torch.FloatTensor | None = None
+    choice_losses: torch.FloatTensor | None = None
+    token_queries: torch.FloatTensor | None = None
     last_hidden_state: torch.FloatTensor | None = None
     past_key_values: Cache | None = None
     hidden_states: tuple[torch.FloatTensor, ...] | None = None

@@ -17,6 +17,7 @@ from .composition import FROM_CHECKPOINTS, add_image_token, add_special_token, g
 from .modeling_setok import SeTokForPreTraining
 from .modeling_setok_vision import SeTokVisionModel
 from .multimodal_model import MultimodalPreTrainedModel
+from .token_bank import TokenBank
 from .token_rows import TokenRows
 from .trained_setok import without_detokenizer
 from .trained_weights import one_checkpoint_error
@@ -53,7 +54,7 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
     _can_compile_fullgraph = False  # rows are as long as their images have tokens
     trainable_parts = {
         **{part: _inside(prefixes) for part, prefixes in SeTokForPreTraining.trainable_parts.items()},
-        "projections": ("model.input_projection", "output_projection"),
+        "projections": ("model.input_projection", "output_projection", "token_bank.query", "token_bank.key"),
         "token_rows": ("model.token_rows", "head_rows"),
         "llm": ("model.language_model", "lm_head"),
     }
@@ -64,6 +65,8 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
         super()._init_weights(module)
         if isinstance(module, TokenRows):
             init.normal_(module.weight, mean=0.0, std=0.02)
+        if isinstance(module, TokenBank):
+            module.reset_parameters()
 
     @classmethod
     def from_vision_text_pretrained(cls, vision: str, text: str, **kwargs):

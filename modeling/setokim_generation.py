@@ -6,38 +6,59 @@ from typing import Any
 import torch
 from transformers import LogitsProcessor
 
+from .token_bank import TokenChooser
+
 
 class VisualEmission:
     """
     What a generation knows of the images that its rows write. Between `[Img]` and `[/Img]` a row writes visual tokens:
-    the output projection of its last state, which is read back through the input projection at the next step. Its ids
-    have a placeholder for each.
+    the output projection of its last state, or what a [`TokenChooser`] takes in its place, which is read back through
+    the input projection at the next step. Its ids have a placeholder for each.
 
     Args:
         config ([`SetokimConfig`]): whose ids stand for images.
         max_image_tokens (`int`): most visual tokens of an image; behind them `[/Img]` follows.
         max_images (`int`, *optional*): most images of a row that are begun; by default any number.
+        chooser ([`TokenChooser`], *optional*): chooses tokens; by default they are what the model regresses.
     """
 
-    def __init__(self, config: Any, max_image_tokens: int, max_images: int | None = None):
+    def __init__(
+        self,
+        config: Any,
+        max_image_tokens: int,
+        max_images: int | None = None,
+        chooser: TokenChooser | None = None,
+    ):
         self.placeholder, self.start, self.end = (
             getattr(config, name) for name in ("image_token_id", "image_start_token_id", "image_end_token_id")
         )
-        self.max_image_tokens, self.max_images = max_image_tokens, max_images
+        self.max_image_tokens, self.max_images, self.chooser = max_image_tokens, max_images, chooser
         self.predictions: list[torch.Tensor] = []
         self.scores = torch.empty(0, 2)
         self.prompt_images: torch.Tensor | None = None
 
-    def note(self, predictions: torch.Tensor, logits: torch.Tensor) -> None:
+    def note(self, predictions: torch.Tensor, logits: torch.Tensor, queries: torch.Tensor | None = None) -> None:
         """
         Notes what the model made of the last position.
 
         Args:
             predictions (`torch.FloatTensor` of shape `(batch, token_size)`): the visual token that would come next.
             logits (`torch.FloatTensor` of shape `(batch, vocab_size)`): scores of the vocabulary, as they came.
+            queries (`torch.FloatTensor` of shape `(batch, token_size)`, *optional*): what a chooser goes by.
         """
-        self.predictions.append(predictions)
+        chooses = self.chooser is not None and queries is not None
+        self.predictions.append(self.chooser.choose(queries).to(predictions) if chooses else predictions)
         self.scores = logits[:, [self.placeholder, self.end]].float()
+
+    def accept(self, last: torch.Tensor) -> None:
+        """
+        Notes what was written last.
+
+        Args:
+            last (`torch.LongTensor` of shape `(batch,)`): token ids.
+        """
+        if self.chooser is not None:
+            self.chooser.accept(last == self.placeholder, last == self.start)
 
     def num_open(self, input_ids: torch.Tensor) -> torch.Tensor:
         """

@@ -1,6 +1,7 @@
 """What Setokim writes: text with images in it, images for prompts and instructions, masks for expressions."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,12 +11,14 @@ from .image_detokenizer import Generators
 from .multimodal_generation import MultimodalForGeneration
 from .outputs_setokim import SetokimGenerateOutput, SetokimImages, SetokimMasks
 from .setokim_generation import ImagesInText, VisualEmission, padded_tokens
+from .token_bank import TokenChooser
 
 
 class SetokimWriting(MultimodalForGeneration):
     """Generation of text, images and masks, for a model with an `output_projection` from states to visual tokens."""
 
     output_projection: nn.Linear
+    token_bank: Any
 
     @torch.no_grad()
     def generate(
@@ -25,16 +28,20 @@ class SetokimWriting(MultimodalForGeneration):
         write_images: bool | None = None,
         max_image_tokens: int | None = None,
         max_images: int | None = None,
+        choose_tokens: bool | None = None,
+        token_temperature: float = 0.0,
+        token_generator: Generators = None,
         logits_processor: LogitsProcessorList | None = None,
         **kwargs,
     ):
         """
         `GenerationMixin.generate`, which writes text and images. Where the model writes `[Img]`, or the prompt ends in
-        it, visual tokens follow one by one: each is the output projection of the last state, and is read back through
-        the input projection. Behind each the model chooses, by its own scores, between one more (the placeholder of
-        images) and `[/Img]`, which ends the image; greedily or by sampling, as it chooses words. Rows of a batch may
-        write text and images at the same time. Where the prompt's images have fewer visual tokens than placeholders,
-        see [`MultimodalForGeneration.generate`].
+        it, visual tokens follow one by one: each is the output projection of the last state, or, by a model with a
+        [`TokenBank`], one of the bank or of the prompt's images; and is read back through the input projection. Behind
+        each the model chooses, by its own scores, between one more (the placeholder of images) and `[/Img]`, which
+        ends the image; greedily or by sampling, as it chooses words. Rows of a batch may write text and images at the
+        same time. Where the prompt's images have fewer visual tokens than placeholders, see
+        [`MultimodalForGeneration.generate`].
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, length)`, *optional*): the prompt, also as `input_ids`.
@@ -43,6 +50,11 @@ class SetokimWriting(MultimodalForGeneration):
                 beams and assistants write text alone.
             max_image_tokens (`int`, *optional*): most visual tokens of an image; by default those of the tokenizer.
             max_images (`int`, *optional*): most images that a row begins; by default any number.
+            choose_tokens (`bool`, *optional*):
+                Whether visual tokens are chosen among real ones; by default where the model has a bank of them.
+            token_temperature (`float`, *optional*, defaults to 0.0): of these choices; 0 takes the best each time.
+            token_generator (`torch.Generator` or a list of them, *optional*):
+                Source of these choices' randomness, one for all rows or for each; by default torch's.
             logits_processor (`LogitsProcessorList`, *optional*): for text, before it is decided on images.
             kwargs: as in [`GenerationMixin.generate`], and images as in `forward`.
 
@@ -51,11 +63,21 @@ class SetokimWriting(MultimodalForGeneration):
             token; or, with `return_dict_in_generate=True`, a [`SetokimGenerateOutput`] with the tokens themselves.
 
         Raises:
-            ValueError: if images are wanted where none can be written, budgets are below 1, or the prompt has
-                placeholders and no images are given.
+            ValueError: if images are wanted where none can be written, budgets are below 1, tokens are to be chosen
+                by a model without a bank, or the prompt has placeholders and no images are given.
         """
         self._check_images_given(inputs, kwargs)
         emission = self._emission(write_images, max_image_tokens, max_images, kwargs)
+        chooses = self.token_bank is not None if choose_tokens is None else choose_tokens
+        if chooses and self.token_bank is None:
+            raise ValueError(
+                "choose_tokens needs a model with a bank of tokens, and this one regresses them: train it with "
+                "token_bank_size, or leave choose_tokens out."
+            )
+        if emission is not None and chooses:
+            input_ids = kwargs.get("input_ids") if inputs is None else inputs
+            prompts = self._tokens_of_prompts(input_ids, kwargs)
+            emission.chooser = TokenChooser(self.token_bank, prompts, token_temperature, token_generator)
         processors = LogitsProcessorList([*(logits_processor or []), ImagesInText(emission, self.config)])
         if emission is None:
             return super().generate(inputs, logits_processor=processors, **kwargs)
@@ -95,6 +117,22 @@ class SetokimWriting(MultimodalForGeneration):
         writes = obstacle is None if write_images is None else write_images
         return VisualEmission(self.config, most, max_images) if writes else None
 
+    def _tokens_of_prompts(self, input_ids, kwargs) -> list[torch.Tensor] | None:
+        """The visual tokens of the images of each prompt. What was encoded for it is left among the arguments."""
+        if input_ids is None or input_ids.is_floating_point():
+            return None
+        features = self._pop_images(kwargs)
+        if features is None:
+            return None
+        kwargs["mm_encoder_outputs"] = {"image": features}
+        if features.tokens is None or features.token_mask is None:
+            return None
+        images = [tokens[kept] for tokens, kept in zip(features.tokens, features.token_mask)]
+        numbers = (input_ids == self.config.image_token_id).sum(1) // features.tokens.shape[1]
+        parts = iter(images)
+        none = features.tokens[0, :0]
+        return [torch.cat([none, *(next(parts) for _ in range(number))]) for number in numbers.tolist()]
+
     def _obstacle_to_images(self, kwargs) -> str | None:
         defaults = kwargs.get("generation_config") or self.generation_config
         chosen = {
@@ -119,6 +157,8 @@ class SetokimWriting(MultimodalForGeneration):
             return model_inputs
         model_inputs["predict_visual_tokens"] = True
         last = input_ids[:, -1:]
+        if last.shape[1]:  # else the prompt was given as embeddings
+            visual_emission.accept(last[:, 0])
         written = last == self.config.image_token_id
         if is_first_iteration or not bool(written.any()):
             return model_inputs
@@ -131,7 +171,7 @@ class SetokimWriting(MultimodalForGeneration):
 
     def _update_model_kwargs_for_generation(self, outputs, model_kwargs, *args, **kwargs):
         if (emission := model_kwargs.get("visual_emission")) is not None:
-            emission.note(outputs.visual_predictions, outputs.logits[:, -1])
+            emission.note(outputs.visual_predictions, outputs.logits[:, -1], outputs.token_queries)
         return super()._update_model_kwargs_for_generation(outputs, model_kwargs, *args, **kwargs)
 
     @torch.no_grad()
@@ -202,7 +242,8 @@ class SetokimWriting(MultimodalForGeneration):
 
         Args:
             input_ids, attention_mask: prompts, as in [`SetokimWriting.write_image`].
-            generator (`torch.Generator` or a list of them, *optional*): source of the diffusion's noise.
+            generator (`torch.Generator` or a list of them, *optional*):
+                Source of the choices of tokens, where a `token_temperature` draws them, and of the diffusion's noise.
             num_inference_steps (`int`, *optional*): steps of the diffusion.
             guidance_scale (`float`, *optional*): of its classifier-free guidance.
             kwargs: of [`SetokimWriting.write_image`].
@@ -218,7 +259,7 @@ class SetokimWriting(MultimodalForGeneration):
                 "This model draws no images, because its SeTok has no detokenizer: compose it from a SeTok that was "
                 "trained with one (SeTokConfig(detokenizer_config=…))."
             )
-        tokens, mask = self.write_image(input_ids, attention_mask, **kwargs)
+        tokens, mask = self.write_image(input_ids, attention_mask, **{"token_generator": generator, **kwargs})
         images = self.model.setok.reconstruct(
             tokens, mask, generator=generator, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale
         )
@@ -295,7 +336,12 @@ class SetokimWriting(MultimodalForGeneration):
         if not 0 < threshold < 1:
             raise ValueError(f"threshold is {threshold}: give a probability between 0 and 1.")
         tokens, mask = self.write_image(
-            input_ids, attention_mask, max_image_tokens=1, mm_encoder_outputs={"image": features}, **kwargs
+            input_ids,
+            attention_mask,
+            max_image_tokens=1,
+            choose_tokens=False,  # the token of a mask is none of an image
+            mm_encoder_outputs={"image": features},
+            **kwargs,
         )
         logits = self.model.setok.decode_masks(tokens, mask, features.patch_features, features.grid_size)
         if sizes is None and pixel_values is not None:

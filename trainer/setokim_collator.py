@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 
 from ..processing.collator import VisualLanguageCollator
 from ..processing.images import BadSampleError, image_key, load_image
@@ -136,4 +137,17 @@ def shown_images(example: Mapping[str, Any]) -> dict[str, Any]:
     return {**example, "images": images[:-1] if example.get("task") == SEGMENT else images}
 
 
-__all__ = ["SEGMENT", "SetokimCollator", "shown_images"]
+@torch.no_grad()
+def grid_size_of(model: Any, processor: Any) -> tuple[int, int]:
+    """
+    Height and width, in patches, of the images that a processor prepares.
+
+    Args:
+        model ([`SetokimForConditionalGeneration`]): whose tower sees them.
+        processor ([`SetokimProcessor`]): prepares them.
+    """
+    pixels = processor.image_processor([Image.new("RGB", (32, 32))], return_tensors="pt")["pixel_values"]
+    return model.model.get_vision_features(pixels.to(model.device, model.model.vision_tower.dtype)).grid_size
+
+
+__all__ = ["SEGMENT", "SetokimCollator", "grid_size_of", "shown_images"]

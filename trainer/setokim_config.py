@@ -20,6 +20,7 @@ TRAINED = {
 }
 LORA = {"r": 128, "lora_alpha": 256}
 """Of the released code (ChocoWu/SeTok, scripts/finetune.sh); the paper's table is lost."""
+LEAST = {"token_bank_size": 0, "sample_steps": 0, "num_samples": 1, "sample_inference_steps": 1}
 MAY_BE_TRAINED = ("projections", "llm", "token_rows", "mask_decoder")
 
 
@@ -42,7 +43,12 @@ class SetokimTrainingConfig(VisualLanguageConfig):
             `mask_decoder` (`"full"`: what it makes of tokens that the language model writes), or `token_rows`: the
             rows of `[Img]`, `[/Img]` and "one more visual token", which are trained wherever the language model is
             not trained in full.
-        visual_loss_weight, length_loss_weight (`float`, *optional*): those of the model's config by default.
+        visual_loss_weight, length_loss_weight, choice_loss_weight (`float`, *optional*):
+            Those of the model's config by default.
+        token_bank_size (`int`, *optional*, defaults to 0):
+            Gives the model a [`TokenBank`] of so many visual tokens, drawn by `seed` from images of the training data
+            before the first step, and lets it learn to choose among them: what it writes then are tokens of real
+            images, not their averages. 0 leaves the model as it is, which may have a bank. Not in the paper.
         mask_bce_weight, mask_dice_weight (`float`, *optional*, defaults to 1.0):
             Of the losses of the mask that the mask decoder makes of a token that is written for an expression. With
             both at 0 the token alone is learned, by its regression.
@@ -66,6 +72,8 @@ class SetokimTrainingConfig(VisualLanguageConfig):
     trainable: Any = field(default=None, metadata={"help": "Parts that are otherwise than in the stage."})
     visual_loss_weight: float | None = field(default=None, metadata={"help": "Of the regression of visual tokens."})
     length_loss_weight: float | None = field(default=None, metadata={"help": "Of the number of visual tokens."})
+    choice_loss_weight: float | None = field(default=None, metadata={"help": "Of the choice among real tokens."})
+    token_bank_size: int = field(default=0, metadata={"help": "Real visual tokens to choose among; 0 for no bank."})
     mask_bce_weight: float = field(default=1.0, metadata={"help": "Of masks for expressions: cross-entropy."})
     mask_dice_weight: float = field(default=1.0, metadata={"help": "Of masks for expressions: dice."})
     segmentation_target: str = field(default="mask", metadata={"help": "Token of a mask: mask or cluster."})
@@ -81,14 +89,20 @@ class SetokimTrainingConfig(VisualLanguageConfig):
     def __post_init__(self):
         known("stage", self.stage, STAGES)
         known("segmentation_target", self.segmentation_target, get_args(SegmentationTarget))
-        for name in ("visual_loss_weight", "length_loss_weight", "mask_bce_weight", "mask_dice_weight"):
+        of_terms = ("visual_loss", "length_loss", "choice_loss", "mask_bce", "mask_dice")
+        for name in (f"{term}_weight" for term in of_terms):
             value = getattr(self, name)
             if value is not None and not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value!r}, expected a number from 0 on.")
-        for name, least in (("sample_steps", 0), ("num_samples", 1), ("sample_inference_steps", 1)):
+        for name, least in LEAST.items():
             if not isinstance(getattr(self, name), int) or getattr(self, name) < least:
                 raise ValueError(f"{name} is {getattr(self, name)!r}, expected a whole number of at least {least}.")
         self.trainable = trained_in(self.stage, self.trainable)
+        if self.token_bank_size and self.trainable["projections"] != "full":
+            raise ValueError(
+                f"token_bank_size is {self.token_bank_size}, but projections are {self.trainable['projections']}, and "
+                "choosing is learned with them: train them in full, or leave token_bank_size out."
+            )
         whole = self.trainable["llm"] == "full"
         if self.learning_rate is None:
             self.learning_rate = 2e-5 if whole else 1e-3

@@ -12,7 +12,14 @@ from ..evaluation.segmentation_scores import mask_overlap
 from .answer_accuracy import share_right
 from .setokim_batches import WrittenMasks
 
-TERMS = {"lm": "text", "visual": "written", "length": "written", "mask_bce": "masks", "mask_dice": "masks"}
+TERMS = {
+    "lm": "text",
+    "visual": "written",
+    "length": "written",
+    "choice": "written",
+    "mask_bce": "masks",
+    "mask_dice": "masks",
+}
 """The terms of the loss, and what each is a mean over."""
 OF_MASK_TERMS = tuple(name for name, over in TERMS.items() if over == "masks")
 COUNTS = ("text", "written", "masks")
@@ -76,7 +83,13 @@ class RowSums:
         column = self.values[:, COLUMNS.index(name)]
         column.index_add_(0, rows.to(column.device), values.to(column))
 
-    def add_tokens(self, rows: torch.Tensor, errors: torch.Tensor, length_losses: torch.Tensor) -> None:
+    def add_tokens(
+        self,
+        rows: torch.Tensor,
+        errors: torch.Tensor,
+        length_losses: torch.Tensor,
+        choice_losses: torch.Tensor | None = None,
+    ) -> None:
         """
         Adds visual tokens that were written.
 
@@ -84,9 +97,12 @@ class RowSums:
             rows (`torch.LongTensor` of shape `(num_written,)`): the row of each.
             errors (`torch.FloatTensor` of shape `(num_written,)`): mean squared error of each.
             length_losses (`torch.FloatTensor` of shape `(num_written,)`): cross-entropy of "one more".
+            choice_losses (`torch.FloatTensor` of shape `(num_written,)`, *optional*): of a model with a bank.
         """
         self.add("visual", rows, errors)
         self.add("length", rows, length_losses)
+        if choice_losses is not None:
+            self.add("choice", rows, choice_losses)
         self.add("written", rows, torch.ones_like(errors))
 
     def add_masks(self, rows: torch.Tensor, masks: WrittenMasks, logits: torch.Tensor) -> None:
@@ -126,7 +142,7 @@ class SetokimMetrics:
     text alone; `ciou` and `giou` of masks, in pixels of their images.
 
     Args:
-        weights (`dict[str, float]`): of the terms in the loss.
+        weights (`dict[str, float]`): of the terms in the loss; others are left out.
     """
 
     def __init__(self, weights: Mapping[str, float]):
@@ -146,7 +162,8 @@ class SetokimMetrics:
         Args:
             sums (`dict[str, float]`): by the names of `COLUMNS`; overlaps may be missing.
         """
-        means = {name: sums[name] / sums[over] for name, over in TERMS.items() if sums.get(over, 0) > 0}
+        terms = {name: over for name, over in TERMS.items() if name in self.weights}
+        means = {name: sums[name] / sums[over] for name, over in terms.items() if sums.get(over, 0) > 0}
         found = {"loss": float(sum(self.weights[name] * mean for name, mean in means.items()))}
         found |= {f"loss_{name}": float(mean) for name, mean in means.items()}
         if sums.get("union", 0) > 0:

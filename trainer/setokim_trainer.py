@@ -15,6 +15,7 @@ from ..modeling.trainable_parts import part_prefixes
 from ..processing.collator import IGNORED
 from ..processing.feature_cache import FeatureCache
 from .answer_accuracy import answer_numbers, right_answers, row_losses
+from .bank_filling import fill_token_bank
 from .freezing import rest_frozen_parts
 from .reproducible_trainer import named_datasets
 from .setokim_batches import (
@@ -25,7 +26,7 @@ from .setokim_batches import (
     take_masks,
     with_visual_tokens,
 )
-from .setokim_collator import SEGMENT, SetokimCollator, shown_images
+from .setokim_collator import SEGMENT, SetokimCollator, grid_size_of, shown_images
 from .setokim_config import LORA, SetokimTrainingConfig
 from .setokim_measures import OF_MASK_TERMS, TERMS, RowSums, SetokimMetrics, token_counts, token_statistics
 from .setokim_pictures import write_samples
@@ -60,6 +61,7 @@ class SetokimTrainer(VisualLanguageTrainer):
     - `loss_lm`: cross-entropy of text, `[Img]` and `[/Img]` among it, in nats per label;
     - `loss_visual`: mean squared error of visual tokens that are written, per channel;
     - `loss_length`: cross-entropy of "one more visual token", in nats per token that is written;
+    - `loss_choice`, of a model with a [`TokenBank`]: cross-entropy of tokens that are written, in nats per token;
     - `loss_mask_bce` and `loss_mask_dice`: of the masks that the mask decoder makes of tokens written for expressions;
     - `tokens_mean`, `tokens_min` and `tokens_max`: visual tokens of an image, read or written;
     - `tokens_per_second`: of text and images, without padding, over all processes and the time of training steps.
@@ -91,6 +93,9 @@ class SetokimTrainer(VisualLanguageTrainer):
             args.lora = dict(LORA)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # all take part in every step, the mask decoder behind the forward
+        self._fills_bank = bool(args.token_bank_size) and model.token_bank is None
+        if args.token_bank_size:
+            model.add_token_bank(args.token_bank_size)
         self.weights = loss_weights(model, args)
         _check_mask_decoder(model, args, self.weights, train_dataset)
         kwargs.setdefault("compute_metrics", SetokimMetrics(self.weights))
@@ -110,6 +115,20 @@ class SetokimTrainer(VisualLanguageTrainer):
         self._last_states = LastStates(model.model)
         self._clock = TokenClock()
         self.add_callback(_SampleCallback(self))
+
+    def _set_start(self) -> None:
+        super()._set_start()
+        if self._fills_bank:
+            self._place_model()
+            with self.compute_loss_context_manager():
+                fill_token_bank(
+                    self.model,
+                    self.train_dataset,
+                    self._train_collator,
+                    batch_size=self.args.per_device_eval_batch_size,
+                    seed=self.args.seed,
+                    progress_bar=not self.args.disable_tqdm and self.is_world_process_zero(),
+                )
 
     @staticmethod
     def _make_collator(model, args, processing_class, features) -> SetokimCollator:
@@ -161,6 +180,7 @@ class SetokimTrainer(VisualLanguageTrainer):
         inputs |= {
             "visual_loss_weight": self.weights["visual"],
             "length_loss_weight": self.weights["length"],
+            "choice_loss_weight": self.weights.get("choice", 0.0),
             "num_visual_items": self._totals["written"],
         }
         loss, outputs = super().compute_loss(model, inputs, True, num_items_in_batch=num_items_in_batch)
@@ -169,7 +189,7 @@ class SetokimTrainer(VisualLanguageTrainer):
         for name, part in of_masks.items():
             loss = loss + scale * self.weights[name] * part
         if model.training:
-            of_model = {name: outputs[f"loss_{name}"] for name in TERMS if name not in OF_MASK_TERMS}
+            of_model = {name: outputs[f"loss_{name}"] for name in self.weights if name not in OF_MASK_TERMS}
             self._note(of_model | of_masks, dict(zip(("text", "written", "masks"), parts)))
         return (loss, outputs) if return_outputs else loss
 
@@ -248,7 +268,7 @@ class SetokimTrainer(VisualLanguageTrainer):
         before = states[:, :-1][outputs.visual_positions[:, 1:]]
         more = torch.full((len(before),), self._placeholders[0], device=before.device)
         lengths = nn.functional.cross_entropy(self.model.compute_logits(before).float(), more, reduction="none")
-        sums.add_tokens(outputs.visual_positions.nonzero()[:, 0], errors, lengths)
+        sums.add_tokens(outputs.visual_positions.nonzero()[:, 0], errors, lengths, outputs.choice_losses)
         if masks is not None:
             rows = rows_of_images(batch, *self._placeholders)[masks.places.to(states.device)]
             sums.add_masks(rows, masks, masks.logits(self.model.model.setok, outputs.visual_predictions))
@@ -320,24 +340,13 @@ def loss_weights(model: Any, args: SetokimTrainingConfig) -> dict[str, float]:
     """
     of_model = {
         name: getattr(model.config if getattr(args, field) is None else args, field)
-        for name, field in (("visual", "visual_loss_weight"), ("length", "length_loss_weight"))
+        for name, field in (
+            ("visual", "visual_loss_weight"),
+            ("length", "length_loss_weight"),
+            *([] if model.token_bank is None else [("choice", "choice_loss_weight")]),
+        )
     }
     return {"lm": 1.0, **of_model, "mask_bce": args.mask_bce_weight, "mask_dice": args.mask_dice_weight}
-
-
-@torch.no_grad()
-def grid_size_of(model: Any, processor: Any) -> tuple[int, int]:
-    """
-    Height and width, in patches, of the images that a processor prepares.
-
-    Args:
-        model ([`SetokimForConditionalGeneration`]): whose tower sees them.
-        processor ([`SetokimProcessor`]): prepares them.
-    """
-    from PIL import Image
-
-    pixels = processor.image_processor([Image.new("RGB", (32, 32))], return_tensors="pt")["pixel_values"]
-    return model.model.get_vision_features(pixels.to(model.device, model.model.vision_tower.dtype)).grid_size
 
 
 def _check_model(model: PreTrainedModel, args: SetokimTrainingConfig) -> None:
@@ -371,6 +380,8 @@ def _tasks(dataset: Any) -> set[str]:
 
 
 def _check_rows(args: SetokimTrainingConfig, train_dataset, eval_dataset) -> None:
+    if args.token_bank_size and isinstance(train_dataset, IterableDataset):
+        raise ValueError("token_bank_size needs data of known size: load train_dataset with streaming off.")
     if args.conversations_per_row == 1:
         return
     for name, dataset in named_datasets(train_dataset, eval_dataset).items():

@@ -112,23 +112,31 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             eval_collator=eval_collator,
             **kwargs,
         )
-        self._is_aligned = not args.alignment_examples
+        self._has_begun = False
         self._blank_images = BlankImages(model, processing_class, features, self.weights_are_divided)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
         self.add_callback(FreezeCheckCallback(args.trainable))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
-        if not self._is_aligned and checkpoint is None and self.train_dataset is not None:
-            self._align()
-        self._is_aligned = True  # or further on: what was learned is not set anew
+        if not self._has_begun and checkpoint is None and self.train_dataset is not None:
+            self._set_start()
+        self._has_begun = True  # or further on: what was learned is not set anew
         return super().train(checkpoint, *args, **kwargs)
 
-    def _align(self) -> None:
+    def _set_start(self) -> None:
+        """Sets what training data say of where a training starts."""
+        if self.args.alignment_examples:
+            self._align()
+
+    def _place_model(self) -> None:
         # Trainer leaves quantised and dispatched models where they are, and moves others too late with DeepSpeed.
         is_placed = getattr(self.model, "hf_device_map", None) or getattr(self.model, "is_quantized", False)
         if not is_placed:
             self.model.to(self.args.device)
+
+    def _align(self) -> None:
+        self._place_model()
         with self.compute_loss_context_manager():
             align_projection(
                 self.model,

@@ -1,0 +1,218 @@
+"""Visual tokens that are chosen among real ones, in place of a regression's mean, where a model writes images."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import nn
+from transformers import initialization as init
+
+
+class TokenBank(nn.Module):
+    r"""
+    Tokens of real images, and how likely each comes next. What a caption leaves open, a regression averages, and
+    averages of tokens are tokens of no image. Here a state \\(h\\) gives each candidate \\(t\\) the score
+
+    $$s(h, t) = q(h)^T k(t), \quad k(t) = (t - \bar t) + \mathrm{MLP}(t - \bar t),$$
+
+    with a linear \\(q\\) and the bank's mean \\(\bar t\\). Learned as a cross-entropy of the true token among the bank
+    and the tokens of its own row (noise-contrastive: van den Oord et al., "Representation Learning with Contrastive
+    Predictive Coding", Eq. 4), the score is the logarithm of \\(p(t \mid h) / p(t)\\) but for a constant, so that the
+    softmax over a bank of tokens drawn from \\(p(t)\\) draws from \\(p(t \mid h)\\). SeTok's paper regresses alone.
+
+    Args:
+        num_tokens (`int`): of the bank.
+        token_size (`int`): width of a token.
+        hidden_size (`int`): width of a state.
+    """
+
+    def __init__(self, num_tokens: int, token_size: int, hidden_size: int):
+        super().__init__()
+        self.tokens = nn.Parameter(torch.zeros(num_tokens, token_size), requires_grad=False)
+        self.query = nn.Linear(hidden_size, token_size)
+        self.key_up = nn.Linear(token_size, 2 * token_size)
+        self.key_down = nn.Linear(2 * token_size, token_size)
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Starts with equal scores of all tokens, and an empty bank."""
+        for parameter in (self.tokens, self.query.weight, self.query.bias, self.key_up.bias):
+            init.zeros_(parameter)
+        for parameter in (self.key_down.weight, self.key_down.bias):
+            init.zeros_(parameter)
+        init.normal_(self.key_up.weight, std=self.key_up.in_features**-0.5)
+
+    @torch.no_grad()
+    def fill(self, tokens: torch.Tensor) -> None:
+        """
+        Puts real tokens into the bank.
+
+        Args:
+            tokens (`torch.FloatTensor` of shape `(num_tokens, token_size)`): as many as the bank has places.
+        """
+        self.tokens.copy_(tokens)
+
+    def keys(self, tokens: torch.Tensor) -> torch.Tensor:
+        """
+        What queries are compared with.
+
+        Args:
+            tokens (`torch.FloatTensor` of shape `(..., token_size)`): candidates.
+
+        Returns:
+            `torch.FloatTensor` of the same shape, in float32.
+        """
+        centered = (tokens.to(self.tokens) - self.tokens.mean(0)).to(self.key_up.weight.dtype)
+        moved = self.key_down(nn.functional.gelu(self.key_up(centered)))
+        return centered.float() + moved.float()
+
+    def queries(self, states: torch.Tensor) -> torch.Tensor:
+        """
+        What states look for.
+
+        Args:
+            states (`torch.FloatTensor` of shape `(..., hidden_size)`): last ones, each of the position before a token.
+
+        Returns:
+            `torch.FloatTensor` of shape `(..., token_size)`, in float32.
+        """
+        return self.query(states.to(self.query.weight.dtype)).float()
+
+    def losses(
+        self,
+        states: torch.Tensor,
+        rows: torch.Tensor,
+        tokens: torch.Tensor,
+        token_rows: torch.Tensor,
+        targets: torch.Tensor,
+    ) -> torch.Tensor:
+        """
+        Cross-entropy of tokens that are written, each among the bank and all visual tokens of its row of the batch:
+        those of an image that is edited among them, which an edit mostly keeps. Other rows make no difference.
+
+        Args:
+            states (`torch.FloatTensor` of shape `(num_written, hidden_size)`): that predict them.
+            rows (`torch.LongTensor` of shape `(num_written,)`): rows of the batch that they are in.
+            tokens (`torch.FloatTensor` of shape `(num_all, token_size)`): all visual tokens of the batch.
+            token_rows (`torch.LongTensor` of shape `(num_all,)`): rows that these are in.
+            targets (`torch.LongTensor` of shape `(num_written,)`): the right ones, as numbers among all.
+
+        Returns:
+            `torch.FloatTensor` of shape `(num_written,)`, in nats.
+        """
+        queries, keys = self.queries(states), self.keys(tokens.detach())
+        with torch.autocast(states.device.type, enabled=False):  # scores are differences of large numbers
+            of_bank = queries @ self.keys_of_bank().T
+            of_rows = queries @ keys.T
+        others = rows[:, None] != token_rows[None]
+        scores = torch.cat([of_bank, of_rows.masked_fill(others, -torch.inf)], 1)
+        return nn.functional.cross_entropy(scores, targets + len(self.tokens), reduction="none")
+
+    def keys_of_bank(self) -> torch.Tensor:
+        """[`TokenBank.keys`] of the bank, `(num_tokens, token_size)`."""
+        return self.keys(self.tokens)
+
+
+class TokenChooser:
+    """
+    Chooses what comes next in the images that the rows of one generation write. No token is chosen twice for an image:
+    each stands for a place of its own.
+
+    Args:
+        bank ([`TokenBank`]): of the model.
+        prompts (`list[torch.FloatTensor]`, *optional*):
+            For each prompt the tokens of its images, `(num_tokens_i, token_size)`, which may be chosen as well.
+        temperature (`float`, *optional*, defaults to 0.0): of the softmax over scores; 0 takes the best.
+        generators (`torch.Generator` or a list of them, *optional*): source of the draws; one for all rows or each.
+
+    Raises:
+        ValueError: if the temperature is negative.
+    """
+
+    def __init__(
+        self,
+        bank: TokenBank,
+        prompts: Sequence[torch.Tensor] | None = None,
+        temperature: float = 0.0,
+        generators: torch.Generator | Sequence[torch.Generator] | None = None,
+    ):
+        if not temperature >= 0:
+            raise ValueError(f"token_temperature is {temperature}, expected 0 (the best) or more.")
+        self.bank, self.temperature, self.generators = bank, temperature, generators
+        self.keys = bank.keys_of_bank()
+        self.prompts: torch.Tensor | None = None
+        if prompts is not None and any(len(tokens) for tokens in prompts):
+            device = bank.tokens.device
+            self.prompts = nn.utils.rnn.pad_sequence([tokens.to(device) for tokens in prompts], batch_first=True)
+            lengths = torch.tensor([len(tokens) for tokens in prompts], device=device)
+            self.is_real = torch.arange(self.prompts.shape[1], device=device) < lengths[:, None]
+            self.prompt_keys = bank.keys(self.prompts)
+        self._chosen: torch.Tensor | None = None
+        self._taken: torch.Tensor | None = None
+
+    def choose(self, queries: torch.Tensor) -> torch.Tensor:
+        """
+        Chooses a token for each row.
+
+        Args:
+            queries (`torch.FloatTensor` of shape `(batch, token_size)`):
+                Of [`TokenBank.queries`]; several rows of each prompt, next to each other, where it is answered often.
+
+        Returns:
+            `torch.FloatTensor` of shape `(batch, token_size)`.
+        """
+        scores = queries.float() @ self.keys.T
+        if self.prompts is not None:
+            copies = len(queries) // len(self.prompts)
+            keys, is_real = (part.repeat_interleave(copies, 0) for part in (self.prompt_keys, self.is_real))
+            of_prompts = torch.einsum("bd,bnd->bn", queries.float(), keys)
+            scores = torch.cat([scores, of_prompts.masked_fill(~is_real, -torch.inf)], 1)
+        if self._taken is None:
+            self._taken = torch.zeros_like(scores, dtype=torch.bool)
+        # All may be taken, by a bank that is smaller than an image.
+        free = torch.where(self._taken.all(1, keepdim=True), False, self._taken)
+        scores = scores.masked_fill(free, -torch.inf)
+        if self.temperature:
+            scores = scores / self.temperature + self._gumbel_noise(scores)
+        self._chosen = scores.argmax(1)
+        return self._look_up(self._chosen)
+
+    def _look_up(self, numbers: torch.Tensor) -> torch.Tensor:
+        size = len(self.keys)
+        found = self.bank.tokens[numbers.clamp(max=size - 1)]
+        if self.prompts is None:
+            return found
+        rows = torch.arange(len(numbers), device=numbers.device) // (len(numbers) // len(self.prompts))
+        of_prompts = self.prompts[rows, (numbers - size).clamp(min=0)]
+        return torch.where((numbers < size)[:, None], found, of_prompts.to(found))
+
+    def _gumbel_noise(self, scores: torch.Tensor) -> torch.Tensor:
+        """Draws of the CPU, the same on every device, of each row by its own generator where there are several."""
+        generators = self.generators
+        if isinstance(generators, Sequence):
+            uniform = torch.stack([_uniform(scores.shape[1:], generator) for generator in generators])
+        else:
+            uniform = _uniform(scores.shape, generators)
+        return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))).to(scores)
+
+    def accept(self, continues: torch.Tensor, begins: torch.Tensor) -> None:
+        """
+        Notes what came of the last choice.
+
+        Args:
+            continues (`torch.BoolTensor` of shape `(batch,)`): rows that took their token.
+            begins (`torch.BoolTensor` of shape `(batch,)`): rows that began an image.
+        """
+        if self._chosen is None or self._taken is None:
+            return
+        self._taken[begins.to(self._taken.device)] = False
+        rows = continues.to(self._taken.device).nonzero()[:, 0]
+        self._taken[rows, self._chosen[rows]] = True
+
+
+def _uniform(shape: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
+    device = "cpu" if generator is None else generator.device
+    return torch.rand(tuple(shape), generator=generator, device=device).cpu()
+
+
+__all__ = ["TokenBank", "TokenChooser"]
