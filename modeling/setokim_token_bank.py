@@ -48,7 +48,8 @@ class ChoosesTokens:
         bank: Any = self.token_bank
         if image_features is None or not len(states):
             # Several processes wait for one another's gradients of all of it.
-            return bank.queries(states).sum(-1) + bank.keys(bank.tokens[:1]).sum() * states.new_zeros(len(states))
+            of_keys = bank.keys(bank.tokens[:1].detach()).sum()
+            return bank.queries(states).sum(-1) + 0 * of_keys
         device = states.device
         real, rows = image_features.token_mask.flatten().to(device), placeholders.to(device).nonzero()[:, 0]
         numbers = real.cumsum(0) - 1

@@ -62,7 +62,9 @@ class TokenBank(nn.Module):
         Returns:
             `torch.FloatTensor` of the same shape, in float32.
         """
-        centered = (tokens.to(self.tokens) - self.tokens.mean(0)).to(self.key_up.weight.dtype)
+        # A model that was loaded has gradients for everything: the bank is data, and stays as it is.
+        bank = self.tokens.detach()
+        centered = (tokens.to(bank) - bank.mean(0)).to(self.key_up.weight.dtype)
         moved = self.key_down(nn.functional.gelu(self.key_up(centered)))
         return centered.float() + moved.float()
 
@@ -110,7 +112,7 @@ class TokenBank(nn.Module):
 
     def keys_of_bank(self) -> torch.Tensor:
         """[`TokenBank.keys`] of the bank, `(num_tokens, token_size)`."""
-        return self.keys(self.tokens)
+        return self.keys(self.tokens.detach())
 
 
 class TokenChooser:

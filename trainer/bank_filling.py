@@ -46,8 +46,8 @@ def fill_token_bank(
                 continue
             features = core.get_image_features(**images)
             found.append(features.tokens[features.token_mask].to(places))
+            bar.update(min(len(found[-1]), len(places) - number))
             number += len(found[-1])
-            bar.update(min(len(found[-1]), len(places) - bar.n))
     model.train(training)
     if number < len(places):
         raise ValueError(

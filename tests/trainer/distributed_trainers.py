@@ -150,7 +150,7 @@ def setokim(stage: str) -> Callable[..., Any]:
         return tiny.trainer_of(
             tiny.compose_setokim(bases), tiny.setokim_processor(bases), options.pop("output_dir"), stage, data,
             data.select(range(7)), trainable={"mask_decoder": "full"}, sample_steps=2, num_samples=1,
-            sample_inference_steps=1, **options,
+            sample_inference_steps=1, token_bank_size=7, **options,
         )  # fmt: skip
 
     return make
