@@ -5,12 +5,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from transformers import PreTrainedConfig
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_setok_vision import SeTokVisionConfig
-from .base_checkpoints import load_vision_tower
+from .base_checkpoints import hub_arguments, load_vision_tower
 from .hub_weights import DownloadedPreTrainedModel
 from .setok_tokenizer import SeTokTokenizer, SeTokTokenizerOutput
+from .trained_weights import CheckpointError
 from .vision_features import build_vision_tower, extract_vision_features
 from .visual_tokenizer import computing_dtype
 
@@ -63,6 +65,25 @@ class SeTokVisionModel(SeTokVisionPreTrainedModel):
         self.vision_tower = build_vision_tower(config.vision_config)
         self.tokenizer = SeTokTokenizer(config.tokenizer_config)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path, *model_args, config=None, **kwargs):
+        """
+        `PreTrainedModel.from_pretrained`.
+
+        Raises:
+            CheckpointError: if the checkpoint is a whole SeTok, with decoders, whose weights have other names; as
+                [`PreTrainedModel.from_pretrained`] otherwise.
+        """
+        name = pretrained_model_name_or_path
+        if name is not None and not isinstance(config, PreTrainedConfig):
+            found, _ = PreTrainedConfig.get_config_dict(config or name, **hub_arguments(kwargs))
+            if found.get("model_type") == "setok":
+                raise CheckpointError(
+                    f"{name} is a SeTok with decoders, not {cls.__name__} alone, which would start from random "
+                    "weights: load it with AutoModel or SeTokForPreTraining, and take its vision_model."
+                )
+        return super().from_pretrained(name, *model_args, config=config, **kwargs)
 
     @classmethod
     def from_vision_pretrained(cls, vision: str, *, vision_kwargs: dict[str, Any] | None = None, **overrides):

@@ -76,10 +76,11 @@ class SetokimPipeline:
         Args:
             prompts (`str` or `list[str]`): what the images show.
             seed (`int`, *optional*):
-                Of the noise that images are drawn from: image i from `seed + i`, whatever the batch. Sampled visual
-                token numbers (`do_sample=True`) follow it too, batch by batch.
+                Of the noise that images are drawn from, and of the visual tokens where `token_temperature` draws
+                them: image i from `seed + i`, whatever the batch. Sampled visual token numbers (`do_sample=True`)
+                follow it too, batch by batch.
             batch_size (`int`, *optional*, defaults to 8): images that are made together.
-            kwargs: `num_inference_steps`, `guidance_scale`, `max_image_tokens`, `do_sample`, …: of
+            kwargs: `num_inference_steps`, `guidance_scale`, `max_image_tokens`, `token_temperature`, …: of
                 [`SetokimWriting.generate_images`].
 
         Returns:

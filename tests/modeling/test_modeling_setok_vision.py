@@ -32,7 +32,9 @@ from tests.tiny import (
     tiny_llama_config,
     words,
 )
+from tests.tiny_setokim import tiny_setok_config
 from vistok import (
+    SeTokForPreTraining,
     SeTokTokenizerConfig,
     SeTokVisionConfig,
     SeTokVisionModel,
@@ -253,3 +255,12 @@ def test_it_learns_inside_of_another_model():
     assert [name for name, parameter in parameters.items() if parameter.grad is None] == []
     for name in ("log_kernel_scale", "cluster_projection.weight", "merger.within_layers.0.attention.v_proj.weight"):
         assert parameters[name].grad.any(), name
+
+
+def test_a_whole_setok_is_no_tokenizer_alone_with_random_weights(tmp_path):
+    whole = SeTokForPreTraining(tiny_setok_config())
+    whole.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match="is a SeTok with decoders, not SeTokVisionModel alone"):
+        SeTokVisionModel.from_pretrained(tmp_path)
+    loaded = AutoModel.from_pretrained(tmp_path).vision_model
+    assert all(torch.equal(a, b) for a, b in zip(loaded.parameters(), whole.vision_model.parameters()))
