@@ -46,8 +46,9 @@ class VisualEmission:
             logits (`torch.FloatTensor` of shape `(batch, vocab_size)`): scores of the vocabulary, as they came.
             queries (`torch.FloatTensor` of shape `(batch, token_size)`, *optional*): what a chooser goes by.
         """
-        chooses = self.chooser is not None and queries is not None
-        self.predictions.append(self.chooser.choose(queries).to(predictions) if chooses else predictions)
+        if self.chooser is not None and queries is not None:
+            predictions = self.chooser.choose(queries).to(predictions)
+        self.predictions.append(predictions)
         self.scores = logits[:, [self.placeholder, self.end]].float()
 
     def accept(self, last: torch.Tensor) -> None:
