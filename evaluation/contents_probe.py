@@ -2,11 +2,11 @@
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from PIL import Image
@@ -56,20 +56,36 @@ class ProbeConfig:
     thresholds: tuple[float, ...] = ()
 
 
+class ReadingConfig(Protocol):
+    """What a reading needs to know of its probe: names, thresholds, and the grid of what was read."""
+
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+
+    @property
+    def colors(self) -> tuple[str, ...]: ...
+
+    @property
+    def grid_size(self) -> tuple[int, int]: ...
+
+    @property
+    def thresholds(self) -> tuple[float, ...]: ...
+
+
 @dataclass(frozen=True)
 class ContentsReading:
     """
-    What a probe reads in an image.
+    What a probe reads in an image, or in its tokens, which then stand for patches.
 
     Args:
         densities (`torch.FloatTensor` of shape `(num_patches, num_classes)`): objects of each class by patch.
         colors (`torch.FloatTensor` of shape `(num_patches, num_colors)`): share of each colour by patch; sums to 1.
-        config ([`ProbeConfig`]): of the probe.
+        config ([`ProbeConfig`] or alike): of the probe.
     """
 
     densities: torch.Tensor
     colors: torch.Tensor
-    config: ProbeConfig
+    config: ReadingConfig
 
     @cached_property
     def shown(self) -> list[str]:
@@ -132,7 +148,52 @@ def _patches_in(box: Sequence[float] | None, grid_size: tuple[int, int]) -> torc
     return (in_rows[:, None] & in_columns).flatten().float()
 
 
-class ContentsProbe(nn.Module):
+class DensityProbe(nn.Module):
+    """
+    What probes have in common: inputs that are standardised, and an output that says of each place how many objects
+    it holds, which share of them each class has, and of which colour they are.
+
+    Args:
+        config ([`ProbeConfig`] or alike): names, `hidden_size`, `dropout`.
+        input_size (`int`): width of what is read.
+    """
+
+    mean: torch.Tensor
+    std: torch.Tensor
+    config: Any
+
+    def __init__(self, config: Any, input_size: int):
+        super().__init__()
+        self.config = config
+        self.register_buffer("mean", torch.zeros(input_size))
+        self.register_buffer("std", torch.ones(input_size))
+        self.dropout = nn.Dropout(config.dropout)
+        self.input_projection = nn.Linear(input_size, config.hidden_size)
+
+    def standardize(self, inputs: torch.Tensor) -> None:
+        """Takes mean and deviation from what is trained on, `(number, input_size)`."""
+        self.mean.copy_(inputs.float().mean(0))
+        self.std.copy_(inputs.float().std(0).clamp_min(1e-3))
+
+    def projected(self, inputs: torch.Tensor) -> torch.Tensor:
+        """Hidden states of standardised inputs, `(batch, number, hidden_size)`."""
+        hidden = self.dropout((inputs.float() - self.mean) / self.std)
+        return nn.functional.gelu(self.input_projection(hidden))
+
+    def new_output(self) -> nn.Linear:
+        """The last layer, which finds nearly nothing anywhere at first."""
+        output = nn.Linear(self.config.hidden_size, 1 + len(self.config.classes) + len(self.config.colors))
+        with torch.no_grad():
+            output.bias[0] = _FIRST_DENSITY
+        return output
+
+    def densities_and_colors(self, outputs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the last layer says: densities, `(…, num_classes)`, and logits of colours, `(…, num_colors)`."""
+        density, classes, colors = outputs.split([1, len(self.config.classes), len(self.config.colors)], dim=-1)
+        return nn.functional.softplus(density) * classes.softmax(-1), colors
+
+
+class ContentsProbe(DensityProbe):
     """
     Reads the patches of a frozen tower, and the mean colour of each patch: a linear layer, a depthwise convolution
     over 3 × 3 patches and a linear layer, then for each patch how many objects it holds (a density, so that sums are
@@ -143,22 +204,14 @@ class ContentsProbe(nn.Module):
         config ([`ProbeConfig`]): its sizes.
     """
 
-    mean: torch.Tensor
-    std: torch.Tensor
+    config: ProbeConfig
 
     def __init__(self, config: ProbeConfig):
-        super().__init__()
-        self.config = config
+        super().__init__(config, config.feature_size)
         size = config.hidden_size
-        self.register_buffer("mean", torch.zeros(config.feature_size))
-        self.register_buffer("std", torch.ones(config.feature_size))
-        self.dropout = nn.Dropout(config.dropout)
-        self.input_projection = nn.Linear(config.feature_size, size)
         self.neighbours = nn.Conv2d(size, size, 3, padding=1, groups=size)
         self.hidden = nn.Linear(size, size)
-        self.output = nn.Linear(size, 1 + len(config.classes) + len(config.colors))
-        with torch.no_grad():
-            self.output.bias[0] = _FIRST_DENSITY
+        self.output = self.new_output()
 
     def forward(self, features: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """
@@ -169,14 +222,11 @@ class ContentsProbe(nn.Module):
             `tuple` of densities, `(batch, num_patches, num_classes)`, and logits of colours, `(batch, num_patches,
             num_colors)`.
         """
-        hidden = self.dropout((features.float() - self.mean) / self.std)
-        hidden = nn.functional.gelu(self.input_projection(hidden))
+        hidden = self.projected(features)
         grid = hidden.transpose(1, 2).unflatten(2, self.config.grid_size)
         hidden = hidden + self.neighbours(grid).flatten(2).transpose(1, 2)
         hidden = self.dropout(nn.functional.gelu(self.hidden(hidden)))
-        sizes = [1, len(self.config.classes), len(self.config.colors)]
-        density, classes, colors = self.output(hidden).split(sizes, dim=-1)
-        return nn.functional.softplus(density) * classes.softmax(-1), colors
+        return self.densities_and_colors(self.output(hidden))
 
 
 def reduced(image: Image.Image, side: int) -> Image.Image:
@@ -209,6 +259,54 @@ def probe_features(images: Sequence[Image.Image], source: TokenSource, image_siz
     pixels = [image.resize((width, height), Image.Resampling.BOX) for image in small]
     colours = torch.stack([torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8) for image in pixels])
     return torch.cat([features.float(), colours.view(len(images), -1, 3).float() / 255], dim=-1).half()
+
+
+AnyProbe = TypeVar("AnyProbe", bound=DensityProbe)
+
+
+def save_probe(folder: str | os.PathLike, probe: DensityProbe, facts: Mapping[str, Any]) -> None:
+    """
+    Writes a probe, whole or not at all.
+
+    Args:
+        folder (`str`): must not exist, or be empty.
+        probe ([`DensityProbe`]): trained.
+        facts (`dict`): what is known of its training.
+    """
+    with write_folder_atomically(folder) as content:
+        save_file({name: value.contiguous() for name, value in probe.state_dict().items()}, content / _WEIGHTS)
+        described = {"config": asdict(probe.config), "facts": dict(facts)}
+        (content / _CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+
+
+def load_probe(folder: str | os.PathLike, make: Callable[..., AnyProbe]) -> tuple[AnyProbe, dict[str, Any]]:
+    """
+    Reads what [`save_probe`] wrote.
+
+    Args:
+        folder (`str`): of the probe.
+        make (`Callable`): takes the values of the configuration by name, returns the probe with random weights.
+
+    Returns:
+        `tuple` of the probe and what is known of its training.
+
+    Raises:
+        FileNotFoundError: if there is no probe in the folder.
+        ValueError: if its files are damaged.
+    """
+    path = Path(folder)
+    if not (path / _CONFIG).is_file() or not (path / _WEIGHTS).is_file():
+        raise FileNotFoundError(f"There is no probe in {path}: expected {_CONFIG} and {_WEIGHTS}.")
+    try:
+        described = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
+        values: dict[str, Any] = {
+            name: tuple(value) if isinstance(value, list) else value for name, value in described["config"].items()
+        }
+        probe = make(**values)
+        probe.load_state_dict(load_file(path / _WEIGHTS))
+        return probe, dict(described["facts"])
+    except Exception as error:  # safetensors raises errors of its own
+        raise ValueError(f"The probe in {path} is damaged ({error}): remove the folder, it is made again.") from error
 
 
 class ProbeReader:
@@ -255,11 +353,7 @@ class ProbeReader:
         Args:
             folder (`str`): must not exist, or be empty.
         """
-        with write_folder_atomically(folder) as content:
-            save_file({name: value.contiguous() for name, value in self.probe.state_dict().items()},
-                      content / _WEIGHTS)  # fmt: skip
-            described = {"config": asdict(self.config), "facts": self.facts}
-            (content / _CONFIG).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+        save_probe(folder, self.probe, self.facts)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "ProbeReader":
@@ -274,30 +368,21 @@ class ProbeReader:
             FileNotFoundError: if there is no probe in the folder.
             ValueError: if its files are damaged.
         """
-        path = Path(folder)
-        if not (path / _CONFIG).is_file() or not (path / _WEIGHTS).is_file():
-            raise FileNotFoundError(f"There is no probe in {path}: expected {_CONFIG} and {_WEIGHTS}.")
-        try:
-            described = json.loads((path / _CONFIG).read_text(encoding="utf-8"))
-            values: dict[str, Any] = {
-                name: tuple(value) if isinstance(value, list) else value for name, value in described["config"].items()
-            }
-            probe = ContentsProbe(ProbeConfig(**values))
-            probe.load_state_dict(load_file(path / _WEIGHTS))
-        except Exception as error:  # safetensors raises errors of its own
-            raise ValueError(
-                f"The probe in {path} is damaged ({error}): remove the folder, it is made again."
-            ) from error
+        probe, facts = load_probe(folder, lambda **values: ContentsProbe(ProbeConfig(**values)))
         source = load_token_source(probe.config.tower, probe.config.layer, probe.config.tower_size, device)
-        return cls(probe, source, described["facts"])
+        return cls(probe, source, facts)
 
 
 __all__ = [
     "NO_COLOR",
     "ContentsProbe",
     "ContentsReading",
+    "DensityProbe",
     "ProbeConfig",
     "ProbeReader",
+    "ReadingConfig",
+    "load_probe",
     "probe_features",
     "reduced",
+    "save_probe",
 ]

@@ -2,35 +2,29 @@
 
 import hashlib
 import json
-import math
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from transformers.utils import logging
 
 from ..modeling.atomic_folder import cache_dir
 from ..processing.images import BadSampleError
 from ..processing.mask_annotations import coco_instance_images
 from ..processing.object_masks import MaskedImage, patch_coverage
-from .contents_probe import NO_COLOR, ContentsProbe, ContentsReading, ProbeConfig, ProbeReader, probe_features
-from .contents_scores import check_contents, contents_score
+from .contents_probe import ContentsProbe, ProbeConfig, ProbeReader, probe_features
+from .contents_probe_fitting import EPOCHS, ContentsTargets, cached_probe, fit_probe, poisson_loss
+from .contents_scores import check_contents
 from .token_sources import TokenSource, load_token_source
 
-logger = logging.get_logger(__name__)
-
 CAPTIONS_FILE, INSTANCES_FILE = "drawing_captions.json", "instances.json"
-VALIDATION_SHARE = 0.1
 FEWEST_SCENES = 20
-EPOCHS, TRAINING_BATCH, LEARNING_RATE, WEIGHT_DECAY = 40, 32, 4e-3, 0.05
-_THRESHOLDS = [step / 20 for step in range(2, 19)]
-_REVISION = 1  # of the recipe below: another one is another probe
+_REVISION = 1  # of the recipe: another one is another probe
 
 
 @dataclass(frozen=True)
@@ -86,6 +80,32 @@ def read_scenes(folder: str | os.PathLike, limit: int | None = None) -> list[Sce
     return [Scene(image, tuple(contents[names[image.file.name]])) for image in known[:limit]]
 
 
+def training_scenes(folder: str | os.PathLike, limit: int | None = None) -> list[Scene]:
+    """
+    Scenes that are enough to train a probe on.
+
+    Args:
+        folder, limit: see [`read_scenes`].
+
+    Raises:
+        ValueError: if there are fewer than 20; and as [`read_scenes`].
+        FileNotFoundError: see [`read_scenes`].
+    """
+    scenes = read_scenes(folder, limit)
+    if len(scenes) < FEWEST_SCENES:
+        raise ValueError(
+            f"{folder} holds {len(scenes)} scenes, expected at least {FEWEST_SCENES} to train a probe on."
+        )
+    return scenes
+
+
+def scenes_digest(scenes: Sequence[Scene], folder: str | os.PathLike) -> str:
+    """Of what the files say: whatever writes them anew with other pixels says their hashes in `instances.json`."""
+    content = b"".join((Path(folder) / file).read_bytes() for file in (CAPTIONS_FILE, INSTANCES_FILE))
+    sizes = [scene.image.file.stat().st_size for scene in scenes]
+    return hashlib.sha256(content + json.dumps([len(scenes), sizes]).encode()).hexdigest()
+
+
 def probe_of_scenes(
     folder: str | os.PathLike,
     image_size: int,
@@ -120,39 +140,21 @@ def probe_of_scenes(
     for name, value in (("image_size", image_size), ("tower_size", tower_size)):
         if value < 1:
             raise ValueError(f"{name} is {value}, expected the side of images in pixels, at least 1.")
-    scenes = read_scenes(folder, num_scenes)
-    if len(scenes) < FEWEST_SCENES:
-        raise ValueError(
-            f"{folder} holds {len(scenes)} scenes, expected at least {FEWEST_SCENES} to train a probe on."
-        )
+    scenes = training_scenes(folder, num_scenes)
     source = load_token_source(tower, image_size=tower_size, device=device)
-    known_by = [_REVISION, tower, source.feature_layer, tower_size, image_size, seed, _digest(scenes, folder)]
-    name = hashlib.sha256(json.dumps(known_by).encode()).hexdigest()[:24]
-    place = Path(cache_folder) if cache_folder is not None else cache_dir() / "probes"
-    if (place / name).is_dir():
-        return ProbeReader.load(place / name, device)
-    reader = train_probe(scenes, source, image_size, tower_size, seed)
-    try:
-        reader.save(place / name)
-    except FileExistsError:
-        logger.info(f"Another process has trained the same probe: {place / name}.")
-    return reader
-
-
-def _digest(scenes: Sequence[Scene], folder: str | os.PathLike) -> str:
-    """Of what the files say: whatever writes them anew with other pixels says their hashes in `instances.json`."""
-    content = b"".join((Path(folder) / file).read_bytes() for file in (CAPTIONS_FILE, INSTANCES_FILE))
-    sizes = [scene.image.file.stat().st_size for scene in scenes]
-    return hashlib.sha256(content + json.dumps([len(scenes), sizes]).encode()).hexdigest()
+    return cached_probe(
+        Path(cache_folder) if cache_folder is not None else cache_dir() / "probes",
+        [_REVISION, tower, source.feature_layer, tower_size, image_size, seed, scenes_digest(scenes, folder)],
+        lambda place: ProbeReader.load(place, device),
+        lambda: train_probe(scenes, source, image_size, tower_size, seed),
+    )
 
 
 def train_probe(
     scenes: Sequence[Scene], source: TokenSource, image_size: int, tower_size: int, seed: int = 0, epochs: int = EPOCHS
 ) -> ProbeReader:
     """
-    Trains a probe: densities of each class by patch and their sums to the numbers of objects (Poisson likelihoods),
-    and colours of classes (cross-entropy). Of the scenes a tenth is held out: it decides on the epoch that is kept
-    and from which count on a class is there.
+    Trains a probe as [`fit_probe`] does, and the densities of each class by patch beside (Poisson likelihood).
 
     Args:
         scenes (`list[Scene]`): to train on.
@@ -169,65 +171,27 @@ def train_probe(
     """
     started = time.perf_counter()
     data = _TrainingData(scenes, source, image_size)
-    generator = torch.Generator().manual_seed(seed)
-    order = torch.randperm(len(scenes), generator=generator)
-    num_held_out = max(1, round(VALIDATION_SHARE * len(scenes)))
-    held_out, train = order[:num_held_out], order[num_held_out:]
-    config = ProbeConfig(
-        data.classes, data.colors, source.name, source.feature_layer, tower_size, image_size,
-        data.features.shape[-1], source.grid_size,
-    )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    targets = data.targets
+
+    def make(train: torch.Tensor) -> ContentsProbe:
+        config = ProbeConfig(
+            targets.classes, targets.colors, source.name, source.feature_layer, tower_size, image_size,
+            data.features.shape[-1], source.grid_size,
+        )  # fmt: skip
         probe = ContentsProbe(config)
-        probe.mean.copy_(data.features[train].float().mean((0, 1)))
-        probe.std.copy_(data.features[train].float().std((0, 1)).clamp_min(1e-3))
-        best, best_loss = _fit(probe, data, train, held_out, epochs, generator)
-    probe.load_state_dict(best)
-    probe.eval()
-    with torch.no_grad():
-        densities, colors = probe(data.features[held_out])
-    thresholds = _thresholds(densities.sum(1), data.counts[held_out])
-    probe.config = replace(config, thresholds=thresholds)
-    readings = [ContentsReading(*maps, probe.config) for maps in zip(densities, colors.softmax(-1))]
-    records = [contents_score(reading, scenes[row].contents) for reading, row in zip(readings, held_out.tolist())]
-    facts = {
-        "num_scenes": len(train),
-        "num_held_out": num_held_out,
-        "epochs": epochs,
-        "held_out_loss": best_loss,
-        "held_out": _shares(records),
-        "seconds": round(time.perf_counter() - started, 1),
-    }
-    return ProbeReader(probe, source, facts)
+        probe.standardize(data.features[train].flatten(0, 1))
+        return probe
 
-
-def _shares(records: Sequence[dict[str, int]]) -> dict[str, float | None]:
-    total = {name: sum(record[name] for record in records) for name in records[0]}
-
-    def share(above: float, below: float) -> float | None:
-        return round(above / below, 4) if below else None
-
-    return {
-        "class_f1": share(2 * total["found"], 2 * total["found"] + total["missing"] + total["extra"]),
-        "count_accuracy": share(total["counts"], total["counted"]),
-        "color_accuracy": share(total["colors"], total["colored"]),
-        "exact": share(total["exact"], len(records)),
-    }
+    probe, facts = fit_probe(make, data, seed, epochs)
+    return ProbeReader(probe, source, {**facts, "seconds": round(time.perf_counter() - started, 1)})
 
 
 class _TrainingData:
     """Features of all scenes, and what is to be read in them."""
 
     def __init__(self, scenes: Sequence[Scene], source: TokenSource, image_size: int):
-        self.classes = tuple(sorted({entry["name"] for scene in scenes for entry in scene.contents}))
-        if not self.classes:
-            raise ValueError("The scenes show no objects, so there is nothing that a probe could learn to read.")
-        colors = sorted({entry["color"] for scene in scenes for entry in scene.contents if entry["color"]})
-        self.colors = (NO_COLOR, *colors)
-        self.counts = torch.zeros(len(scenes), len(self.classes))
-        self.painted = torch.zeros(len(scenes), len(self.classes), len(self.colors))
-        shape = len(scenes), source.grid_size[0] * source.grid_size[1], len(self.classes)
+        self.targets = ContentsTargets([scene.contents for scene in scenes])
+        shape = len(scenes), source.grid_size[0] * source.grid_size[1], len(self.targets.classes)
         self.densities = torch.zeros(shape, dtype=torch.half)
         features = []
         for start in logging.tqdm(range(0, len(scenes), 32), desc="Reading scenes for the probe", unit=" batches"):
@@ -238,78 +202,30 @@ class _TrainingData:
         self.features = torch.cat(features)
 
     def _fill(self, row: int, scene: Scene, grid_size: tuple[int, int]) -> None:
-        for entry in scene.contents:
-            index = self.classes.index(entry["name"])
-            self.counts[row, index] += entry["count"]
-            self.painted[row, index, self.colors.index(entry["color"] or NO_COLOR)] += entry["count"]
         objects = scene.image.objects(skip_empty=True)
         if not len(objects):
             return
         coverage = patch_coverage(objects.masks, grid_size).reshape(len(objects), -1)
         shares = coverage / coverage.sum(1, keepdims=True)
         for name, share in zip(objects.names, shares):
-            if name not in self.classes:
+            if name not in self.targets.classes:
                 raise BadSampleError(f"a mask is of {name!r}, which no contents name", str(scene.image.file))
-            self.densities[row, :, self.classes.index(name)] += torch.from_numpy(share.astype(np.float16))
+            self.densities[row, :, self.targets.classes.index(name)] += torch.from_numpy(share.astype(np.float16))
+
+    def inputs(self, rows: torch.Tensor) -> tuple[torch.Tensor]:
+        return (self.features[rows],)
+
+    def local_loss(self, densities: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+        return poisson_loss(densities, self.densities[rows].float()).sum((1, 2)).mean()
 
 
-def _fit(probe: ContentsProbe, data: _TrainingData, train, held_out, epochs: int, generator):
-    optimizer = torch.optim.AdamW(probe.parameters(), lr=LEARNING_RATE, weight_decay=WEIGHT_DECAY)
-    steps = epochs * math.ceil(len(train) / TRAINING_BATCH)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, total_steps=steps, pct_start=0.1)
-    best: dict[str, torch.Tensor] = {}
-    best_loss = math.inf
-    for _ in logging.tqdm(range(epochs), desc="Training the probe", unit=" epochs"):
-        probe.train()
-        for rows in train[torch.randperm(len(train), generator=generator)].split(TRAINING_BATCH):
-            optimizer.zero_grad()
-            _loss(probe, data, rows).backward()
-            nn.utils.clip_grad_norm_(probe.parameters(), 1.0)
-            optimizer.step()
-            schedule.step()
-        probe.eval()
-        with torch.no_grad():
-            found = float(torch.stack([_loss(probe, data, rows) for rows in held_out.split(64)]).mean())
-        if found < best_loss:
-            best_loss, best = found, {name: value.clone() for name, value in probe.state_dict().items()}
-    if not best:
-        raise ValueError("The probe's loss is not finite: features of the tower may be damaged, or overflow.")
-    return best, best_loss
-
-
-def _loss(probe: ContentsProbe, data: _TrainingData, rows: torch.Tensor) -> torch.Tensor:
-    densities, colors = probe(data.features[rows])
-    in_patches = _poisson(densities, data.densities[rows].float()).sum((1, 2)).mean()
-    in_image = _poisson(densities.sum(1), data.counts[rows]).sum(1).mean()
-    painted = data.painted[rows]
-    there = painted.sum(-1) > 0
-    weights = densities.detach().transpose(1, 2)
-    mixed = (weights @ colors.softmax(-1)) / weights.sum(-1, keepdim=True).clamp_min(1e-6)
-    wanted = painted[there] / painted[there].sum(-1, keepdim=True)
-    in_color = -(wanted * mixed[there].clamp_min(1e-6).log()).sum(-1).sum() / max(1, len(rows))
-    return in_patches + in_image + in_color
-
-
-def _poisson(rates: torch.Tensor, numbers: torch.Tensor) -> torch.Tensor:
-    """Negative log-likelihood of numbers, which may be parts of whole ones, up to a constant."""
-    return rates - numbers * (rates + 1e-6).log()
-
-
-def _thresholds(counts: torch.Tensor, truth: torch.Tensor) -> tuple[float, ...]:
-    """The count from which a class is taken to be there: one for all, as held-out scenes are few."""
-
-    def best(some: torch.Tensor, there: torch.Tensor) -> float:
-        scores = []
-        for threshold in _THRESHOLDS:
-            shown = some >= threshold
-            right = float((shown & there).sum())
-            scores.append(2 * right / max(1.0, float(shown.sum() + there.sum())))
-        # The middle of the best ones: the highest is further from chance than either end of them.
-        chosen = [t for t, score in zip(_THRESHOLDS, scores) if score >= max(scores) - 1e-9]
-        return chosen[len(chosen) // 2]
-
-    of_all = best(counts.flatten(), truth.flatten() > 0)
-    return (of_all,) * counts.shape[1]
-
-
-__all__ = ["CAPTIONS_FILE", "INSTANCES_FILE", "Scene", "probe_of_scenes", "read_scenes", "train_probe"]
+__all__ = [
+    "CAPTIONS_FILE",
+    "INSTANCES_FILE",
+    "Scene",
+    "probe_of_scenes",
+    "read_scenes",
+    "scenes_digest",
+    "train_probe",
+    "training_scenes",
+]

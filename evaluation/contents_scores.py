@@ -36,6 +36,24 @@ def check_contents(contents: Any, classes: Sequence[str] | None = None) -> None:
             )
 
 
+def check_asked(examples: Sequence[Mapping[str, Any]], classes: Sequence[str]) -> None:
+    """
+    Refuses captions whose contents a probe cannot read.
+
+    Args:
+        examples (`list[dict]`): with `id` and `contents`.
+        classes (`list[str]`): that the probe reads.
+
+    Raises:
+        ValueError: names the caption, and what is wrong as [`check_contents`].
+    """
+    for example in examples:
+        try:
+            check_contents(example["contents"], classes)
+        except ValueError as error:
+            raise ValueError(f"Caption {example['id']}: {error}.") from error
+
+
 def contents_score(reading: ContentsReading, contents: Contents) -> dict[str, int]:
     """
     Compares what a probe reads in an image with what there is to be.
@@ -101,5 +119,13 @@ CONTENTS_METRICS = (
 """Of records of [`contents_score`]: F1 of the classes of all images, the shares of classes whose number and of colours
 that are right (those of classes that are missing are wrong), and of images of which all is."""
 
+TOKEN_METRICS = (
+    Metric("token_class_f1", "classes by tokens, F1", _columns("token_found", "token_missing", "token_extra"), _f1),
+    Metric("token_count_accuracy", "count right by tokens", _columns("token_counts", "token_counted"), _share),
+    Metric("token_color_accuracy", "colour right by tokens", _columns("token_colors", "token_colored"), _share),
+)
+"""The same, of what a probe reads in tokens. Of records that are not numbers, as those of images without tokens, there
+is no value."""
 
-__all__ = ["CONTENTS_METRICS", "Contents", "check_contents", "contents_score"]
+
+__all__ = ["CONTENTS_METRICS", "TOKEN_METRICS", "Contents", "check_asked", "check_contents", "contents_score"]

@@ -26,6 +26,7 @@ from .predictions import fingerprint
 from .processes import Share, gather_objects, join_processes, local_device, wait_for_all
 from .report_table import file_stem, save_report, save_summary
 from .task_questions import QuestionFiles, Split
+from .token_contents_probe import TokenProbeReader, token_probe_of_scenes
 from .token_sources import load_token_source
 from .vqa import choose_questions
 
@@ -78,8 +79,8 @@ def evaluate_images_command(
         max_floor_questions (`int`, *optional*): limit of the examples of these.
         batch_size (`int`, *optional*, defaults to 16): examples at once.
         num_inference_steps, guidance_scale: see [`Drawing`].
-        probe_scenes (`str`, *optional*): folder of training scenes that a probe is trained on, see
-            [`probe_of_scenes`]. To score generated images it is needed.
+        probe_scenes (`str`, *optional*): folder of training scenes that probes are trained on, see
+            [`probe_of_scenes`] and [`token_probe_of_scenes`]. To score generated images it is needed.
         probe_tower, probe_tower_size: of the probe, see [`probe_of_scenes`].
         extractor (`str`, *optional*): tower whose features Fréchet distances are measured in; `None` for none.
         by_background (`bool`, *optional*, defaults to `False`): intervals resample the photographs behind scenes.
@@ -179,7 +180,7 @@ class _Evaluation:
             run = ImageRun(
                 folder, predictions, known_by, self.share, self.batch_size, self.drawing.seed,
                 self.max_floor_questions, self.by_background, self.progress_bar, self._probe(task, writer),
-                self._extractor(task),
+                self._extractor(task), self._token_probe(task, writer),
             )  # fmt: skip
             found, written = evaluate_images(
                 task, writer, examples, run, split=split.name, model=str(loaded.name_or_path),
@@ -205,6 +206,11 @@ class _Evaluation:
             tower_size=self.probe_tower_size, device=self.device,
         )  # fmt: skip
         return _in_turn(self.share, make)
+
+    def _token_probe(self, task: ImageTask, writer: Any) -> TokenProbeReader | None:
+        if self.probe_scenes is None or not task.token_metrics:
+            return None
+        return _in_turn(self.share, functools.partial(token_probe_of_scenes, self.probe_scenes, writer.tokenizer))
 
     def _extractor(self, task: ImageTask) -> FrechetExtractor | None:
         if self.extractor is None or not task.has_pictures:

@@ -3,7 +3,7 @@
 import os
 import random
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ from .measures import Metric, measure
 from .prediction_checks import check_positive
 from .predictions import PredictionsFile, check_distinct
 from .processes import Share
+from .token_contents_probe import TokenProbeReader
 from .vqa import choose_questions, image_clusters
 from .written_images import Examples, ImageStore, Writer, WrittenImage
 
@@ -69,6 +70,7 @@ class ImageRun:
         progress_bar (`bool`, *optional*, defaults to `True`): whether to show one.
         probe ([`ProbeReader`], *optional*): that reads images.
         extractor ([`FrechetExtractor`], *optional*): for Fréchet distances.
+        token_probe ([`TokenProbeReader`], *optional*): that reads the tokens of images, for tasks with metrics of it.
     """
 
     folder: str | os.PathLike
@@ -82,6 +84,7 @@ class ImageRun:
     progress_bar: bool = True
     probe: ProbeReader | None = None
     extractor: FrechetExtractor | None = None
+    token_probe: TokenProbeReader | None = None
 
 
 def evaluate_images(
@@ -149,7 +152,7 @@ def evaluate_images(
         "model": model,
         "asked": task.asked,
         **scored.measured("given"),
-        "measured_by": [_described(metric) for metric in task.metrics],
+        "measured_by": [_described(metric) for metric in scored.metrics],
         "floors": {name: scored.measured(name) for name in task.floors if name in written},
         "ceilings": {name: scored.measured(name) for name in task.ceilings if name in written and name in chosen},
         "gains": {name: scored.gain(name) for name in task.floors if name in written},
@@ -166,6 +169,8 @@ def evaluate_images(
         config = run.probe.config
         read = {"tower": config.tower, "tower_size": config.tower_size, "image_size": config.image_size}
         results["probe"] = {**run.probe.facts, **read}
+    if scored.token_probe is not None:
+        results["token_probe"] = {**scored.token_probe.facts, "token_size": scored.token_probe.config.token_size}
     results["seconds"] = {"answers": round(seconds, 1), "all": round(time.perf_counter() - started, 1)}
     return results, written
 
@@ -227,13 +232,20 @@ class _Scored:
         everything = list(range(len(examples)))
         self.rows = {name: everything if name in ("given", "targets") else list(fewer) for name in written}
         self.clusters = clusters
+        self.token_probe = run.token_probe if task.token_metrics else None
+        self.metrics = (*task.metrics, *(() if self.token_probe is None else task.token_metrics))
         self.records: dict[str, list[Any]] = {}
         for name in written:
             if name == "targets" and name not in task.ceilings:
                 continue
             asked = [examples[row] for row in self.rows[name]]
             targets = [written["targets"][row] for row in self.rows[name]]
-            self.records[name] = task.score(asked, written[name], targets, run.probe)
+            records = task.score(asked, written[name], targets, run.probe)
+            if self.token_probe is not None:
+                tokens = [image.facts.get("tokens") for image in written[name]]
+                of_tokens = self.token_probe.score(tokens, asked)
+                records = [{**record, **further} for record, further in zip(records, of_tokens)]
+            self.records[name] = records
 
     def measured(self, name: str) -> dict[str, Any]:
         rows = self.rows[name]
@@ -242,7 +254,7 @@ class _Scored:
             _of_first_images([self.examples[row] for row in rows]),
             "kind",
             {},
-            self.task.metrics,
+            self.metrics,
             lambda record: bool(record.get("empty")),  # type: ignore[attr-defined]
             clusters=[self.clusters[row] for row in rows],
         )
@@ -281,9 +293,24 @@ class _Scored:
                 f"{config.image_size} × {config.image_size} pixels; it was trained on {facts['num_scenes']:,} scenes."
                 f"{_held_out(facts.get('held_out') or {})}"
             )
-        elif self.task.needs_probe == "optional":
+        if self.token_probe is not None:
+            notes += self._notes_of_tokens(self.token_probe)
+        if self.run.probe is None and self.task.needs_probe == "optional":
             notes.append("Without --probe-scenes no probe says whether edits are done.")
         return notes
+
+    def _notes_of_tokens(self, probe: TokenProbeReader) -> Iterator[str]:
+        if facts := probe.facts:
+            yield (
+                f"The token probe reads the tokens themselves ({probe.config.token_size} numbers each), before they "
+                f"are drawn; it was trained on what the tokenizer makes of {facts['num_scenes']:,} scenes."
+                f"{_held_out(facts.get('held_out') or {})}"
+            )
+        if without := sum("tokens" not in image.facts for image in self.written["given"]):
+            yield (
+                f"Of {without:,} images the predictions file holds no tokens, so that there are no scores by tokens: "
+                "delete it and evaluate again."
+            )
 
 
 def _held_out(shares: Mapping[str, float | None]) -> str:

@@ -10,7 +10,7 @@ import numpy as np
 from ..processing.drawn_images import pixels_of
 from ..processing.images import load_image
 from .contents_probe import ContentsReading, ProbeReader, reduced
-from .contents_scores import CONTENTS_METRICS, check_contents, contents_score
+from .contents_scores import CONTENTS_METRICS, TOKEN_METRICS, check_asked, contents_score
 from .image_task_files import load_drawing_captions, load_edits, load_pictures, load_references
 from .image_writers import true_mask
 from .measures import Metric
@@ -42,6 +42,7 @@ class ImageTask:
         dealt (`str`, *optional*): a floor that is the written images of other examples.
         needs_probe (`str`, *optional*, defaults to `"no"`): `"yes"`, `"optional"` or `"no"`.
         has_pictures (`bool`, *optional*, defaults to `True`): whether images are written, and not masks.
+        token_metrics (`tuple[Metric, ...]`, *optional*): further ones, where a probe reads the tokens of images.
     """
 
     name: str
@@ -55,6 +56,7 @@ class ImageTask:
     dealt: str | None = None
     needs_probe: str = "no"
     has_pictures: bool = True
+    token_metrics: tuple[Metric, ...] = ()
 
 
 def _values(*names: str):
@@ -116,11 +118,7 @@ def _read(written: Sequence[WrittenImage], probe: ProbeReader) -> list[ContentsR
 
 
 def _score_contents(examples, written, targets, probe) -> Records:
-    for example in examples:
-        try:
-            check_contents(example["contents"], probe.config.classes)
-        except ValueError as error:
-            raise ValueError(f"Caption {example['id']}: {error}.") from error
+    check_asked(examples, probe.config.classes)
     return [contents_score(reading, example["contents"]) for reading, example in zip(_read(written, probe), examples)]
 
 
@@ -198,6 +196,7 @@ IMAGE_TASKS: dict[str, ImageTask] = {
         ImageTask(
             "generation", "images for captions", "captions", load_drawing_captions, _score_contents, CONTENTS_METRICS,
             ("shuffled_captions",), ("true_tokens", "targets"), "shuffled_captions", "yes",
+            token_metrics=TOKEN_METRICS,
         ),
         ImageTask(
             "editing", "images that instructions make of others", "edits", load_edits, _score_edits, EDIT_METRICS,

@@ -61,18 +61,27 @@ class TokenizerWriter:
         setok ([`SeTokForPreTraining`]): in evaluation mode.
         image_processor: of its tower.
         drawing ([`Drawing`], *optional*): how.
+        keeps_tokens (`bool`, *optional*, defaults to `False`): whether facts hold the tokens of images that are drawn
+            from some, `(num_tokens, token_size)`, with four decimals.
 
     Raises:
         ValueError: if there is no detokenizer.
     """
 
-    def __init__(self, setok: SeTokForPreTraining, image_processor: Any, drawing: Drawing = Drawing()):
+    def __init__(
+        self,
+        setok: SeTokForPreTraining,
+        image_processor: Any,
+        drawing: Drawing = Drawing(),
+        keeps_tokens: bool = False,
+    ):
         if setok.detokenizer is None:
             raise ValueError(
                 "This SeTok has no detokenizer, so there are no images to measure: give a model that was trained with "
                 "one (SeTokConfig(detokenizer_config=…), phase reconstruction)."
             )
         self.setok, self.image_processor, self.drawing = setok, image_processor, drawing
+        self.keeps_tokens = keeps_tokens
 
     @property
     def side(self) -> int:
@@ -122,7 +131,13 @@ class TokenizerWriter:
     def drawn(self, tokens: torch.Tensor, mask: torch.Tensor, examples: Sequence[Mapping[str, Any]]) -> Written:
         """Images from tokens."""
         images = self.setok.reconstruct(tokens, mask, **self.drawing.options(examples))
-        return [(picture_of(image), {"num_tokens": int(count)}) for image, count in zip(images, mask.sum(1))]
+        written: Written = [
+            (picture_of(image), {"num_tokens": int(count)}) for image, count in zip(images, mask.sum(1))
+        ]
+        if self.keeps_tokens:
+            for (_, facts), own, is_token in zip(written, tokens, mask.bool()):
+                facts["tokens"] = [[round(value, 4) for value in token] for token in own[is_token].tolist()]
+        return written
 
     def targets(self, pictures: Sequence[Image.Image]) -> Written:
         """Pictures at the size at which they are drawn."""
@@ -137,14 +152,17 @@ class CaptionWriter:
     Args:
         pipeline ([`SetokimPipeline`]): model and processor.
         drawing ([`Drawing`], *optional*): how.
+        keeps_tokens (`bool`, *optional*, defaults to `False`): see [`TokenizerWriter`].
 
     Raises:
         ValueError: if the model's SeTok has no detokenizer.
     """
 
-    def __init__(self, pipeline: SetokimPipeline, drawing: Drawing = Drawing()):
+    def __init__(self, pipeline: SetokimPipeline, drawing: Drawing = Drawing(), keeps_tokens: bool = False):
         self.pipeline, self.drawing = pipeline, drawing
-        self.tokenizer = TokenizerWriter(pipeline.model.model.setok, pipeline.processor.image_processor, drawing)
+        self.tokenizer = TokenizerWriter(
+            pipeline.model.model.setok, pipeline.processor.image_processor, drawing, keeps_tokens
+        )
 
     @property
     def side(self) -> int:
@@ -311,7 +329,7 @@ def load_writer(
     if task == "reconstruction":
         writer = TokenizerWriter(model.model.setok, pipeline.processor.image_processor, drawing)
         return writer, model, pipeline.processor
-    return CaptionWriter(pipeline, drawing), model, pipeline.processor
+    return CaptionWriter(pipeline, drawing, keeps_tokens=task == "generation"), model, pipeline.processor
 
 
 __all__ = ["CaptionWriter", "Drawing", "MaskWriter", "TokenizerWriter", "load_writer", "true_mask"]

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..modeling.atomic_folder import write_bytes_atomically
@@ -33,7 +34,8 @@ class WrittenImage:
 
     Args:
         file (`Path`): PNG.
-        facts (`dict`): what else there is to know, such as `num_tokens`.
+        facts (`dict`): what else there is to know, such as `num_tokens`; `tokens`, if they were kept, as a
+            `np.ndarray` of shape `(num_tokens, token_size)`.
     """
 
     file: Path
@@ -128,6 +130,8 @@ class ImageStore:
 
     def _image_of(self, answer: str) -> WrittenImage:
         facts = json.loads(answer)
+        if "tokens" in facts:  # of thousands of images, far smaller than as lists
+            facts["tokens"] = np.asarray(facts["tokens"], dtype=np.float32)
         return WrittenImage(self.folder / facts.pop("file"), facts)
 
 

@@ -48,8 +48,9 @@ Tasks whose answers are images or masks, of a Setokim, the first of a SeTok too;
 scenes --expressions 3 --drawing-captions 1 --edits 2` wrote, or a file:
   reconstruction      images from their own tokens: L1 and SSIM, beside a plain grid of as many tokens
   referring           masks for expressions (RefCOCO's format): cIoU and gIoU, beside the best single token
-  generation          images for captions alone: classes, counts and colours as a probe reads them, which is trained
-                      on --probe-scenes; beside shuffled captions, and the true images through their own tokens
+  generation          images for captions alone: classes, counts and colours as a probe reads them in the images, and
+                      a second one in the tokens before they are drawn, both trained on --probe-scenes; beside shuffled
+                      captions, and the true images through their own tokens
   editing             edited images (InstructPix2Pix's layout): L1 and SSIM, beside the source as it is
 Fréchet distances of drawn images name the tower that they were measured in. All of these may be measured in one go.
 
@@ -96,9 +97,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--attn-implementation", metavar="NAME", help="such as eager or sdpa")
     parser.add_argument("--seed", type=int, default=0, help="of the random choices (default 0)")
     drawn = parser.add_argument_group("images and masks")
-    drawn.add_argument("--probe-scenes", metavar="FOLDER", help="training scenes of the probe that reads drawn images")
-    drawn.add_argument("--probe-tower", metavar="MODEL", default=PROBE_TOWER, help="whose frozen features it reads "
-                       f"(default {PROBE_TOWER})")  # fmt: skip
+    drawn.add_argument("--probe-scenes", metavar="FOLDER", help="training scenes of the probes that read drawn "
+                       "images and their tokens")  # fmt: skip
+    drawn.add_argument("--probe-tower", metavar="MODEL", default=PROBE_TOWER, help="whose frozen features that "
+                       f"of images reads (default {PROBE_TOWER})")  # fmt: skip
     drawn.add_argument("--probe-tower-size", type=int, default=168, metavar="PIXELS", help="side to which drawn "
                        "images are enlarged for it (default 168)")  # fmt: skip
     drawn.add_argument("--frechet", metavar="MODEL", default=PROBE_TOWER, help="tower that Fréchet distances are "

@@ -17,11 +17,11 @@ GRID = (4, 4)
 CELL = SIDE // GRID[0]
 
 
-def planted_scenes(folder, number=12):
+def planted_scenes(folder, number=12, seed=0):
     """Pictures of one to three squares, each in a cell of its own; a class is a place in its cell, a colour its paint.
     Returns the records of `drawing_captions.json`."""
     (folder / "images").mkdir(parents=True)
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     images, annotations, captions = [], [], []
     for index in range(number):
         pixels = np.full((SIDE, SIDE, 3), 128, dtype=np.uint8)

@@ -12,6 +12,7 @@ from tests.tiny import tiny_image, tiny_image_processor
 from tests.tiny_setokim import tiny_setok_config, tiny_setokim, tiny_setokim_processor
 from vistok import SeTokForPreTraining, SetokimPipeline
 from vistok.evaluation.cluster_baselines import grid_clusters
+from vistok.evaluation.contents_scores import TOKEN_METRICS
 from vistok.evaluation.image_command import evaluate_images_command
 from vistok.evaluation.image_task_files import make_example
 from vistok.evaluation.image_writers import CaptionWriter, Drawing, MaskWriter, TokenizerWriter, load_writer
@@ -111,6 +112,20 @@ class TestCaptionWriter:
         images = pipeline.model.generate_images(**inputs, **options).images
         assert np.abs(np.asarray(picture_of(images[0])).astype(int) - pixels(drawn)[0]).max() <= 1
 
+    def test_facts_hold_the_tokens_that_an_image_was_drawn_from_where_they_are_to_be_kept(self, pipeline, examples):
+        captions = [{**example, "images": example["images"][-1:]} for example in examples]
+        writer = CaptionWriter(pipeline, keeps_tokens=True)
+        inputs = pipeline.task_inputs("generate", [example["text"] for example in captions])
+        tokens, mask = pipeline.model.write_image(**inputs)
+        encoded = writer.tokenizer.encode([Image.open(example["images"][-1]["path"]) for example in captions])
+        for condition, wanted, real in (
+            ("given", tokens, mask), ("true_tokens", encoded.tokens, encoded.mask)
+        ):  # fmt: skip
+            for (_, facts), of_image, is_token in zip(writer(condition, captions), wanted, real.bool()):
+                torch.testing.assert_close(torch.tensor(facts["tokens"]), of_image[is_token], atol=6e-5, rtol=0)
+        assert all("tokens" not in facts for _, facts in writer("targets", captions))
+        assert all("tokens" not in facts for _, facts in CaptionWriter(pipeline)("given", captions))
+
     def test_true_tokens_are_those_of_the_image_that_is_right_and_a_copy_is_the_source(self, pipeline, examples):
         writer = CaptionWriter(pipeline)
         tokenizer = TokenizerWriter(pipeline.model.model.setok, pipeline.processor.image_processor)
@@ -173,6 +188,7 @@ def folders(tmp_path_factory, pipeline):
     model.save_pretrained(place / "model")
     tiny_setokim_processor().save_pretrained(place / "model")
     planted_scenes(place / "scenes", 5)
+    planted_scenes(place / "training", 24, seed=1)
     instances = json.loads((place / "scenes" / "instances.json").read_text())
     found = [{"ref_id": one["id"], "ann_id": one["id"], "split": "test",
               "sentences": [{"sent": f"the {one['id']}", "sent_id": one["id"], "kind": "noun"}]}
@@ -190,9 +206,8 @@ def evaluate(folders, tasks, output, **options):
 class TestCommand:
     def test_all_tasks_of_a_set_of_scenes_are_evaluated_in_one_go_and_resumed(self, folders, tmp_path, monkeypatch):
         monkeypatch.setattr("vistok.evaluation.image_command.probe_of_scenes", lambda *_, **__: PixelProbe())
-        monkeypatch.setattr("vistok.evaluation.image_command.read_scenes", lambda *_: [])
-        tasks = ["referring", "generation"]
-        first = evaluate(folders, tasks, tmp_path, probe_scenes="planted", max_questions=4)
+        tasks, options = ["referring", "generation"], {"probe_scenes": folders / "training", "max_questions": 4}
+        first = evaluate(folders, tasks, tmp_path, **options)
         assert list(first) == tasks and first["generation"]["settings"]["num_inference_steps"] is None
         assert 0 <= first["generation"]["class_f1"] <= 1
         names = {file.name for file in tmp_path.iterdir()}
@@ -200,10 +215,36 @@ class TestCommand:
             of_task = {f"{task}-test.{ending}" for ending in ("json", "md", "png", "pictures.png", "images")}
             assert of_task | {f"{task}-test.predictions.jsonl"} <= names
         assert "summary.md" in names
-        again = evaluate(folders, tasks, tmp_path, probe_scenes="planted", max_questions=4)
+        again = evaluate(folders, tasks, tmp_path, **options)
         assert [result["num_generated"] for result in again.values()] == [0, 0]
         for task in tasks:
             assert again[task]["floors"] == first[task]["floors"] and again[task]["gains"] == first[task]["gains"]
+
+    def test_tokens_that_were_written_are_scored_again_from_the_predictions_file(self, folders, tmp_path, monkeypatch):
+        monkeypatch.setattr("vistok.evaluation.image_command.probe_of_scenes", lambda *_, **__: PixelProbe())
+        options = {"probe_scenes": folders / "training"}
+        first = evaluate(folders, ["generation"], tmp_path, **options)["generation"]
+        file = tmp_path / "generation-test.predictions.jsonl"
+        lines = [json.loads(line) for line in file.read_text().splitlines()[1:]]
+        for line in lines:
+            facts = json.loads(line["prediction"])
+            assert ("tokens" in facts) == (line["images"] in ("given", "true_tokens")), "targets have none"
+            if "tokens" in facts:
+                assert len(facts["tokens"]) == facts["num_tokens"]
+                assert all(round(value, 4) == value for token in facts["tokens"] for value in token)
+        conditions = {"given": first, **first["floors"], **first["ceilings"]}
+        of_tokens = [metric.name for metric in TOKEN_METRICS]
+        for name in ("given", "shuffled_captions", "true_tokens"):
+            assert conditions[name]["metrics"]["token_class_f1"]["value"] is not None
+        for name in of_tokens:
+            assert conditions["targets"]["metrics"][name] == {"value": None, "interval": None}
+        monkeypatch.setattr("vistok.evaluation.token_contents_probe.train_token_probe", None)  # is not called again
+        monkeypatch.setattr(CaptionWriter, "__call__", None)  # nor is anything written
+        before = file.read_bytes()
+        again = evaluate(folders, ["generation"], tmp_path, **options)["generation"]
+        assert again["num_generated"] == 0 and file.read_bytes() == before
+        for name in ("metrics", "floors", "ceilings", "per_type", "token_probe"):
+            assert again[name] == first[name]
 
     def test_a_setok_alone_is_reconstructed_and_nothing_is_kept_without_output(self, folders, setok, tmp_path):
         model = load_writer(folders / "model", "reconstruction")[1].model.setok
