@@ -206,6 +206,7 @@ def evaluate(folders, tasks, output, **options):
 class TestCommand:
     def test_all_tasks_of_a_set_of_scenes_are_evaluated_in_one_go_and_resumed(self, folders, tmp_path, monkeypatch):
         monkeypatch.setattr("vistok.evaluation.image_command.probe_of_scenes", lambda *_, **__: PixelProbe())
+        monkeypatch.setenv("VISTOK_CACHE", str(folders / "cache"))
         tasks, options = ["referring", "generation"], {"probe_scenes": folders / "training", "max_questions": 4}
         first = evaluate(folders, tasks, tmp_path, **options)
         assert list(first) == tasks and first["generation"]["settings"]["num_inference_steps"] is None
@@ -222,6 +223,7 @@ class TestCommand:
 
     def test_tokens_that_were_written_are_scored_again_from_the_predictions_file(self, folders, tmp_path, monkeypatch):
         monkeypatch.setattr("vistok.evaluation.image_command.probe_of_scenes", lambda *_, **__: PixelProbe())
+        monkeypatch.setenv("VISTOK_CACHE", str(folders / "cache"))
         options = {"probe_scenes": folders / "training"}
         first = evaluate(folders, ["generation"], tmp_path, **options)["generation"]
         file = tmp_path / "generation-test.predictions.jsonl"
