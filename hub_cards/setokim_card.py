@@ -21,6 +21,7 @@ _MEASURED = {
     "answer_accuracy": ("answers right (%)", 100.0, "{:.2f}"),
     "loss_visual": ("visual tokens: squared error", 1.0, "{:.4g}"),
     "loss_length": ("one more visual token (nats)", 1.0, "{:.4g}"),
+    "loss_choice": ("visual tokens among real ones (nats)", 1.0, "{:.4g}"),
     "ciou": ("cIoU (%)", 100.0, "{:.1f}"),
     "giou": ("gIoU (%)", 100.0, "{:.1f}"),
 }
@@ -64,6 +65,7 @@ def _architecture(config: Any, image_size: int | None) -> list[card_facts.Row]:
     vision, text, setok = config.tokenizer_config, config.text_config, config.setok_config
     token_size = vision.output_size or vision.patch_hidden_size
     detokenizer = getattr(setok, "detokenizer_config", None)
+    bank = getattr(config, "token_bank_size", 0)
     rows = [
         ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
         ("vision tower", card_facts.tower_in_words(config)),
@@ -71,6 +73,7 @@ def _architecture(config: Any, image_size: int | None) -> list[card_facts.Row]:
         ("visual tokens", f"{card_facts.number(token_size)} wide"),
         ("projections", f"{token_size} → {text.hidden_size} and back"),
         ("language model", card_facts.language_model_in_words(config)),
+        ("written tokens", f"chosen among {card_facts.number(bank)} real ones" if bank else ""),
         ("draws images", "no: it has no detokenizer" if detokenizer is None else "with its own diffusion model"),
         ("LoRA", card_facts.lora_in_words(config)),
     ]

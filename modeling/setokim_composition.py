@@ -23,6 +23,7 @@ from .trained_setok import without_detokenizer
 from .trained_weights import one_checkpoint_error
 
 IMAGE_START_TOKEN, IMAGE_END_TOKEN = "[Img]", "[/Img]"
+OF_CHOICES = ("token_bank.query", "token_bank.key_up", "token_bank.key_down")  # all but the tokens, which are data
 TOKEN_IDS = ("image_token_id", "image_start_token_id", "image_end_token_id")
 
 
@@ -54,7 +55,7 @@ class SetokimPreTrainedModel(MultimodalPreTrainedModel):
     _can_compile_fullgraph = False  # rows are as long as their images have tokens
     trainable_parts = {
         **{part: _inside(prefixes) for part, prefixes in SeTokForPreTraining.trainable_parts.items()},
-        "projections": ("model.input_projection", "output_projection", "token_bank.query", "token_bank.key"),
+        "projections": ("model.input_projection", "output_projection", *OF_CHOICES),
         "token_rows": ("model.token_rows", "head_rows"),
         "llm": ("model.language_model", "lm_head"),
     }

@@ -34,6 +34,7 @@ class VisualEmission:
         )
         self.max_image_tokens, self.max_images, self.chooser = max_image_tokens, max_images, chooser
         self.predictions: list[torch.Tensor] = []
+        self.writes: torch.Tensor | None = None
         self.scores = torch.empty(0, 2)
         self.prompt_images: torch.Tensor | None = None
 
@@ -46,8 +47,9 @@ class VisualEmission:
             logits (`torch.FloatTensor` of shape `(batch, vocab_size)`): scores of the vocabulary, as they came.
             queries (`torch.FloatTensor` of shape `(batch, token_size)`, *optional*): what a chooser goes by.
         """
-        if self.chooser is not None and queries is not None:
-            predictions = self.chooser.choose(queries).to(predictions)
+        may_write = self.writes is None or bool(self.writes.any())
+        if self.chooser is not None and queries is not None and may_write:
+            predictions = self.chooser.choose(queries, self.writes).to(predictions)
         self.predictions.append(predictions)
         self.scores = logits[:, [self.placeholder, self.end]].float()
 
@@ -58,8 +60,10 @@ class VisualEmission:
         Args:
             last (`torch.LongTensor` of shape `(batch,)`): token ids.
         """
+        continues, begins = last == self.placeholder, last == self.start
+        self.writes = continues | begins
         if self.chooser is not None:
-            self.chooser.accept(last == self.placeholder, last == self.start)
+            self.chooser.accept(continues, begins)
 
     def num_open(self, input_ids: torch.Tensor) -> torch.Tensor:
         """

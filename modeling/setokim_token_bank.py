@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from .token_bank import TokenBank
+from .visual_tokenizer import computing_dtype
 
 
 class ChoosesTokens:
@@ -39,8 +40,8 @@ class ChoosesTokens:
         if self.token_bank is not None:
             return
         self.config.token_bank_size = num_tokens
-        weight = self.output_projection.weight
-        self.token_bank = self._new_bank(num_tokens).to(weight.device, weight.dtype)
+        dtype = computing_dtype(self.output_projection)
+        self.token_bank = self._new_bank(num_tokens).to(self.output_projection.weight.device, dtype)
         self._know_as_added({f"token_bank.{name}" for name, _ in self.token_bank.named_parameters()})
 
     def _choice_losses(self, states, placeholders, written, image_features) -> torch.Tensor:
@@ -48,7 +49,7 @@ class ChoosesTokens:
         bank: Any = self.token_bank
         if image_features is None or not len(states):
             # Several processes wait for one another's gradients of all of it.
-            of_keys = bank.keys(bank.tokens[:1].detach()).sum()
+            of_keys = bank.keys(states.new_zeros(1, self.output_projection.out_features)).sum()
             return bank.queries(states).sum(-1) + 0 * of_keys
         device = states.device
         real, rows = image_features.token_mask.flatten().to(device), placeholders.to(device).nonzero()[:, 0]

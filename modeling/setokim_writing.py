@@ -1,6 +1,7 @@
 """What Setokim writes: text with images in it, images for prompts and instructions, masks for expressions."""
 
 from collections.abc import Sequence
+from itertools import islice
 from typing import Any
 
 import torch
@@ -37,11 +38,11 @@ class SetokimWriting(MultimodalForGeneration):
         """
         `GenerationMixin.generate`, which writes text and images. Where the model writes `[Img]`, or the prompt ends in
         it, visual tokens follow one by one: each is the output projection of the last state, or, by a model with a
-        [`TokenBank`], one of the bank or of the prompt's images; and is read back through the input projection. Behind
-        each the model chooses, by its own scores, between one more (the placeholder of images) and `[/Img]`, which
-        ends the image; greedily or by sampling, as it chooses words. Rows of a batch may write text and images at the
-        same time. Where the prompt's images have fewer visual tokens than placeholders, see
-        [`MultimodalForGeneration.generate`].
+        [`TokenBank`], one of the bank or of the prompt's images, where these are given and not their cache alone; and
+        is read back through the input projection. Behind each the model chooses, by its own scores, between one more
+        (the placeholder of images) and `[/Img]`, which ends the image; greedily or by sampling, as it chooses words.
+        Rows of a batch may write text and images at the same time. Where the prompt's images have fewer visual tokens
+        than placeholders, see [`MultimodalForGeneration.generate`].
 
         Args:
             inputs (`torch.LongTensor` of shape `(batch, length)`, *optional*): the prompt, also as `input_ids`.
@@ -64,7 +65,8 @@ class SetokimWriting(MultimodalForGeneration):
 
         Raises:
             ValueError: if images are wanted where none can be written, budgets are below 1, tokens are to be chosen
-                by a model without a bank, or the prompt has placeholders and no images are given.
+                or drawn by a model without a bank, the bank is empty, there are several generators and not one for
+                each sequence, or the prompt has placeholders and no images are given.
         """
         self._check_images_given(inputs, kwargs)
         emission = self._emission(write_images, max_image_tokens, max_images, kwargs)
@@ -73,6 +75,11 @@ class SetokimWriting(MultimodalForGeneration):
             raise ValueError(
                 "choose_tokens needs a model with a bank of tokens, and this one regresses them: train it with "
                 "token_bank_size, or leave choose_tokens out."
+            )
+        if token_temperature and not chooses:
+            raise ValueError(
+                f"token_temperature is {token_temperature}, but tokens are regressed, which draws nothing: leave it "
+                "out, or give a model with a bank of tokens."
             )
         if emission is not None and chooses:
             input_ids = kwargs.get("input_ids") if inputs is None else inputs
@@ -131,7 +138,8 @@ class SetokimWriting(MultimodalForGeneration):
         numbers = (input_ids == self.config.image_token_id).sum(1) // features.tokens.shape[1]
         parts = iter(images)
         none = features.tokens[0, :0]
-        return [torch.cat([none, *(next(parts) for _ in range(number))]) for number in numbers.tolist()]
+        # Where there are more placeholders than images, reading the prompt says so.
+        return [torch.cat([none, *islice(parts, number)]) for number in numbers.tolist()]
 
     def _obstacle_to_images(self, kwargs) -> str | None:
         defaults = kwargs.get("generation_config") or self.generation_config

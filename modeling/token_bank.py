@@ -1,10 +1,16 @@
 """Visual tokens that are chosen among real ones, in place of a regression's mean, where a model writes images."""
 
+import math
 from collections.abc import Sequence
 
 import torch
 from torch import nn
 from transformers import initialization as init
+
+from .visual_tokenizer import computing_dtype
+
+TWINS = 0.01
+"""Tokens that are this close, as a share of their distance from the bank's mean, are one that was found twice."""
 
 
 class TokenBank(nn.Module):
@@ -42,6 +48,11 @@ class TokenBank(nn.Module):
             init.zeros_(parameter)
         init.normal_(self.key_up.weight, std=self.key_up.in_features**-0.5)
 
+    @property
+    def is_filled(self) -> bool:
+        """Whether tokens were put into the bank."""
+        return bool(self.tokens.any())
+
     @torch.no_grad()
     def fill(self, tokens: torch.Tensor) -> None:
         """
@@ -49,8 +60,37 @@ class TokenBank(nn.Module):
 
         Args:
             tokens (`torch.FloatTensor` of shape `(num_tokens, token_size)`): as many as the bank has places.
+
+        Raises:
+            ValueError: if they have another shape.
         """
+        if tokens.shape != self.tokens.shape:
+            raise ValueError(
+                f"The bank has the shape {tuple(self.tokens.shape)}, and the tokens have {tuple(tokens.shape)}: give "
+                "as many as it has places, of its width."
+            )
         self.tokens.copy_(tokens)
+
+    def forward(self, tokens: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        Candidates, and what queries are compared with. Where the weights lie elsewhere, such as on disk, this call
+        brings them.
+
+        Args:
+            tokens (`torch.FloatTensor` of shape `(..., token_size)`, *optional*): candidates; by default the bank.
+
+        Returns:
+            `tuple`: the candidates, on the bank's device, and their keys, in float32, both of that shape.
+        """
+        # A model that was loaded has gradients for everything: the bank is data, and stays as it is.
+        bank = self.tokens.detach()
+        tokens = bank if tokens is None else tokens.to(bank.device)
+        with torch.autocast(bank.device.type, enabled=False):  # tokens may be far from 0 and close to one another
+            wide = torch.promote_types(bank.dtype, torch.float32)
+            centered = tokens.to(wide) - bank.to(wide).mean(0)
+            hidden = self.key_up(centered.to(computing_dtype(self.key_up)))
+            moved = self.key_down(nn.functional.gelu(hidden))
+        return tokens, centered.float() + moved.float()
 
     def keys(self, tokens: torch.Tensor) -> torch.Tensor:
         """
@@ -62,11 +102,7 @@ class TokenBank(nn.Module):
         Returns:
             `torch.FloatTensor` of the same shape, in float32.
         """
-        # A model that was loaded has gradients for everything: the bank is data, and stays as it is.
-        bank = self.tokens.detach()
-        centered = (tokens.to(bank) - bank.mean(0)).to(self.key_up.weight.dtype)
-        moved = self.key_down(nn.functional.gelu(self.key_up(centered)))
-        return centered.float() + moved.float()
+        return self(tokens)[1]
 
     def queries(self, states: torch.Tensor) -> torch.Tensor:
         """
@@ -78,7 +114,8 @@ class TokenBank(nn.Module):
         Returns:
             `torch.FloatTensor` of shape `(..., token_size)`, in float32.
         """
-        return self.query(states.to(self.query.weight.dtype)).float()
+        with torch.autocast(states.device.type, enabled=False):  # scores are differences of large numbers
+            return self.query(states.to(computing_dtype(self.query))).float()
 
     def losses(
         self,
@@ -103,7 +140,7 @@ class TokenBank(nn.Module):
             `torch.FloatTensor` of shape `(num_written,)`, in nats.
         """
         queries, keys = self.queries(states), self.keys(tokens.detach())
-        with torch.autocast(states.device.type, enabled=False):  # scores are differences of large numbers
+        with torch.autocast(states.device.type, enabled=False):
             of_bank = queries @ self.keys_of_bank().T
             of_rows = queries @ keys.T
         others = rows[:, None] != token_rows[None]
@@ -112,23 +149,25 @@ class TokenBank(nn.Module):
 
     def keys_of_bank(self) -> torch.Tensor:
         """[`TokenBank.keys`] of the bank, `(num_tokens, token_size)`."""
-        return self.keys(self.tokens.detach())
+        return self()[1]
 
 
 class TokenChooser:
     """
-    Chooses what comes next in the images that the rows of one generation write. No token is chosen twice for an image:
-    each stands for a place of its own.
+    Chooses what comes next in the images that the rows of one generation write. No token is chosen twice for an image,
+    nor one that is the same but for rounding, unless all are taken: each stands for a place of its own.
 
     Args:
         bank ([`TokenBank`]): of the model.
         prompts (`list[torch.FloatTensor]`, *optional*):
             For each prompt the tokens of its images, `(num_tokens_i, token_size)`, which may be chosen as well.
         temperature (`float`, *optional*, defaults to 0.0): of the softmax over scores; 0 takes the best.
-        generators (`torch.Generator` or a list of them, *optional*): source of the draws; one for all rows or each.
+        generators (`torch.Generator` or a list of them, *optional*):
+            Source of the draws, one for all rows or for each. With one for each, what a row draws is the same alone or
+            in any batch.
 
     Raises:
-        ValueError: if the temperature is negative.
+        ValueError: if the temperature is negative or no number, or nothing has filled the bank.
     """
 
     def __init__(
@@ -138,64 +177,93 @@ class TokenChooser:
         temperature: float = 0.0,
         generators: torch.Generator | Sequence[torch.Generator] | None = None,
     ):
-        if not temperature >= 0:
+        if not 0 <= temperature < math.inf:
             raise ValueError(f"token_temperature is {temperature}, expected 0 (the best) or more.")
-        self.bank, self.temperature, self.generators = bank, temperature, generators
-        self.keys = bank.keys_of_bank()
+        self.tokens, self.keys = bank()
+        if not bool(self.tokens.any()):
+            raise ValueError(
+                f"The bank of {len(self.tokens)} tokens is empty: train the model, with token_bank_size "
+                f"{len(self.tokens)}, which fills it, or write by regression (choose_tokens=False)."
+            )
+        self.temperature, self.generators = temperature, generators
         self.prompts: torch.Tensor | None = None
         if prompts is not None and any(len(tokens) for tokens in prompts):
-            device = bank.tokens.device
-            self.prompts = nn.utils.rnn.pad_sequence([tokens.to(device) for tokens in prompts], batch_first=True)
+            device = self.tokens.device
+            padded = nn.utils.rnn.pad_sequence([tokens.to(device) for tokens in prompts], batch_first=True)
             lengths = torch.tensor([len(tokens) for tokens in prompts], device=device)
-            self.is_real = torch.arange(self.prompts.shape[1], device=device) < lengths[:, None]
-            self.prompt_keys = bank.keys(self.prompts)
+            self.is_real = torch.arange(padded.shape[1], device=device) < lengths[:, None]
+            self.prompts, self.prompt_keys = bank(padded)
         self._chosen: torch.Tensor | None = None
         self._taken: torch.Tensor | None = None
 
-    def choose(self, queries: torch.Tensor) -> torch.Tensor:
+    def choose(self, queries: torch.Tensor, writes: torch.Tensor | None = None) -> torch.Tensor:
         """
         Chooses a token for each row.
 
         Args:
             queries (`torch.FloatTensor` of shape `(batch, token_size)`):
                 Of [`TokenBank.queries`]; several rows of each prompt, next to each other, where it is answered often.
+            writes (`torch.BoolTensor` of shape `(batch,)`, *optional*):
+                Rows that are writing an image: others draw nothing of generators of their own. By default all.
 
         Returns:
-            `torch.FloatTensor` of shape `(batch, token_size)`.
+            `torch.FloatTensor` of shape `(batch, token_size)`; NaN where queries are not finite.
+
+        Raises:
+            ValueError: if there are several generators, and not one for each row.
         """
-        scores = queries.float() @ self.keys.T
-        if self.prompts is not None:
-            copies = len(queries) // len(self.prompts)
-            keys, is_real = (part.repeat_interleave(copies, 0) for part in (self.prompt_keys, self.is_real))
-            of_prompts = torch.einsum("bd,bnd->bn", queries.float(), keys)
-            scores = torch.cat([scores, of_prompts.masked_fill(~is_real, -torch.inf)], 1)
+        queries = queries.to(self.keys)
+        with torch.autocast(queries.device.type, enabled=False):
+            scores = queries @ self.keys.T
+            if self.prompts is not None:
+                copies = len(queries) // len(self.prompts)
+                keys, is_real = (part.repeat_interleave(copies, 0) for part in (self.prompt_keys, self.is_real))
+                of_prompts = torch.einsum("bd,bnd->bn", queries, keys)
+                scores = torch.cat([scores, of_prompts.masked_fill(~is_real, -torch.inf)], 1)
         if self._taken is None:
             self._taken = torch.zeros_like(scores, dtype=torch.bool)
+        free = scores.masked_fill(self._taken, -torch.inf)
         # All may be taken, by a bank that is smaller than an image.
-        free = torch.where(self._taken.all(1, keepdim=True), False, self._taken)
-        scores = scores.masked_fill(free, -torch.inf)
+        scores = torch.where((free == -torch.inf).all(1, keepdim=True), scores, free)
         if self.temperature:
-            scores = scores / self.temperature + self._gumbel_noise(scores)
+            scores = scores / self.temperature + self._gumbel_noise(scores, writes)
         self._chosen = scores.argmax(1)
-        return self._look_up(self._chosen)
+        # What is damaged shows, as it does in what is regressed.
+        return self._look_up(self._chosen).masked_fill(~queries.isfinite().all(1, keepdim=True), torch.nan)
 
     def _look_up(self, numbers: torch.Tensor) -> torch.Tensor:
         size = len(self.keys)
-        found = self.bank.tokens[numbers.clamp(max=size - 1)]
+        found = self.tokens[numbers.clamp(max=size - 1)]
         if self.prompts is None:
             return found
         rows = torch.arange(len(numbers), device=numbers.device) // (len(numbers) // len(self.prompts))
         of_prompts = self.prompts[rows, (numbers - size).clamp(min=0)]
         return torch.where((numbers < size)[:, None], found, of_prompts.to(found))
 
-    def _gumbel_noise(self, scores: torch.Tensor) -> torch.Tensor:
+    def _gumbel_noise(self, scores: torch.Tensor, writes: torch.Tensor | None) -> torch.Tensor:
         """Draws of the CPU, the same on every device, of each row by its own generator where there are several."""
         generators = self.generators
-        if isinstance(generators, Sequence):
-            uniform = torch.stack([_uniform(scores.shape[1:], generator) for generator in generators])
-        else:
-            uniform = _uniform(scores.shape, generators)
-        return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7))).to(scores)
+        if isinstance(generators, Sequence) and len(generators) == 1:
+            (generators,) = generators
+        if not isinstance(generators, Sequence):
+            return _gumbel(scores.shape, generators).to(scores)
+        if len(generators) != len(scores):
+            raise ValueError(
+                f"There are {len(generators)} generators for {len(scores)} rows that are written: give one for each, "
+                "or one for all."
+            )
+        noise = torch.zeros(scores.shape)
+        counts = (scores.shape[1] - self._num_padding(len(scores))).tolist()
+        for row, (generator, count) in enumerate(zip(generators, counts)):
+            if writes is None or bool(writes[row]):
+                noise[row, :count] = _gumbel((count,), generator)
+        return noise.to(scores)
+
+    def _num_padding(self, num_rows: int) -> torch.Tensor:
+        """How many of the last candidates of each row are none of its own, `(num_rows,)`."""
+        if self.prompts is None:
+            return torch.zeros(num_rows, dtype=torch.long)
+        return (~self.is_real).sum(1).cpu().repeat_interleave(num_rows // len(self.prompts))
 
     def accept(self, continues: torch.Tensor, begins: torch.Tensor) -> None:
         """
@@ -208,13 +276,24 @@ class TokenChooser:
         if self._chosen is None or self._taken is None:
             return
         self._taken[begins.to(self._taken.device)] = False
-        rows = continues.to(self._taken.device).nonzero()[:, 0]
-        self._taken[rows, self._chosen[rows]] = True
+        for row in continues.nonzero()[:, 0].tolist():
+            self._taken[row] |= self._twins(row, int(self._chosen[row]))
+
+    def _twins(self, row: int, number: int) -> torch.Tensor:
+        """The candidates of a row that are the token of this number, `(num_candidates,)`."""
+        candidates = self.tokens.float()
+        mean = candidates.mean(0)
+        if self.prompts is not None and self._taken is not None:
+            own = self.prompts[row // (len(self._taken) // len(self.prompts))]
+            candidates = torch.cat([candidates, own.float()])
+        distances = (candidates - candidates[number]).norm(dim=1)
+        return distances <= TWINS * (candidates[number] - mean).norm()
 
 
-def _uniform(shape: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
+def _gumbel(shape: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
     device = "cpu" if generator is None else generator.device
-    return torch.rand(tuple(shape), generator=generator, device=device).cpu()
+    uniform = torch.rand(tuple(shape), generator=generator, device=device).cpu()
+    return -torch.log(-torch.log(uniform.clamp(1e-20, 1 - 1e-7)))
 
 
 __all__ = ["TokenBank", "TokenChooser"]

@@ -4,8 +4,41 @@ from typing import Any
 
 import torch
 from accelerate.utils import broadcast
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from transformers.utils.logging import tqdm
+
+from .setokim_config import SetokimTrainingConfig
+
+
+def has_empty_bank(model: Any, args: SetokimTrainingConfig, train_dataset: Any) -> bool:
+    """
+    Gives a model the bank that a training asks for.
+
+    Args:
+        model ([`SetokimForConditionalGeneration`]): with a bank, as `config.token_bank_size` says, or without.
+        args ([`SetokimTrainingConfig`]): says how large a bank it is to get.
+        train_dataset (`Dataset` or `IterableDataset`, *optional*): what the bank is filled from.
+
+    Returns:
+        `bool`: whether there is a bank, and nothing has filled it.
+
+    Raises:
+        ValueError: if the bank has another size, data to fill it from are a stream, or there is a weight of choices
+            and no bank.
+    """
+    if args.token_bank_size:
+        model.add_token_bank(args.token_bank_size)
+    if model.token_bank is None:
+        if args.choice_loss_weight:
+            raise ValueError(
+                f"choice_loss_weight is {args.choice_loss_weight}, but the model has no bank of tokens to choose "
+                "among: give token_bank_size, or leave choice_loss_weight out."
+            )
+        return False
+    is_empty = not model.token_bank.is_filled
+    if is_empty and isinstance(train_dataset, IterableDataset):
+        raise ValueError("token_bank_size needs data of known size: load train_dataset with streaming off.")
+    return is_empty
 
 
 @torch.no_grad()
@@ -58,4 +91,4 @@ def fill_token_bank(
     places.copy_(broadcast(places.data))
 
 
-__all__ = ["fill_token_bank"]
+__all__ = ["fill_token_bank", "has_empty_bank"]

@@ -70,7 +70,7 @@ KINDS = {
         SetokimForConditionalGeneration,
         SetokimProcessor,
         "setok",
-        switches=("visual_loss_weight", "length_loss_weight"),
+        switches=("visual_loss_weight", "length_loss_weight", "choice_loss_weight"),
         trained_part="projections",
     ),
 }

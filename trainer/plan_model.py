@@ -128,6 +128,8 @@ def _open(model: Any, recipe: VisualLanguageRecipe) -> None:
             model.merge_token_rows()
         elif trainable["token_rows"] == "full":
             model.add_token_rows()
+        if size := recipe.training.get("token_bank_size"):
+            model.add_token_bank(size)
         lora = lora or (dict(SETOKIM_LORA) if trainable["llm"] == "lora" and not model.config.lora_config else None)
     set_trainable(model, trainable, lora)
 

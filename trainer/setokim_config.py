@@ -48,7 +48,8 @@ class SetokimTrainingConfig(VisualLanguageConfig):
         token_bank_size (`int`, *optional*, defaults to 0):
             Gives the model a [`TokenBank`] of so many visual tokens, drawn by `seed` from images of the training data
             before the first step, and lets it learn to choose among them: what it writes then are tokens of real
-            images, not their averages. 0 leaves the model as it is, which may have a bank. Not in the paper.
+            images, not their averages. 0 leaves the model as it is, which may have a bank; one that is empty is filled
+            in any case. Not in the paper.
         mask_bce_weight, mask_dice_weight (`float`, *optional*, defaults to 1.0):
             Of the losses of the mask that the mask decoder makes of a token that is written for an expression. With
             both at 0 the token alone is learned, by its regression.

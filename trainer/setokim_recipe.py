@@ -15,6 +15,7 @@ TERMS = {
     "loss_lm": "text: language modelling loss",
     "loss_visual": "visual tokens: squared error",
     "loss_length": "one more visual token: cross-entropy",
+    "loss_choice": "visual tokens among real ones: cross-entropy",
     "loss_mask_bce": "masks: cross-entropy",
     "loss_mask_dice": "masks: dice",
 }

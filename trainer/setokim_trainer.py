@@ -15,7 +15,7 @@ from ..modeling.trainable_parts import part_prefixes
 from ..processing.collator import IGNORED
 from ..processing.feature_cache import FeatureCache
 from .answer_accuracy import answer_numbers, right_answers, row_losses
-from .bank_filling import fill_token_bank
+from .bank_filling import fill_token_bank, has_empty_bank
 from .freezing import rest_frozen_parts
 from .reproducible_trainer import named_datasets
 from .setokim_batches import (
@@ -93,9 +93,7 @@ class SetokimTrainer(VisualLanguageTrainer):
             args.lora = dict(LORA)
         if args.ddp_find_unused_parameters is None:
             args.ddp_find_unused_parameters = False  # all take part in every step, the mask decoder behind the forward
-        self._fills_bank = bool(args.token_bank_size) and model.token_bank is None
-        if args.token_bank_size:
-            model.add_token_bank(args.token_bank_size)
+        self._fills_bank = has_empty_bank(model, args, train_dataset)
         self.weights = loss_weights(model, args)
         _check_mask_decoder(model, args, self.weights, train_dataset)
         kwargs.setdefault("compute_metrics", SetokimMetrics(self.weights))
@@ -380,8 +378,6 @@ def _tasks(dataset: Any) -> set[str]:
 
 
 def _check_rows(args: SetokimTrainingConfig, train_dataset, eval_dataset) -> None:
-    if args.token_bank_size and isinstance(train_dataset, IterableDataset):
-        raise ValueError("token_bank_size needs data of known size: load train_dataset with streaming off.")
     if args.conversations_per_row == 1:
         return
     for name, dataset in named_datasets(train_dataset, eval_dataset).items():

@@ -210,6 +210,7 @@ def _composed(recipe: VisualLanguageRecipe, options: PlanOptions, strategy: str,
     left.lora_config = model.config.lora_config if _setting(recipe, "save_trained_only") else None
     earlier[os.path.normpath(str(recipe.training.get("output_dir")))] = left
     if recipe.trainer == "setokim":
+        left.token_bank_size = model.config.token_bank_size
         costs.notes.append("Losses of visual tokens and masks, and the mask decoder, are not counted.")
     return model, costs
 

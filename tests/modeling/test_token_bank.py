@@ -5,11 +5,6 @@ import math
 import pytest
 import torch
 
-from tests.modeling.test_modeling_setokim import ROWS, written_out
-from tests.modeling.test_setokim_writing import BUDGET, eager_model
-from tests.tiny import IMAGE_TOKEN_ID, batch, same
-from tests.tiny_setokim import MAX_TOKENS, START, images_of_lengths, tiny_setokim
-from vistok import SetokimForConditionalGeneration, SetokimModel
 from vistok.modeling.token_bank import TokenBank, TokenChooser
 
 K, SIZE, HIDDEN = 7, 5, 6
@@ -30,16 +25,6 @@ def score(bank, state, token) -> float:
     hidden = torch.nn.functional.gelu(w["key_up.weight"] @ centered + w["key_up.bias"])
     key = centered + w["key_down.weight"] @ hidden + w["key_down.bias"]
     return float((w["query.weight"] @ state.double() + w["query.bias"]) @ key)
-
-
-def with_bank(model, num_tokens=12, seed=1):
-    """A tiny Setokim with random tokens and scores that tell them apart."""
-    model.add_token_bank(num_tokens)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.token_bank.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return model
 
 
 class TestLosses:
@@ -102,6 +87,40 @@ class TestLosses:
         assert float(torch.dist(mean, 0.5 * points[0])) < 0.3 < float(torch.cdist(mean[None], bank.tokens).min()) - 0.3
 
 
+class TestKeys:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_keys_of_tokens_that_are_far_from_0_keep_their_differences(self, dtype):
+        bank = TokenBank(K, SIZE, HIDDEN)
+        generator = torch.Generator().manual_seed(0)
+        tokens = (torch.randn(K, SIZE, generator=generator) + 20).to(dtype)
+        bank.fill(tokens)
+        expected = tokens.double() - tokens.double().mean(0)
+        torch.testing.assert_close(bank.to(dtype).keys_of_bank().double(), expected, rtol=1e-5, atol=1e-5)
+
+    def test_autocast_changes_neither_losses_nor_choices(self):
+        bank, generator = random_bank(200), torch.Generator().manual_seed(1)
+        states, tokens = torch.randn(9, HIDDEN, generator=generator), torch.randn(9, SIZE, generator=generator)
+        own = torch.arange(9)
+
+        def found():
+            chosen = TokenChooser(bank, [tokens]).choose(bank.queries(states))
+            return bank.losses(states, own, tokens, own, own), chosen
+
+        plain = found()
+        with torch.autocast("cpu", torch.bfloat16):
+            cast = found()
+        assert all(map(torch.equal, plain, cast))
+
+    @pytest.mark.parametrize("shape", [(1, SIZE), (K, 1), (K + 1, SIZE)])
+    def test_a_bank_is_filled_with_as_many_tokens_as_it_has_places(self, shape):
+        bank = TokenBank(K, SIZE, HIDDEN)
+        with pytest.raises(ValueError, match=r"The bank has the shape \(7, 5\)"):
+            bank.fill(torch.ones(shape))
+        assert not bank.is_filled
+        bank.fill(torch.ones(K, SIZE))
+        assert bank.is_filled
+
+
 class TestChooser:
     def test_the_best_is_chosen_and_none_twice_in_an_image(self):
         bank = random_bank()
@@ -150,104 +169,69 @@ class TestChooser:
             assert torch.equal(draws([row])[0], together[row])
         assert len(together.unique(dim=1)[0]) > 1
 
-    def test_a_negative_temperature_is_an_error(self):
-        with pytest.raises(ValueError, match=r"token_temperature is -1, expected 0"):
-            TokenChooser(random_bank(), temperature=-1)
+    def test_draws_of_rows_whose_prompts_have_different_numbers_of_tokens_are_the_same_in_a_batch(self):
+        bank, generator = random_bank(30), torch.Generator().manual_seed(2)
+        prompts = [torch.randn(n, SIZE, generator=generator) for n in (1, 9, 0)]
+        queries = 0.1 * torch.randn(3, SIZE, generator=generator)
 
+        def draws(rows):
+            own = [torch.Generator().manual_seed(row) for row in rows]
+            chooser = TokenChooser(bank, [prompts[row] for row in rows], temperature=1.0, generators=own)
+            return torch.stack([chooser.choose(queries[rows]) for _ in range(8)], 1)
 
-class TestSetokim:
-    @torch.no_grad()
-    def test_the_loss_of_choices_is_that_of_each_row_alone(self):
-        model = with_bank(tiny_setokim())
-        images, _ = images_of_lengths(model, 2)
-        rows = [[9, START, *[IMAGE_TOKEN_ID] * MAX_TOKENS, 342], [7, 8, START, *[IMAGE_TOKEN_ID] * MAX_TOKENS, 342]]
-        inputs = batch(*rows)
-        labels = inputs["input_ids"].where(inputs["attention_mask"].bool(), torch.tensor(-100))
-        both = model(**inputs, pixel_values=images, labels=labels)
-        parts = []
-        for row, image in zip(rows, images):
-            ids = torch.tensor([row])
-            alone = model(input_ids=ids, pixel_values=image[None], labels=ids)
-            parts.append(alone.choice_losses)
-            assert float(alone.loss_choice) == pytest.approx(float(alone.choice_losses.mean()))
-            total = alone.loss_lm + alone.loss_visual + alone.loss_length + 0.3 * alone.loss_choice
-            assert float(alone.loss) == pytest.approx(float(total))
-        torch.testing.assert_close(both.choice_losses, torch.cat(parts), rtol=1e-4, atol=1e-4)
-        tokens = model.get_image_features(images[:1])
-        kept = tokens.tokens[0][tokens.token_mask[0]]
-        states = model.model(input_ids=torch.tensor(rows[:1]), pixel_values=images[:1]).last_hidden_state[0]
-        candidates = [*model.token_bank.tokens, *kept]
-        for place in range(len(kept)):
-            state = states[1 + place]  # of [Img] and of the tokens before
-            scores = torch.tensor([score(model.token_bank, state.detach(), c.detach()) for c in candidates])
-            expected = scores.logsumexp(0) - scores[12 + place]
-            assert float(parts[0][place]) == pytest.approx(float(expected), rel=1e-3)
+        together = draws([0, 1, 2])
+        for row in range(3):
+            assert torch.equal(draws([row])[0], together[row])
 
-    def test_images_are_written_of_tokens_of_the_bank_and_of_the_prompt(self):
-        model = with_bank(eager_model())
-        images, _ = images_of_lengths(model)
-        inputs = batch(*written_out(ROWS)) | {"pixel_values": images}
-        settings = {"max_new_tokens": 24, "max_image_tokens": BUDGET, "return_dict_in_generate": True}
-        output = model.generate(**inputs, **settings, do_sample=False)
-        features = model.get_image_features(images)
-        real = torch.cat([model.token_bank.tokens, features.tokens[features.token_mask]])
-        written = [image for row in output.visual_tokens for image in row]
-        assert written
-        for image in written:
-            assert float(torch.cdist(image, real).min(1).values.max()) < 1e-5
-            assert len(image.unique(dim=0)) == len(image)
-        regressed = model.generate(**inputs, **settings, do_sample=False, choose_tokens=False)
-        plain = eager_model().generate(**inputs, **settings, do_sample=False)
-        assert torch.equal(regressed.sequences, plain.sequences)
-        assert all(
-            same(a, b, 1e-5)
-            for one, other in zip(regressed.visual_tokens, plain.visual_tokens)
-            for a, b in zip(one, other)
-        )
+    def test_a_row_that_writes_nothing_draws_nothing(self):
+        bank, queries = random_bank(), torch.randn(2, SIZE)
+        own = [torch.Generator().manual_seed(row) for row in range(2)]
+        before = [generator.get_state() for generator in own]
+        TokenChooser(bank, temperature=1.0, generators=own).choose(queries, torch.tensor([True, False]))
+        assert not torch.equal(own[0].get_state(), before[0]) and torch.equal(own[1].get_state(), before[1])
 
-    def test_images_of_a_batch_are_those_of_each_row_alone(self):
-        model = with_bank(tiny_setokim())
-        images, _ = images_of_lengths(model, 2)
-        slots = [START, *[IMAGE_TOKEN_ID] * MAX_TOKENS, 342]
-        rows = [[5, *slots, 6, START], [*slots, 9, 10, START]]
-        tokens, mask = model.write_image(**batch(*rows), pixel_values=images)
-        for number, row in enumerate(rows):
-            alone, kept = model.write_image(**batch(row), pixel_values=images[number : number + 1])
-            assert same(tokens[number][mask[number]], alone[0][kept[0]], 1e-4)
+    def test_one_generator_in_a_list_draws_for_all_rows_and_differently(self):
+        bank, queries = random_bank(500), torch.zeros(2, SIZE)
+        found = [
+            TokenChooser(bank, temperature=1.0, generators=given).choose(queries)
+            for given in ([torch.Generator().manual_seed(0)], torch.Generator().manual_seed(0))
+        ]
+        assert torch.equal(*found) and not torch.equal(*found[0])
+        several = [torch.Generator() for _ in range(2)]
+        with pytest.raises(ValueError, match="There are 2 generators for 4 rows"):
+            TokenChooser(bank, temperature=1.0, generators=several).choose(torch.zeros(4, SIZE))
 
-    def test_seeds_decide_what_is_drawn(self):
-        model = with_bank(tiny_setokim())
-        prompts = batch([5, 6, START], [7, 8, START])
+    def test_a_token_that_is_there_twice_is_chosen_once(self):
+        bank = random_bank(3)
+        prompt = bank.tokens.detach() + 1e-3 * torch.randn(3, SIZE, generator=torch.Generator().manual_seed(0))
+        chooser = TokenChooser(bank, [torch.randn(2, SIZE), prompt])
+        queries = torch.randn(1, SIZE, generator=torch.Generator().manual_seed(2)).expand(2, -1)
+        chosen = []
+        for _ in range(3):
+            chosen.append(chooser.choose(queries)[1])
+            chooser.accept(torch.tensor([False, True]), torch.tensor([False, False]))
+        distances = torch.cdist(torch.stack(chosen), bank.tokens.detach())
+        assert distances.argmin(1).unique().tolist() == [0, 1, 2]
 
-        def write(seed):
-            own = [torch.Generator().manual_seed(seed + row) for row in range(2)]
-            return model.write_image(**prompts, token_temperature=1e4, token_generator=own)[0]
+    def test_where_all_are_taken_the_best_is_chosen_though_others_have_longer_prompts(self):
+        bank, generator = random_bank(2), torch.Generator().manual_seed(5)
+        prompts = [torch.randn(n, SIZE, generator=generator) for n in (1, 3)]
+        candidates = torch.cat([bank.tokens.detach(), prompts[0]])
+        query = bank.keys(candidates[2])  # which likes the token of the prompt best
+        assert (bank.keys(candidates) @ query).argmax() == 2
+        chooser = TokenChooser(bank, prompts)
+        for _ in range(4):
+            chosen = chooser.choose(query.expand(2, -1))
+            chooser.accept(torch.tensor([True, True]), torch.tensor([False, False]))
+        assert torch.equal(chosen[0], candidates[2])
 
-        first, again, other = write(0), write(0), write(10)
-        assert torch.equal(first, again)
-        assert first.shape != other.shape or not torch.equal(first, other)
+    def test_a_query_that_is_not_finite_chooses_nothing(self):
+        queries = torch.zeros(2, SIZE)
+        queries[1, 2] = torch.nan
+        chosen = TokenChooser(random_bank()).choose(queries)
+        assert chosen[0].isfinite().all() and chosen[1].isnan().all()
 
-    def test_the_bank_is_saved_and_loaded_with_the_model(self, tmp_path):
-        model = with_bank(tiny_setokim())
-        model.save_pretrained(tmp_path)
-        loaded = SetokimForConditionalGeneration.from_pretrained(tmp_path)
-        assert loaded.config.token_bank_size == 12
-        for name, parameter in model.token_bank.named_parameters():
-            found = loaded.token_bank.get_parameter(name)
-            assert torch.equal(found, parameter)
-        ids = torch.tensor([[9, START, *[IMAGE_TOKEN_ID] * MAX_TOKENS, 342]])
-        loaded(input_ids=ids, pixel_values=images_of_lengths(model, 2)[0][:1], labels=ids).loss.backward()
-        assert loaded.token_bank.query.weight.grad.abs().sum() > 0 and loaded.token_bank.tokens.grad is None
-        SetokimModel.from_pretrained(tmp_path)  # without what writes
-
-    def test_a_model_without_a_bank_does_not_choose(self):
-        with pytest.raises(ValueError, match="choose_tokens needs a model with a bank"):
-            tiny_setokim().write_image(torch.tensor([[5, START]]), choose_tokens=True)
-
-    def test_a_bank_of_another_size_is_an_error(self):
-        model = with_bank(tiny_setokim())
-        bank = model.token_bank
-        model.add_token_bank(12)
-        assert model.token_bank is bank
-        with pytest.raises(ValueError, match="has a bank of 12 tokens already, not of 13"):
-            model.add_token_bank(13)
+    @pytest.mark.parametrize("temperature", [-1, math.inf, math.nan])
+    def test_a_temperature_that_is_none_is_an_error(self, temperature):
+        with pytest.raises(ValueError, match=rf"token_temperature is {temperature}, expected 0"):
+            TokenChooser(random_bank(), temperature=temperature)

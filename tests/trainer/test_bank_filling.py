@@ -88,6 +88,42 @@ def test_a_bank_is_filled_once_and_learned_with_the_projections(trainer_for, tmp
     assert "loss_choice" in next_stage.state.log_history[0]
 
 
+def test_a_model_that_was_made_with_a_bank_gets_it_filled(composed, bases, trainer_for):
+    model = compose_setokim(bases, token_bank_size=SIZE)
+    trainer = trainer_for("pretraining", task_examples(8, TASKS), model=model, token_bank_size=0)
+    trainer.train()
+    own = trainer_for("pretraining", task_examples(8, TASKS))
+    own.train()
+    assert bank_of(trainer).any() and torch.equal(bank_of(trainer), bank_of(own))
+
+
+def test_the_second_trainer_of_a_model_that_was_not_trained_fills_its_bank(composed, trainer_for):
+    model = copy.deepcopy(composed)
+    trainer_for("pretraining", task_examples(8, TASKS), model=model)
+    trainer = trainer_for("pretraining", task_examples(8, TASKS), model=model)
+    assert not bank_of(trainer).any()
+    trainer.train()
+    assert bank_of(trainer).any()
+
+
+def test_the_next_stage_saves_the_bank_too(bases, trainer_for, tmp_path):
+    data = task_examples(8, TASKS)
+    first = trainer_for("pretraining", data, trainable={"llm": "lora"})
+    first.train()
+    first.save_final(tmp_path / "first")
+    loaded = SetokimForConditionalGeneration.from_pretrained(tmp_path / "first")
+    second = trainer_for("instruction", data, model=loaded, folder="second", lora=None, token_bank_size=0)
+    second.train()
+    second.save_final(tmp_path / "second")
+    saved = read_trained_weights(tmp_path / "second")
+    torch.testing.assert_close(saved["token_bank.tokens"].double(), bank_of(first))
+
+
+def test_a_weight_of_choices_without_a_bank_is_an_error(trainer_for):
+    with pytest.raises(ValueError, match=r"choice_loss_weight is 0\.2, but the model has no bank"):
+        trainer_for("pretraining", task_examples(4, TASKS), choice_loss_weight=0.2, token_bank_size=0)
+
+
 def test_a_training_that_is_resumed_has_the_bank_of_its_checkpoint(trainer_for, tmp_path):
     data = task_examples(8, TASKS)
     options = {"trainable": {"llm": "lora"}, "save_strategy": "steps", "save_steps": 1, "max_steps": 3}

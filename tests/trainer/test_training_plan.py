@@ -13,6 +13,7 @@ from vistok.cli import main
 from vistok.configuration.shipped import here_or_shipped, shipped_path
 from vistok.evaluation.compute_costs import count_flops
 from vistok.modeling.base_weights import BASE_WEIGHTS
+from vistok.modeling.token_bank import TokenBank
 from vistok.trainer.freezing import set_trainable, upcast_trained
 from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.plan_memory import optimizer_bytes
@@ -98,6 +99,27 @@ def test_the_state_of_an_optimizer_is_known(name):
     optimizer.step()
     state = [value for value in optimizer.state[parameter].values() if value is not None and value.ndim]
     assert optimizer_bytes([parameter], name) == sum(tensor.nbytes for tensor in state)
+
+
+def test_a_bank_of_tokens_is_planned_for_and_left_to_later_recipes(base_models):
+    parts = {"kind": "setokim", "vision": base_models[0], "text": base_models[1]}
+
+    def recipe(stage, model, **training):
+        settings = {"stage": stage, "max_steps": 3, "output_dir": f"runs/{stage}", **training}
+        values = {"trainer": "setokim", "model": model, "training": settings}
+        return recipe_from_dict({**values, "trainable": {"llm": "lora"}, "data": {"train": [{"format": "easy-vqa"}]}})
+
+    def parameters(**training):
+        first, later = recipe("pretraining", parts, **training), {"kind": "setokim", "checkpoint": "runs/pretraining"}
+        plans = plan_recipes({"first": first, "second": recipe("instruction", later)}, PlanOptions(image_tokens=4))
+        return [plan.parameters["model"] for plan in plans]
+
+    model, _ = build_model(ModelRecipe(**parts))
+    bank = TokenBank(100, model.output_projection.out_features, model.output_projection.in_features)
+    numbers = [parameter.numel() for parameter in bank.parameters() if parameter.requires_grad]
+    for without, having in zip(parameters(), parameters(token_bank_size=100)):
+        assert having["all"] - without["all"] == sum(numbers) + bank.tokens.numel()
+        assert having["trained"] - without["trained"] == sum(numbers)
 
 
 def test_an_optimizer_of_unknown_size_is_an_error(base_models):
