@@ -22,8 +22,9 @@ class TokenBank(nn.Module):
 
     with a linear \\(q\\) and the bank's mean \\(\bar t\\). Learned as a cross-entropy of the true token among the bank
     and the tokens of its own row (noise-contrastive: van den Oord et al., "Representation Learning with Contrastive
-    Predictive Coding", Eq. 4), the score is the logarithm of \\(p(t \mid h) / p(t)\\) but for a constant, so that the
-    softmax over a bank of tokens drawn from \\(p(t)\\) draws from \\(p(t \mid h)\\). SeTok's paper regresses alone.
+    Predictive Coding", Eq. 4), the score is the logarithm of \\(p(t \mid h) / p(t)\\) but for a constant, as far as
+    the bank, which is drawn from \\(p(t)\\), outnumbers the row; then the softmax over it draws from
+    \\(p(t \mid h)\\). SeTok's paper regresses alone.
 
     Args:
         num_tokens (`int`): of the bank.
