@@ -167,7 +167,9 @@ def train_all(folder: Path, strategy: str) -> None:
         except ValueError as error:
             write(place, {"refused": str(error)})
             continue
-        before = {} if strategy != ALONE else {n: p.detach().clone() for n, p in trainer.model.named_parameters()}
+        # Of what is trained: a bank of tokens is filled, which moves it further than any step does.
+        trained = {} if strategy != ALONE else {n: p for n, p in trainer.model.named_parameters() if p.requires_grad}
+        before = {name: parameter.detach().clone() for name, parameter in trained.items()}
         dtype = ", ".join(sorted({str(p.dtype)[6:] for p in trainer.model.parameters() if p.requires_grad}))
         trainer.train()
         now = dict(trainer.model.named_parameters()) if before else {}
@@ -177,7 +179,7 @@ def train_all(folder: Path, strategy: str) -> None:
         trainer.save_final(place)
         if trainer.is_world_process_zero():
             write(place, {"logged": logged, "metrics": metrics, "moved": moved, "dtype": dtype})
-        del trainer, before, now
+        del trainer, trained, before, now
         gc.collect()
 
 
