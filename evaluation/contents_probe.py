@@ -309,7 +309,34 @@ def load_probe(folder: str | os.PathLike, make: Callable[..., AnyProbe]) -> tupl
         raise ValueError(f"The probe in {path} is damaged ({error}): remove the folder, it is made again.") from error
 
 
-class ProbeReader:
+class SavedProbe:
+    """
+    A trained probe, which can be saved.
+
+    Args:
+        probe ([`DensityProbe`]): trained.
+        facts (`dict`, *optional*): what is known of its training, for reports.
+    """
+
+    def __init__(self, probe: Any, facts: Mapping[str, Any] | None = None):
+        self.probe, self.facts = probe.eval(), dict(facts or {})
+
+    @property
+    def config(self) -> Any:
+        """What it reads."""
+        return self.probe.config
+
+    def save(self, folder: str | os.PathLike) -> None:
+        """
+        Writes the probe, whole or not at all.
+
+        Args:
+            folder (`str`): must not exist, or be empty.
+        """
+        save_probe(folder, self.probe, self.facts)
+
+
+class ProbeReader(SavedProbe):
     """
     A trained probe with the tower that it reads.
 
@@ -320,12 +347,8 @@ class ProbeReader:
     """
 
     def __init__(self, probe: ContentsProbe, source: TokenSource, facts: Mapping[str, Any] | None = None):
-        self.probe, self.source, self.facts = probe.eval(), source, dict(facts or {})
-
-    @property
-    def config(self) -> ProbeConfig:
-        """What it reads."""
-        return self.probe.config
+        super().__init__(probe, facts)
+        self.source = source
 
     @torch.no_grad()
     def read(self, images: Sequence[Image.Image], batch_size: int = 32) -> list[ContentsReading]:
@@ -345,15 +368,6 @@ class ProbeReader:
             densities, colors = self.probe(features)
             found += [ContentsReading(*maps, self.config) for maps in zip(densities, colors.softmax(-1))]
         return found
-
-    def save(self, folder: str | os.PathLike) -> None:
-        """
-        Writes the probe, whole or not at all.
-
-        Args:
-            folder (`str`): must not exist, or be empty.
-        """
-        save_probe(folder, self.probe, self.facts)
 
     @classmethod
     def load(cls, folder: str | os.PathLike, device: str | torch.device = "cpu") -> "ProbeReader":
@@ -381,6 +395,7 @@ __all__ = [
     "ProbeConfig",
     "ProbeReader",
     "ReadingConfig",
+    "SavedProbe",
     "load_probe",
     "probe_features",
     "reduced",

@@ -12,7 +12,7 @@ from torch import nn
 from transformers.utils import logging
 
 from ..modeling.atomic_folder import cache_dir
-from .contents_probe import ContentsReading, DensityProbe, load_probe, save_probe
+from .contents_probe import ContentsReading, DensityProbe, SavedProbe, load_probe
 from .contents_probe_fitting import EPOCHS, ContentsTargets, cached_probe, fit_probe
 from .contents_probe_training import scenes_digest, training_scenes
 from .contents_scores import Contents, check_asked, contents_score
@@ -82,7 +82,7 @@ class TokenContentsProbe(DensityProbe):
         return densities * mask.unsqueeze(-1), colors
 
 
-class TokenProbeReader:
+class TokenProbeReader(SavedProbe):
     """
     A trained probe of tokens.
 
@@ -92,12 +92,7 @@ class TokenProbeReader:
     """
 
     def __init__(self, probe: TokenContentsProbe, facts: Mapping[str, Any] | None = None):
-        self.probe, self.facts = probe.eval(), dict(facts or {})
-
-    @property
-    def config(self) -> TokenProbeConfig:
-        """What it reads."""
-        return self.probe.config
+        super().__init__(probe, facts)
 
     @torch.no_grad()
     def read(self, tokens: Sequence[Any]) -> list[ContentsReading]:
@@ -151,15 +146,6 @@ class TokenProbeReader:
                 score = contents_score(self.read([of_image])[0], example["contents"])
             found.append({f"token_{name}": score[name] for name in SCORED})
         return found
-
-    def save(self, folder: str | os.PathLike) -> None:
-        """
-        Writes the probe, whole or not at all.
-
-        Args:
-            folder (`str`): must not exist, or be empty.
-        """
-        save_probe(folder, self.probe, self.facts)
 
     @classmethod
     def load(cls, folder: str | os.PathLike) -> "TokenProbeReader":

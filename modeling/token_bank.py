@@ -186,6 +186,7 @@ class TokenChooser:
                 f"The bank of {len(self.tokens)} tokens is empty: train the model, with token_bank_size "
                 f"{len(self.tokens)}, which fills it, or write by regression (choose_tokens=False)."
             )
+        self.mean = self.tokens.float().mean(0)
         self.temperature, self.generators = temperature, generators
         self.prompts: torch.Tensor | None = None
         if prompts is not None and any(len(tokens) for tokens in prompts):
@@ -283,12 +284,11 @@ class TokenChooser:
     def _twins(self, row: int, number: int) -> torch.Tensor:
         """The candidates of a row that are the token of this number, `(num_candidates,)`."""
         candidates = self.tokens.float()
-        mean = candidates.mean(0)
         if self.prompts is not None and self._taken is not None:
             own = self.prompts[row // (len(self._taken) // len(self.prompts))]
             candidates = torch.cat([candidates, own.float()])
         distances = (candidates - candidates[number]).norm(dim=1)
-        return distances <= TWINS * (candidates[number] - mean).norm()
+        return distances <= TWINS * (candidates[number] - self.mean).norm()
 
 
 def _gumbel(shape: Sequence[int], generator: torch.Generator | None) -> torch.Tensor:
