@@ -46,12 +46,13 @@ class ChoosesTokens:
 
     def _choice_losses(self, states, placeholders, written, image_features) -> torch.Tensor:
         """What [`TokenBank.losses`] are of the tokens that are written."""
+        # Where nothing is written the bank is asked all the same, and in the same order: processes of a group add up
+        # gradients in the order in which they come, and wait for those of all weights.
         bank: Any = self.token_bank
-        if image_features is None or not len(states):
-            # Several processes wait for one another's gradients of all of it.
-            of_keys = bank.keys(states.new_zeros(1, self.output_projection.out_features)).sum()
-            return bank.queries(states).sum(-1) + 0 * of_keys
         device = states.device
+        if image_features is None or image_features.tokens is None:  # of rows that write nothing
+            tokens, rows = states.new_zeros(0, bank.tokens.shape[-1]), written.new_zeros(0, dtype=torch.long)
+            return bank.losses(states, rows, tokens, rows, rows)
         real, rows = image_features.token_mask.flatten().to(device), placeholders.to(device).nonzero()[:, 0]
         numbers = real.cumsum(0) - 1
         return bank.losses(
