@@ -51,6 +51,27 @@ def test_the_loss_of_choices_is_that_of_each_row_alone():
         assert float(parts[0][place]) == pytest.approx(float(expected), rel=1e-3)
 
 
+def test_gradients_come_in_one_order_whether_images_are_written_or_not():
+    """ZeRO adds up what processes have in the order in which it came; another one mixes up weights."""
+    model = with_bank(tiny_setokim())
+    images, _ = images_of_lengths(model, 1)
+    slots = [START, *[IMAGE_TOKEN_ID] * MAX_TOKENS, 342]
+    arrived: list[str] = []
+    for name, parameter in model.token_bank.named_parameters():
+        if parameter.requires_grad:
+            parameter.register_post_accumulate_grad_hook(lambda _, name=name: arrived.append(name))
+
+    def order(labels, **inputs):
+        arrived.clear()
+        model(**inputs, labels=labels).loss.backward()
+        return list(arrived)
+
+    written, read = torch.tensor([[9, *slots, 8]]), torch.tensor([[7, 8, 9]])
+    of_written = order(written, input_ids=written, pixel_values=images)
+    of_read = order(written.masked_fill(written == IMAGE_TOKEN_ID, -100), input_ids=written, pixel_values=images)
+    assert len(of_written) == 6 and of_read == of_written == order(read, input_ids=read)
+
+
 @torch.no_grad()
 def test_an_edit_is_chosen_among_the_bank_its_source_and_itself():
     model = with_bank(tiny_setokim())
