@@ -68,6 +68,11 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             paper, or all of it, where it starts from random weights.
         condition_dropout (`float`, *optional*, defaults to 0.1):
             Probability with which an image is denoised without its tokens in training, for classifier-free guidance.
+        snr_bounds (`list[float]`, *optional*):
+            In training the squared error of the image weighs as much as the signal-to-noise ratio of its step,
+            truncated to these bounds (Salimans and Ho, 2022; Min-SNR of Hang et al., 2023, has a lower bound of 0):
+            see [`snr_weights`]. By default all steps count the same, by the error of what is predicted. A U-Net that
+            predicts the image learns little of its details that way, whose errors are small.
         guidance_scale (`float`, *optional*, defaults to 3.0):
             How far sampling goes from the unconditional prediction (0) to the conditional one (1) and beyond, where
             it is not told otherwise.
@@ -101,6 +106,7 @@ class ImageDetokenizerConfig(PreTrainedConfig):
     scheduler_config: dict | None = None
     trained_unet_parts: Literal["keys_values", "all"] = "keys_values"
     condition_dropout: float = 0.1
+    snr_bounds: list[float | int] | None = None
     guidance_scale: float = 3.0
     num_inference_steps: int = 50
 
@@ -139,6 +145,7 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             )
         if not 0 <= self.condition_dropout <= 1:
             raise ValueError(f"condition_dropout is {self.condition_dropout}, expected a probability, 0 to 1.")
+        self._check_snr_bounds()
         if self.pixel_patch_size < 1 or (self.pixel_patch_size > 1 and self.vae_config is not None):
             raise ValueError(
                 f"pixel_patch_size is {self.pixel_patch_size}, expected 1 or more, and 1 beside a vae_config, whose "
@@ -151,6 +158,15 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             )
         if self.num_inference_steps < 1:
             raise ValueError(f"num_inference_steps is {self.num_inference_steps}, expected at least 1.")
+
+    def _check_snr_bounds(self) -> None:
+        bounds = self.snr_bounds
+        if bounds is None:
+            return
+        if len(bounds) != 2 or not 0 <= bounds[0] <= bounds[1] < math.inf or bounds[1] == 0:
+            raise ValueError(
+                f"snr_bounds is {bounds}, expected the lowest and the highest weight of a step, such as [1.0, 10.0]."
+            )
 
     @property
     def query_grid_side(self) -> int:

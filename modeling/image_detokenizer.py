@@ -16,6 +16,7 @@ from ..configuration.configuration_image_detokenizer import ImageDetokenizerConf
 from ..configuration.optional import require
 from .diffusion_parts import EXTRA, build_scheduler, build_unet, build_vae
 from .feature_mapper import FeatureMapper
+from .losses_diffusion import snr_weights
 from .query_grid import QueryGrid
 from .sine_positions import sine_positions
 
@@ -32,7 +33,8 @@ class ImageDetokenizerOutput(ModelOutput):
     Output of an [`ImageDetokenizer`].
 
     Args:
-        loss (`torch.FloatTensor` of shape `()`): mean squared error of the prediction.
+        loss (`torch.FloatTensor` of shape `()`): mean squared error of the prediction, in training mode weighted by
+            `snr_bounds`.
         preview_loss, placement_loss (`torch.FloatTensor` of shape `()`, *optional*, with the mapper's `query_grid`):
             Of what the mapper's queries say of their squares of the image: see [`QueryGrid`]. Means over images; one
             whose tokens were dropped counts 0.
@@ -138,7 +140,7 @@ class ImageDetokenizer(PreTrainedModel):
     ) -> ImageDetokenizerOutput:
         """
         The loss of one denoising step, E‖ε − ε_θ(z_t, t, c)‖² (SeTok, Section 2.2). In training mode some images lose
-        their tokens (`condition_dropout`), so that sampling can be guided.
+        their tokens (`condition_dropout`), so that sampling can be guided, and steps are weighted (`snr_bounds`).
 
         Args:
             tokens (`torch.FloatTensor` of shape `(batch, num_tokens, token_size)`): visual tokens.
@@ -176,7 +178,11 @@ class ImageDetokenizer(PreTrainedModel):
         condition = self.mapper(tokens, mask, dropped)
         prediction = self._denoised(noisy, timesteps, condition)
         target = self._target(latents, noise, timesteps)
-        loss = nn.functional.mse_loss(prediction.float(), target.float())
+        errors = (prediction.float() - target.float()).square().flatten(1).mean(1)
+        if self.training and self.config.snr_bounds is not None:
+            left = scheduler.alphas_cumprod.to(errors.device)[timesteps]
+            errors = errors * snr_weights(left, self.config.snr_bounds, scheduler.config.prediction_type)
+        loss = errors.mean()
         told: dict[str, torch.Tensor] = {}
         if self.query_grid is not None:
             kept: Any = 1 if dropped is None else ~dropped

@@ -35,6 +35,9 @@ TERMS = {
     "loss_placement": "placement",
 }
 
+SWITCHED = ("condition_dropout", "snr_bounds", "guidance_scale", "num_inference_steps")
+"""Of a detokenizer's config: what weights do not depend on."""
+
 
 @dataclass
 class SeTokModelRecipe:
@@ -49,8 +52,9 @@ class SeTokModelRecipe:
             one the detokenizer is new, if `config` has a `detokenizer_config`, or there is none.
         bert (`str`, *optional*): folder or Hub id of the BERT that the feature mapper starts from.
         checkpoint (`str`, *optional*): starts from the SeTok in this folder, or that ships with vistok
-            (`vistok:setok-demo`). Fields of `config` that training may change, weights of losses, are then switched as
-            they say, and a `detokenizer_config` gives one to a SeTok that has none; all others must be true of it.
+            (`vistok:setok-demo`). Fields of `config` that training may change, weights of losses and how the
+            detokenizer is trained and sampled from, are then switched as they say, and a `detokenizer_config` gives
+            one to a SeTok that has none; all others must be true of it.
         dtype (`str`, *optional*): of the frozen weights; by default that of the tower.
         image_size (`int`, *optional*): side in pixels that images are resized to, as squares and without a crop; by
             default what the tower's processor says.
@@ -163,8 +167,11 @@ def _from_checkpoint(recipe: SeTokModelRecipe, checkpoint: str, dtype: torch.dty
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = SeTokForPreTraining.from_pretrained(checkpoint, **options)
     fields = dict(recipe.config)
-    if model.detokenizer is None and fields.get("detokenizer_config") is not None:
-        _add_detokenizer(model, fields.pop("detokenizer_config"))
+    if (detokenizer_config := fields.get("detokenizer_config")) is not None:
+        if model.detokenizer is None:
+            _add_detokenizer(model, fields.pop("detokenizer_config"))
+        else:
+            fields["detokenizer_config"] = _switched(model, detokenizer_config)
     for name, value in fields.items():
         is_own = name in SeTokConfig.__dataclass_fields__
         if is_own and name.endswith("_weight"):
@@ -187,6 +194,16 @@ def _differences(name: str, asked: Any, found: Any) -> Iterator[tuple[str, Any, 
             yield from _differences(f"{name}.{key}", value, found.get(key))
     elif asked != found:
         yield name, asked, found
+
+
+def _switched(model: SeTokForPreTraining, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Switches what may be switched of the config of its detokenizer, in place; returns the other fields."""
+    switched = {name: fields[name] for name in SWITCHED if name in fields}
+    config: Any = model.config.detokenizer_config
+    type(config).from_dict({**config.to_dict(), **switched})  # which checks them together
+    for name, value in switched.items():
+        setattr(config, name, value)
+    return {name: value for name, value in fields.items() if name not in switched}
 
 
 def _add_detokenizer(model: SeTokForPreTraining, detokenizer_config: Mapping[str, Any]) -> None:

@@ -52,6 +52,37 @@ def test_the_loss_is_the_squared_error_of_what_the_unet_predicts(prediction_type
     assert output.loss.item() == pytest.approx((prediction - target).square().mean().item(), rel=1e-4)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_in_training_the_error_of_the_image_weighs_as_much_as_its_signal(prediction_type):
+    scheduler = {**BETAS, "prediction_type": prediction_type}
+    model = tiny_detokenizer(scheduler_config=scheduler, snr_bounds=[2, 20.0], condition_dropout=0.0)
+    (tokens, mask), clean = tokens_of(4, 2, 3), images(3)
+    noise, timesteps = torch.randn_like(clean), torch.tensor([1, 20, 49])
+    evaluated = model(tokens, mask, clean, noise=noise, timesteps=timesteps)
+    assert evaluated.loss.item() == pytest.approx((evaluated.prediction - evaluated.target).square().mean().item())
+    output = model.train()(tokens, mask, clean, noise=noise, timesteps=timesteps)
+    # The image that follows from what was predicted, solved for in another way than by weights.
+    left, clean = remaining_signal(timesteps).double(), (clean * 2 - 1).double()
+    noisy, predicted = left.sqrt() * clean + (1 - left).sqrt() * noise, output.prediction.double()
+    estimate = {
+        "epsilon": (noisy - (1 - left).sqrt() * predicted) / left.sqrt(),
+        "v_prediction": left.sqrt() * noisy - (1 - left).sqrt() * predicted,
+        "sample": predicted,
+    }[prediction_type]
+    errors = (estimate - clean).square().mean((1, 2, 3))
+    ratios = (left / (1 - left)).flatten().tolist()
+    assert ratios[0] > 20 > ratios[1] > 2 > ratios[2]
+    weights = torch.tensor([20.0, ratios[1], 2.0], dtype=torch.float64)
+    assert output.loss.item() == pytest.approx((weights * errors).mean().item(), rel=1e-4)
+
+
+def test_noise_without_signal_has_no_weight_where_noise_is_predicted():
+    scheduler = {**BETAS, "prediction_type": "epsilon", "rescale_betas_zero_snr": True}
+    model = tiny_detokenizer(scheduler_config=scheduler, snr_bounds=[1.0, 5.0]).train()
+    with pytest.raises(ValueError, match="leaves nothing of the image"):
+        model(*tokens_of(4, 2), images(), timesteps=torch.tensor([3, 49]))
+
+
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"])
 def test_sampling_arrives_at_the_image_that_the_unet_points_to(scheduler, monkeypatch):
     model, (tokens, mask) = tiny_detokenizer(scheduler_config={**BETAS, "_class_name": scheduler}), tokens_of(4, 2)
@@ -270,6 +301,12 @@ def test_sampling_that_makes_no_sense_is_refused():
         ({"unet_config": tiny_unet_config(sample_size=None)}, "sample_size=None"),
         ({"unet_config": tiny_unet_config(cross_attention_dim=[8, 16])}, "cross_attention_dim="),
         ({"condition_dropout": 1.5}, "condition_dropout is 1.5"),
+        ({"snr_bounds": [5.0]}, "snr_bounds is \\[5.0\\], expected the lowest and the highest"),
+        ({"snr_bounds": [5.0, 1.0]}, "snr_bounds is"),
+        ({"snr_bounds": [-1.0, 1.0]}, "snr_bounds is"),
+        ({"snr_bounds": [0.0, 0.0]}, "snr_bounds is"),
+        ({"snr_bounds": [1.0, float("inf")]}, "snr_bounds is"),
+        ({"snr_bounds": [1.0, float("nan")]}, "snr_bounds is"),
         ({"num_inference_steps": 0}, "num_inference_steps is 0"),
         ({"pixel_patch_size": 0}, "pixel_patch_size is 0"),
         ({"pixel_patch_size": 2}, "in_channels=3.*expected 12.*squares of 2 × 2 pixels"),

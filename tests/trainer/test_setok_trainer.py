@@ -327,6 +327,18 @@ class TestStart:
         for name, tensor in model.state_dict().items():
             assert torch.equal(loaded.state_dict()[name], tensor), name
 
+    def test_how_a_detokenizer_is_trained_may_change(self, tmp_path):
+        tiny_setok().save_pretrained(tmp_path)
+        PROCESSOR.save_pretrained(tmp_path)
+        fields = {"snr_bounds": [1, 10.0], "condition_dropout": 0.2, "mapper_config": {"num_queries": 3}}
+        recipe = SeTokModelRecipe(checkpoint=str(tmp_path), config={"detokenizer_config": fields})
+        model, _ = build_setok(recipe)
+        assert model.detokenizer.config is model.config.detokenizer_config
+        assert (model.detokenizer.config.snr_bounds, model.detokenizer.config.condition_dropout) == ([1, 10.0], 0.2)
+        recipe.config["detokenizer_config"]["snr_bounds"] = [10.0, 1]
+        with pytest.raises(ValueError, match=r"snr_bounds is \[10.0, 1\]"):
+            build_setok(recipe)
+
     def test_one_that_has_another_detokenizer_is_no_start(self, tmp_path):
         tiny_setok().save_pretrained(tmp_path)
         PROCESSOR.save_pretrained(tmp_path)
