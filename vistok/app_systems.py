@@ -83,8 +83,8 @@ _SHIPPED = (
         "Patches are clustered into as many semantic tokens as the image needs; the picture shows them. A tokenizer "
         "alone has no language model, so it shows and does not answer.",
         "checkpoints/setok-demo",
-        "vistok train recipes/setok/demo/{1a-boundaries,1b-decoders,1c-reconstruction}.yaml",
-        "runs/setok-demo/1c-reconstruction",
+        "vistok train recipes/setok/demo/{1a-boundaries,1b-decoders,1c-reconstruction,1d-details}.yaml",
+        "runs/setok-demo/1d-details",
         fallback=TOWER,
     ),
     _Shipped(

@@ -367,7 +367,7 @@ class TestRecipes:
     def test_a_setokim_starts_from_the_setok_before_it(self, tmp_path):
         names = ("1-reading", "2-pretraining", "3-instruction")
         paths = [here_or_shipped(f"recipes/setokim/demo/{name}.yaml") for name in names]
-        paths = [here_or_shipped("recipes/setok/demo/1c-reconstruction.yaml"), *paths]
+        paths = [here_or_shipped("recipes/setok/demo/1d-details.yaml"), *paths]
         setok, first, second, third = load_recipes(paths, ["--1.training.output_dir", str(tmp_path / "setok")])
         assert first.model.vision == setok.training["output_dir"] and first.model.checkpoint is None
         assert first.model.text == "vistok:smollm2-135m"
