@@ -44,12 +44,12 @@ class SeTokForPreTrainingOutput(ModelOutput):
         loss_mask_consistency (`torch.FloatTensor` of shape `()`, *optional*): of clusters with matched objects.
         loss_object_contrast (`torch.FloatTensor` of shape `()`, *optional*): see [`object_contrast_loss`].
         loss_preview, loss_placement (`torch.FloatTensor` of shape `()`, *optional*): see [`ImageDetokenizerOutput`].
+        tokens (`torch.FloatTensor` of shape `(batch, num_tokens, output_size)`): visual tokens; padding is zero.
+        mask (`torch.BoolTensor` of shape `(batch, num_tokens)`): True at real tokens.
         mask_logits (`torch.FloatTensor` of shape `(batch, num_tokens, height, width)`, *optional*):
             Predicted mask of every token, before the sigmoid; not computed in the phase `"reconstruction"`.
         matches (`torch.LongTensor` of shape `(3, num_pairs)`, *optional*):
             Image, token and object of every matched pair.
-        tokens (`torch.FloatTensor` of shape `(batch, num_tokens, output_size)`): visual tokens; padding is zero.
-        mask (`torch.BoolTensor` of shape `(batch, num_tokens)`): True at real tokens.
         assignment (`torch.LongTensor` of shape `(batch, num_patches)`): the token that each patch went to.
         cluster_masks (`torch.FloatTensor` of shape `(batch, num_tokens, num_patches)`):
             Membership of patches in tokens; sums to 1 over tokens at every patch.
@@ -69,10 +69,10 @@ class SeTokForPreTrainingOutput(ModelOutput):
     loss_object_contrast: torch.Tensor | None = None
     loss_preview: torch.Tensor | None = None
     loss_placement: torch.Tensor | None = None
-    mask_logits: torch.Tensor | None = None
-    matches: torch.Tensor | None = None
     tokens: torch.Tensor | None = None
     mask: torch.Tensor | None = None
+    mask_logits: torch.Tensor | None = None
+    matches: torch.Tensor | None = None
     assignment: torch.Tensor | None = None
     cluster_masks: torch.Tensor | None = None
     soft_masks: torch.Tensor | None = None

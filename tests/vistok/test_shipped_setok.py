@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageColor, ImageDraw
-from transformers import AutoImageProcessor, AutoModel
+from transformers import AutoImageProcessor, AutoModel, pipeline
 
 from vistok import cli
 from vistok.configuration.shipped import shipped_path
@@ -88,3 +88,9 @@ def test_the_command_names_it(tmp_path):
     assert cli.main(["tokens", str(tmp_path / "discs.png"), "--model", "vistok:setok-demo", *output]) == 0
     with Image.open(tmp_path / "tokens.png") as drawn:
         assert min(drawn.size) > SIZE
+
+
+def test_features_of_an_image_are_its_tokens_in_transformers_own_pipeline(setok):
+    image, _ = discs("red", "blue")
+    features = pipeline("image-feature-extraction", model=setok[0], image_processor=setok[1])(image, return_tensors=True)
+    assert torch.equal(features, encoded(setok, image).tokens)
