@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .generation_settings import GenerationSettings
+from .image_tasks import IMAGE_TASKS
 from .protocol import MODES, PROMPT_STYLES, REFERENCE_IMAGE_SIZE, Protocol
 from .task_benchmarks import load_captions, load_pope_splits, load_seed_bench_choices, load_vqa
 from .task_gvtbench import load_gvtbench
@@ -216,9 +217,12 @@ def find_tasks(names: str | Sequence[str | Task]) -> list[Task]:
         elif name in TASKS:
             found.append(TASKS[name])
         else:
-            close = difflib.get_close_matches(name, TASKS, n=1)
+            close = [] if name in IMAGE_TASKS else difflib.get_close_matches(name, (*TASKS, *IMAGE_TASKS), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
-            raise ValueError(f"There is no task {name!r}: give {', '.join(TASKS)} or a YAML file.{hint}")
+            raise ValueError(
+                f"There is no task {name!r}: give {', '.join(TASKS)} or a YAML file; or, of those whose answers are "
+                f"images, {', '.join(IMAGE_TASKS)}.{hint}"
+            )
     if not found or len({task.name for task in found}) < len(found):
         raise ValueError(f"The tasks are {[task.name for task in found]}, expected one or more, each once.")
     return found

@@ -1,6 +1,7 @@
 """SeTok behind the projector of LLaVA: its patches are clustered, and the language model reads a token per cluster."""
 
 import copy
+import difflib
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from transformers.models.llava.modeling_llava import LlavaMultiModalProjector
 from transformers.utils.generic import can_return_tuple
 
 from ..configuration.configuration_setok_llava import SeTokLlavaConfig
+from ..configuration.configuration_setok_tokenizer import SeTokTokenizerConfig
 from .base_checkpoints import lasting_name, load_vision_tower, naming_entry
 from .completed_model import without_path
 from .multimodal_generation import MultimodalForGeneration
@@ -283,13 +285,18 @@ def plug_setok(
 
     Raises:
         TypeError: if the model is no LLaVA.
-        ValueError: if it has adapters, or SeTok does not fit it.
+        ValueError: if it has adapters, SeTok does not fit it, or `setok_config` has an unknown field; names it.
     """
     if not isinstance(model, LlavaForConditionalGeneration):
         raise TypeError(f"plug_setok was given a {type(model).__name__}, expected a LlavaForConditionalGeneration.")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError("The model has adapters: merge them, or add them once SeTok is plugged in.")
     given = dict(setok_config) if isinstance(setok_config, Mapping) else setok_config
+    fields = SeTokTokenizerConfig.__dataclass_fields__
+    if unknown := [name for name in (given if isinstance(given, dict) else ()) if name not in fields]:
+        close = difflib.get_close_matches(unknown[0], fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see SeTokTokenizerConfig."
+        raise ValueError(f"setok_config has {unknown[0]!r}, which is no field of a SeTok: {hint}")
     values = {key: value for key, value in without_path(model.config).items() if key not in _FOLLOWS}
     config = SeTokLlavaConfig(**{**values, "setok_config": given})
     config._attn_implementation = model.config._attn_implementation

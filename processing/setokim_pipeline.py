@@ -11,10 +11,13 @@ from PIL import Image
 from transformers import AutoProcessor
 
 from ..modeling.base_checkpoints import hub_arguments
+from ..modeling.base_weights import resolve_checkpoint
 from ..modeling.modeling_setokim import SetokimForConditionalGeneration
 from .drawn_images import picture_of
 from .images import ImageSource, load_image
 from .processing_setokim import SetokimProcessor, Task
+
+_LARGEST_SEED = 2**63
 
 
 class SetokimPipeline:
@@ -60,12 +63,16 @@ class SetokimPipeline:
         Loads model and processor.
 
         Args:
-            name_or_path (`str`): folder or Hub id.
+            name_or_path (`str`): folder, Hub id, or name of what ships (`vistok:setokim-demo`).
             kwargs: for the model's `from_pretrained`, such as `dtype` and `device_map`; those that say where on the
                 Hub it lies, such as `revision` and `token`, for that of the processor too.
+
+        Raises:
+            ValueError: if nothing ships by this name.
         """
-        model = SetokimForConditionalGeneration.from_pretrained(name_or_path, **kwargs)
-        return cls(model, AutoProcessor.from_pretrained(name_or_path, **hub_arguments(kwargs)))
+        checkpoint = resolve_checkpoint(name_or_path)
+        model = SetokimForConditionalGeneration.from_pretrained(checkpoint, **kwargs)
+        return cls(model, AutoProcessor.from_pretrained(checkpoint, **hub_arguments(kwargs)))
 
     def generate_images(
         self, prompts: str | Sequence[str], *, seed: int | None = None, batch_size: int = 8, **kwargs
@@ -87,7 +94,8 @@ class SetokimPipeline:
             `list[PIL.Image.Image]`: one for each prompt.
 
         Raises:
-            ValueError: if there are no prompts, one is empty, or the model draws no images.
+            TypeError: if prompts are no text, or the seed is no whole number.
+            ValueError: if there are no prompts, one is empty, the seed is out of range, or the model draws no images.
         """
         return self._draw("generate", None, _listed(prompts), seed, batch_size, kwargs)
 
@@ -158,6 +166,11 @@ class SetokimPipeline:
         return masks
 
     def _draw(self, task: Task, pictures, texts, seed, batch_size, kwargs) -> list[Image.Image]:
+        if fixed := sorted(kwargs.keys() & {"max_new_tokens", "write_images"}):
+            raise ValueError(
+                f"{fixed[0]} is no option here: the model says how long an image is; limit it by max_image_tokens."
+            )
+        _check_seed(seed, len(texts))
         drawn: list[Image.Image] = []
         for part in _batches(len(texts), batch_size):
             inputs = self.task_inputs(task, texts[part], None if pictures is None else pictures[part])
@@ -191,10 +204,24 @@ class SetokimPipeline:
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:
-    listed = [texts] if isinstance(texts, str) else list(texts)
+    listed = [texts] if isinstance(texts, str) else texts
+    if not isinstance(listed, (list, tuple)) or not all(isinstance(text, str) for text in listed):
+        raise TypeError(
+            f"What to do is {texts!r}, expected a text or a list of them: a prompt, or images and then instructions "
+            "or expressions."
+        )
     if not listed:
         raise ValueError("There is no text: give one prompt, instruction or expression at least.")
-    return listed
+    return list(listed)
+
+
+def _check_seed(seed: int | None, count: int) -> None:
+    if seed is None:
+        return
+    if isinstance(seed, bool) or not isinstance(seed, int):
+        raise TypeError(f"seed is {seed!r}, expected one whole number: image i is drawn from seed + i.")
+    if not 0 <= seed <= _LARGEST_SEED - count:
+        raise ValueError(f"seed is {seed}, expected 0 to {_LARGEST_SEED - count} for {count} images.")
 
 
 def _paired(images: Any, texts: list[str], called: str) -> list[Image.Image]:

@@ -223,6 +223,8 @@ def test_gradients_reach_the_projector_and_the_merger_and_labels_of_unused_place
 def test_what_does_not_fit_is_refused(model):
     with pytest.raises(TypeError, match="GVTForConditionalGeneration"):
         plug_setok(tiny_gvt())
+    with pytest.raises(ValueError, match=r"setok_config has 'methd'.*did you mean 'method'"):
+        plug_setok(tiny_llava(), {"methd": "threshold"})
     with pytest.raises(ValueError, match="output_size is 5"):
         SeTokLlavaConfig(text_config=tiny_llama_config(), setok_config={"output_size": 5})
     with pytest.raises(ValueError, match="Pixtral"):

@@ -108,6 +108,36 @@ def test_expressions_become_masks_of_the_size_of_their_image(pipe):
     assert len(pipe.segment(images[0], ["the dog", "a cat", "a circle"], batch_size=2)) == 3
 
 
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"seed": [0]}, TypeError, r"seed is \[0\], expected one whole number"),
+        ({"seed": 1.5}, TypeError, "seed is 1.5"),
+        ({"seed": True}, TypeError, "seed is True"),
+        ({"seed": -1}, ValueError, "seed is -1, expected 0 to 9223372036854775806 for 2 images"),
+        ({"seed": 2**63 - 1}, ValueError, "seed is 9223372036854775807, expected 0 to"),
+        ({"max_new_tokens": 3}, ValueError, "max_new_tokens is no option here.*max_image_tokens"),
+        ({"write_images": False}, ValueError, "write_images is no option here"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(pipe, options, error, message):
+    with pytest.raises(error, match=message):
+        pipe.generate_images(["a dog", "a cat"], **options)
+
+
+def test_the_last_seeds_are_as_good_as_any(pipe):
+    assert len(pipe.generate_images(["a dog", "a cat"], seed=2**63 - 2, max_image_tokens=1)) == 2
+
+
+@pytest.mark.parametrize("texts", [3, None, {"a dog": 1}, ["a dog", 3], tiny_image(1)])
+def test_what_is_no_text_is_refused(pipe, texts):
+    for call in (pipe.generate_images, lambda told: pipe.segment(tiny_image(1), told)):
+        with pytest.raises(TypeError, match=r"What to do is .*expected a text or a list of them"):
+            call(texts)
+    with pytest.raises(TypeError, match="images and then instructions"):
+        pipe.edit_images("Remove the dog.", texts)
+
+
 def test_wrong_inputs_are_refused(pipe):
     image = tiny_image(1)
     with pytest.raises(ValueError, match="There is no text"):

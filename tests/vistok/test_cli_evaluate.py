@@ -67,6 +67,8 @@ def test_what_does_not_go_together_is_told(adapter_folder, arguments, tmp_path, 
     assert "There is no task: give --task" in fails(capsys, "evaluate", "--model", adapter_folder)
     message = fails(capsys, "evaluate", "--model", adapter_folder, "--task", "coco_cmi")
     assert "Did you mean 'coco_mci'?" in message
+    message = fails(capsys, "evaluate", "--model", adapter_folder, "--task", "refering")
+    assert "reconstruction, referring, generation, editing. Did you mean 'referring'?" in message
     assert "1 models and 0 predictions files" in fails(
         capsys, "evaluate", "--gallery", str(tmp_path / "g"), "--model", adapter_folder, *arguments
     )

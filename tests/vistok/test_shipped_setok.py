@@ -92,5 +92,7 @@ def test_the_command_names_it(tmp_path):
 
 def test_features_of_an_image_are_its_tokens_in_transformers_own_pipeline(setok):
     image, _ = discs("red", "blue")
-    features = pipeline("image-feature-extraction", model=setok[0], image_processor=setok[1])(image, return_tensors=True)
+    features = pipeline("image-feature-extraction", model=setok[0], image_processor=setok[1])(
+        image, return_tensors=True
+    )
     assert torch.equal(features, encoded(setok, image).tokens)

@@ -5,14 +5,13 @@ import torch
 
 from tests.vistok.test_shipped_setok import DISCS, discs
 from vistok import SetokimPipeline, cli
-from vistok.configuration.shipped import shipped_path
 
 pytestmark = pytest.mark.real_weights
 
 
 @pytest.fixture(scope="module")
 def pipeline() -> SetokimPipeline:
-    return SetokimPipeline.from_pretrained(shipped_path("checkpoints/setokim-demo"), dtype=torch.float32)
+    return SetokimPipeline.from_pretrained("vistok:setokim-demo", dtype=torch.float32)
 
 
 @pytest.mark.parametrize(
