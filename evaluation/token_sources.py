@@ -108,8 +108,13 @@ def load_token_source(
         FetchError: if base weights are not in the cache.
     """
     path = resolve_checkpoint(os.fspath(name))
-    kind = AutoConfig.from_pretrained(path).model_type
-    is_trained = kind in TRAINED_KINDS
+    config = AutoConfig.from_pretrained(path)
+    is_trained = config.model_type in TRAINED_KINDS
+    if not is_trained and "text" in (getattr(config, "base_models", None) or {}):
+        raise ValueError(
+            f"{name} holds a model of type {config.model_type}, a language model with images: give a SeTok, a Setokim "
+            "or a vision tower."
+        )
     if is_trained:
         model = _trained(path)
         if layer is not None and layer != model.config.vision_feature_layer:

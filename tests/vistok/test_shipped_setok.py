@@ -96,3 +96,9 @@ def test_features_of_an_image_are_its_tokens_in_transformers_own_pipeline(setok)
         image, return_tensors=True
     )
     assert torch.equal(features, encoded(setok, image).tokens)
+
+
+def test_tokens_of_a_model_without_setok_are_refused_by_its_type(tmp_path, capsys):
+    discs("red")[0].save(tmp_path / "disc.png")
+    assert cli.main(["tokens", str(tmp_path / "disc.png"), "--model", "vistok:gvt-demo"]) == 2
+    assert "vistok:gvt-demo holds a model of type gvt, a language model with images" in capsys.readouterr().err
