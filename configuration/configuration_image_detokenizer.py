@@ -72,7 +72,8 @@ class ImageDetokenizerConfig(PreTrainedConfig):
             In training the squared error of the image weighs as much as the signal-to-noise ratio of its step,
             truncated to these bounds (Salimans and Ho, 2022; Min-SNR of Hang et al., 2023, has a lower bound of 0):
             see [`snr_weights`]. By default all steps count the same, by the error of what is predicted. A U-Net that
-            predicts the image learns little of its details that way, whose errors are small.
+            predicts the image learns little of its details that way, whose errors are small. One that predicts the
+            noise needs a lower bound of 0: the error of the image is its own, times a ratio that goes to infinity.
         guidance_scale (`float`, *optional*, defaults to 3.0):
             How far sampling goes from the unconditional prediction (0) to the conditional one (1) and beyond, where
             it is not told otherwise.

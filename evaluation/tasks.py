@@ -217,7 +217,9 @@ def find_tasks(names: str | Sequence[str | Task]) -> list[Task]:
         elif name in TASKS:
             found.append(TASKS[name])
         else:
-            close = [] if name in IMAGE_TASKS else difflib.get_close_matches(name, (*TASKS, *IMAGE_TASKS), n=1)
+            if name in IMAGE_TASKS:
+                raise ValueError(f"{name!r} asks for images, which evaluate_images_command evaluates.")
+            close = difflib.get_close_matches(name, (*TASKS, *IMAGE_TASKS), n=1)
             hint = f" Did you mean {close[0]!r}?" if close else ""
             raise ValueError(
                 f"There is no task {name!r}: give {', '.join(TASKS)} or a YAML file; or, of those whose answers are "

@@ -124,6 +124,13 @@ class ImageDetokenizer(PreTrainedModel):
                 f"scheduler_config has prediction_type={scheduler.config.prediction_type!r}: choose epsilon, "
                 "v_prediction or sample."
             )
+        weighs_noise = self.config.snr_bounds is not None and scheduler.config.prediction_type == "epsilon"
+        if weighs_noise and scheduler.alphas_cumprod.min() <= 0:
+            raise ValueError(
+                f"snr_bounds is {self.config.snr_bounds} and prediction_type 'epsilon', but the noise of "
+                "scheduler_config leaves nothing of the image at its end (rescale_betas_zero_snr): predict 'sample' "
+                "or 'v_prediction', or leave snr_bounds out."
+            )
         return scheduler
 
     @can_return_tuple

@@ -13,9 +13,10 @@ def snr_weights(
 ) -> torch.Tensor:
     """
     Weights for the squared error of what a U-Net predicts, such that the squared error of the image that follows from
-    it weighs as much as the signal-to-noise ratio ᾱ_t / (1 − ᾱ_t) truncated to bounds: (1, ∞) is the truncated SNR of
-    Salimans and Ho (Progressive Distillation for Fast Sampling of Diffusion Models, 2022, Section 4), (0, γ) the
-    Min-SNR-γ of Hang et al. (Efficient Diffusion Training via Min-SNR Weighting Strategy, 2023, Section 3.4).
+    it weighs as much as the signal-to-noise ratio ᾱ_t / (1 − ᾱ_t) truncated to bounds: (1, a large number) is the
+    truncated SNR of Salimans and Ho (Progressive Distillation for Fast Sampling of Diffusion Models, 2022, Section 4),
+    (0, γ) the Min-SNR-γ of Hang et al. (Efficient Diffusion Training via Min-SNR Weighting Strategy, 2023, Section
+    3.4).
 
     Args:
         alphas_cumprod (`torch.FloatTensor` of shape `(batch,)`): ᾱ_t of the step of each image.
@@ -23,16 +24,8 @@ def snr_weights(
         prediction_type (`str`, *optional*, defaults to `"sample"`): of diffusers: what the U-Net predicts.
 
     Returns:
-        `torch.FloatTensor` of shape `(batch,)`.
-
-    Raises:
-        ValueError: if noise is predicted where nothing is left of the image (ᾱ_t = 0): its error says nothing of it.
+        `torch.FloatTensor` of shape `(batch,)`: not finite where noise is predicted and nothing is left of the image.
     """
-    if prediction_type == "epsilon" and (alphas_cumprod <= 0).any():
-        raise ValueError(
-            "prediction_type is 'epsilon', but the noise of scheduler_config leaves nothing of the image at its end "
-            "(rescale_betas_zero_snr): predict 'sample' or 'v_prediction', or leave snr_bounds out."
-        )
     ratios = alphas_cumprod / (1 - alphas_cumprod)
     of_image = ratios.clamp(*bounds)
     if prediction_type == "epsilon":

@@ -292,7 +292,7 @@ def plug_setok(
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError("The model has adapters: merge them, or add them once SeTok is plugged in.")
     given = dict(setok_config) if isinstance(setok_config, Mapping) else setok_config
-    fields = SeTokTokenizerConfig.__dataclass_fields__
+    fields = SeTokTokenizerConfig().to_dict()
     if unknown := [name for name in (given if isinstance(given, dict) else ()) if name not in fields]:
         close = difflib.get_close_matches(unknown[0], fields, n=1)
         hint = f"did you mean {close[0]!r}?" if close else "see SeTokTokenizerConfig."

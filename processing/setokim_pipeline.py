@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -147,6 +148,7 @@ class SetokimPipeline:
             `list[np.ndarray]`: for each expression, boolean, of the height and width of its image.
 
         Raises:
+            TypeError: if expressions are no text.
             ValueError: if there are not as many images as expressions, an expression is empty, or the image processor
                 crops or pads images, so that masks would not fit them.
         """
@@ -156,6 +158,7 @@ class SetokimPipeline:
                 "The image processor crops or pads images, so masks would not fit them: set do_center_crop and do_pad "
                 "to False, as SetokimProcessor.from_vision_text_pretrained does."
             )
+        _check_options(kwargs, {"max_new_tokens", "max_image_tokens", "write_images", "choose_tokens"})
         texts = _listed(expressions)
         pictures = _paired(images, texts, "expressions")
         masks: list[np.ndarray] = []
@@ -166,11 +169,8 @@ class SetokimPipeline:
         return masks
 
     def _draw(self, task: Task, pictures, texts, seed, batch_size, kwargs) -> list[Image.Image]:
-        if fixed := sorted(kwargs.keys() & {"max_new_tokens", "write_images"}):
-            raise ValueError(
-                f"{fixed[0]} is no option here: the model says how long an image is; limit it by max_image_tokens."
-            )
-        _check_seed(seed, len(texts))
+        _check_options(kwargs, {"max_new_tokens", "write_images"})
+        seed = _checked_seed(seed, len(texts))
         drawn: list[Image.Image] = []
         for part in _batches(len(texts), batch_size):
             inputs = self.task_inputs(task, texts[part], None if pictures is None else pictures[part])
@@ -204,24 +204,31 @@ class SetokimPipeline:
 
 
 def _listed(texts: str | Sequence[str]) -> list[str]:
-    listed = [texts] if isinstance(texts, str) else texts
-    if not isinstance(listed, (list, tuple)) or not all(isinstance(text, str) for text in listed):
+    is_many = isinstance(texts, Iterable) and not isinstance(texts, (str, bytes, Mapping))
+    listed: list[Any] = list(texts) if is_many else [texts]
+    if not all(isinstance(text, str) for text in listed):
         raise TypeError(
             f"What to do is {texts!r}, expected a text or a list of them: a prompt, or images and then instructions "
             "or expressions."
         )
     if not listed:
         raise ValueError("There is no text: give one prompt, instruction or expression at least.")
-    return list(listed)
+    return listed
 
 
-def _check_seed(seed: int | None, count: int) -> None:
+def _check_options(given: Mapping[str, Any], fixed: set[str]) -> None:
+    if foreign := sorted(given.keys() & fixed):
+        raise ValueError(f"{foreign[0]} is no option here, where what is asked for decides on it: leave it out.")
+
+
+def _checked_seed(seed: int | None, count: int) -> int | None:
     if seed is None:
-        return
-    if isinstance(seed, bool) or not isinstance(seed, int):
+        return None
+    if isinstance(seed, bool) or not isinstance(seed, Integral):
         raise TypeError(f"seed is {seed!r}, expected one whole number: image i is drawn from seed + i.")
     if not 0 <= seed <= _LARGEST_SEED - count:
         raise ValueError(f"seed is {seed}, expected 0 to {_LARGEST_SEED - count} for {count} images.")
+    return int(seed)
 
 
 def _paired(images: Any, texts: list[str], called: str) -> list[Image.Image]:

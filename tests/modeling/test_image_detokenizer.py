@@ -79,8 +79,15 @@ def test_in_training_the_error_of_the_image_weighs_as_much_as_its_signal(predict
 def test_noise_without_signal_has_no_weight_where_noise_is_predicted():
     scheduler = {**BETAS, "prediction_type": "epsilon", "rescale_betas_zero_snr": True}
     model = tiny_detokenizer(scheduler_config=scheduler, snr_bounds=[1.0, 5.0]).train()
-    with pytest.raises(ValueError, match="leaves nothing of the image"):
-        model(*tokens_of(4, 2), images(), timesteps=torch.tensor([3, 49]))
+    with pytest.raises(ValueError, match="leaves nothing of the image"):  # whatever steps are drawn
+        model(*tokens_of(4, 2), images(), timesteps=torch.tensor([3, 4]))
+
+
+def test_noise_without_signal_has_the_lowest_weight_where_the_image_is_predicted():
+    scheduler = {**BETAS, "prediction_type": "sample", "rescale_betas_zero_snr": True}
+    model = tiny_detokenizer(scheduler_config=scheduler, snr_bounds=[0.5, 5.0], condition_dropout=0.0).train()
+    output = model(*tokens_of(4, 2), images(), timesteps=torch.tensor([49, 49]))
+    assert output.loss.item() == pytest.approx(0.5 * (output.prediction - output.target).square().mean().item())
 
 
 @pytest.mark.parametrize("scheduler", ["DDIMScheduler", "DPMSolverMultistepScheduler", "DDPMScheduler"])

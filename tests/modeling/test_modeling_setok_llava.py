@@ -32,7 +32,13 @@ from tests.tiny_llava import (
     tiny_llava_processor,
     tiny_setok_llava,
 )
-from vistok import SeTokLlavaConfig, SeTokLlavaForConditionalGeneration, plug_setok, save_trained_weights
+from vistok import (
+    SeTokLlavaConfig,
+    SeTokLlavaForConditionalGeneration,
+    SeTokTokenizerConfig,
+    plug_setok,
+    save_trained_weights,
+)
 from vistok.trainer.freezing import set_trainable
 
 PARTS = [[words(2, 1), 0, words(4, 2)], [1, words(1, 5), 2, words(2, 3)], [words(3, 4)]]  # a number is an image
@@ -225,6 +231,7 @@ def test_what_does_not_fit_is_refused(model):
         plug_setok(tiny_gvt())
     with pytest.raises(ValueError, match=r"setok_config has 'methd'.*did you mean 'method'"):
         plug_setok(tiny_llava(), {"methd": "threshold"})
+    assert plug_setok(tiny_llava(), SeTokTokenizerConfig(merger="mean").to_dict()).config.setok_config.merger == "mean"
     with pytest.raises(ValueError, match="output_size is 5"):
         SeTokLlavaConfig(text_config=tiny_llama_config(), setok_config={"output_size": 5})
     with pytest.raises(ValueError, match="Pixtral"):

@@ -335,6 +335,11 @@ class TestStart:
         model, _ = build_setok(recipe)
         assert model.detokenizer.config is model.config.detokenizer_config
         assert (model.detokenizer.config.snr_bounds, model.detokenizer.config.condition_dropout) == ([1, 10.0], 0.2)
+        model.save_pretrained(tmp_path)
+        kept = SeTokModelRecipe(checkpoint=str(tmp_path), config={"detokenizer_config": {}})
+        assert build_setok(kept)[0].detokenizer.config.snr_bounds == [1, 10.0]
+        off = SeTokModelRecipe(checkpoint=str(tmp_path), config={"detokenizer_config": {"snr_bounds": None}})
+        assert build_setok(off)[0].detokenizer.config.snr_bounds is None
         recipe.config["detokenizer_config"]["snr_bounds"] = [10.0, 1]
         with pytest.raises(ValueError, match=r"snr_bounds is \[10.0, 1\]"):
             build_setok(recipe)
