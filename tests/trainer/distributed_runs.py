@@ -303,7 +303,7 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse_args(arguments)
     if args.page and not is_deepspeed_available():
-        parser.error("the page has columns of DeepSpeed: pip install deepspeed (nothing has to be compiled)")
+        parser.error("the page has columns of DeepSpeed: pip install 'vistok[deepspeed]' (nothing has to be compiled)")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)

@@ -27,11 +27,8 @@ from vistok.modeling.trained_weights import CheckpointError
 from vistok.trainer.checkpoints import check_strategy
 from vistok.trainer.sharded_training import prepare_fsdp
 
-DIVIDED = "ZeRO stage 3 leaves each process a part of every weight"
 QUANTIZED = "Quantised weights stay whole on every process"
 REFUSED = {
-    ("SetokimTrainer, pretraining", "ZeRO-3"): DIVIDED,
-    ("SetokimTrainer, instruction", "ZeRO-3"): DIVIDED,
     ("VisualLanguageTrainer, QLoRA", "FSDP2"): QUANTIZED,
     ("VisualLanguageTrainer, QLoRA", "ZeRO-3"): QUANTIZED,
 }
@@ -84,7 +81,7 @@ def test_a_divided_checkpoint_goes_on_as_if_nothing_had_been(runs, strategy, ses
 
 def _skip_without(strategy: str) -> None:
     if not runs_here(strategy):
-        pytest.skip("deepspeed is not installed: pip install deepspeed (nothing has to be compiled)")
+        pytest.skip("deepspeed is not installed: pip install 'vistok[deepspeed]' (nothing has to be compiled)")
 
 
 def test_what_fsdp_saves_in_the_end_is_a_model_as_one_process_saves_it(runs):
@@ -138,7 +135,7 @@ def test_the_page_has_every_trainer_with_every_strategy_and_every_resumed_traini
             if (row[0], strategy) in REFUSED:
                 assert cell.startswith("refused (")
             else:
-                assert float(cell) < 1e-4, (row[0], strategy)
+                assert float(cell) < (1e-4 if strategy.startswith("ZeRO") else 1e-7), (row[0], strategy)
     assert [row[0] for row in resumed] == [strategy for strategy, _ in RESUMED]
     assert all(float(row[2]) < 1e-12 for row in resumed)
 
