@@ -43,10 +43,11 @@ STRATEGIES = {"DDP": "ddp", "FSDP2": "fsdp2", "ZeRO-2": "zero2", "ZeRO-3": "zero
 """By name, the configuration of accelerate among the recipes."""
 
 RESUMED = "VisualModelingTrainer, visual modeling"
+_OTHER_NUMBERS = {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")}
 SESSIONS: dict[str, dict[str, tuple[int, str | None]]] = {
-    "FSDP2": {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")},
-    "ZeRO-2": {"whole": (2, None), "on": (2, "whole/checkpoint-2")},
-    "ZeRO-3": {"whole": (2, None), "on": (2, "whole/checkpoint-2")},
+    "FSDP2": {**_OTHER_NUMBERS},
+    "ZeRO-2": {**_OTHER_NUMBERS, "on": (2, "whole/checkpoint-2")},
+    "ZeRO-3": {**_OTHER_NUMBERS, "on": (2, "whole/checkpoint-2")},
 }
 """Of trainings with divided checkpoints: by name, on how many processes, and from which checkpoint."""
 
