@@ -107,6 +107,7 @@ def fork(world: int, strategy: str | None, function: Callable[..., None], *argum
 
 def _exit_code(world: int, rank: int, port: str, strategy: str | None, function, arguments) -> int:
     try:
+        torch.set_num_threads(1)  # makes the pool of threads anew, before threads of this process would all at once
         if strategy is not None:
             join(strategy, rank, world, port)
         function(*arguments)
