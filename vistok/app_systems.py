@@ -190,8 +190,8 @@ class LoadedSystem:
         word_map = read_word_map(model, processor, image, reference=reference)
         rows, columns = word_map.grid_size
         caption = (
-            f"The word by which each of {rows} × {columns} patches stands out against the others; the more orange, the "
-            "more it does."
+            f"The word by which each of {rows} × {columns} patches stands out against the others; the more orange, "
+            "the more it does."
         )
         if not getattr(model.config, "vm_head_trained", True):
             caption += " The visual modelling head of this model is untrained: the words are random."
