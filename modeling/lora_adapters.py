@@ -59,7 +59,7 @@ def ordinary_model(model: PreTrainedModel, dtype: torch.dtype | None = None) -> 
         ordinary = type(model)._from_config(config)
     ordinary.load_state_dict({name: tensor.to(dtype or tensor.dtype) for name, tensor in weights.items()}, assign=True)
     ordinary.tie_weights()
-    ordinary.generation_config = model.generation_config
+    ordinary.generation_config = getattr(model, "generation_config", None)  # SeTok writes no text
     return ordinary
 
 
