@@ -30,9 +30,10 @@ def written_by(recipe: Any) -> tuple[str, ...]:
     Returns:
         `tuple[str, ...]`: `"images"`, `"mask"`, both or none.
     """
-    asked = {
-        OF_FORMATS.get(source.format) or OF_SCENES.get(source.options.get("tell")) for source in recipe.data.train
-    }
+    asked = set()
+    for source in recipe.data.train:
+        tell = (source.get("options") or {}).get("tell")
+        asked.add(OF_FORMATS.get(source["format"]) or OF_SCENES.get(tell))
     return tuple(name for name in ("images", "mask") if name in asked)
 
 
@@ -75,7 +76,7 @@ def written_losses(
     losses.append(fused_divergence(text_head(model, states), more, 1.0))  # that there is one more
     if model.token_bank is not None:
         rows = torch.arange(shape.rows).repeat_interleave(count)
-        losses.append(model.token_bank.losses(states, rows, targets, rows, torch.arange(len(rows))).sum())
+        losses.append(model.token_bank.losses(states, rows, targets, rows, torch.arange(len(rows))).sum() / len(rows))
     if "mask" in shape.writes:
         of_masks = predictions.unflatten(0, (shape.rows, count))[:, -1:]
         losses += _mask_losses(model, of_masks, features, image_tokens, part)
@@ -95,7 +96,7 @@ def _mask_losses(
         with part("mask decoder"):
             logits = setok.decode_masks(predictions, None, patches, grid_size)[:, 0].flatten(1)
         wanted = torch.ones(logits.shape)
-        return [loss(logits, wanted).sum() for loss in (mask_bce_loss, mask_dice_loss)]
+        return [loss(logits, wanted).sum() / len(logits) for loss in (mask_bce_loss, mask_dice_loss)]
 
 
 __all__ = ["WRITTEN", "text_head", "written_by", "written_losses"]
