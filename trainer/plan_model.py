@@ -1,15 +1,18 @@
 """The model of a recipe without its weights: tensors that have shapes and types, and take no memory."""
 
+import contextlib
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ..configuration.optional import require
 from ..modeling.base_weights import shipped_checkpoint
+from ..modeling.diffusion_parts import EXTRA
 from ..modeling.lora_adapters import add_lora
 from ..modeling.modeling_setok_llava import plugged_config
 from ..modeling.vision_features import feature_grid
@@ -122,6 +125,24 @@ def weights_dtype(recipe: Any, config: Any) -> torch.dtype:
     return getattr(torch, dtype) if isinstance(dtype, str) else dtype
 
 
+@contextlib.contextmanager
+def without_weights(setok_config: Any = None) -> Iterator[None]:
+    """
+    Within, models that are built lie on the device `meta`, and nothing is drawn for them.
+
+    Args:
+        setok_config ([`SeTokConfig`], *optional*): of a SeTok among them.
+
+    Raises:
+        ImportError: if it has a detokenizer and the extra `generation` is not installed.
+    """
+    if getattr(setok_config, "detokenizer_config", None) is not None:
+        # diffusers notes torch's init functions when it is imported, and puts them back later: the real ones.
+        _ = require("diffusers", EXTRA).UNet2DConditionModel
+    with torch.device("meta"), no_init_weights():
+        yield
+
+
 def planned_model(recipe: VisualLanguageRecipe, config: PreTrainedConfig, uses_deepspeed: bool) -> PreTrainedModel:
     """
     The model of a recipe as its trainer freezes and opens it, on the device `meta`.
@@ -136,7 +157,7 @@ def planned_model(recipe: VisualLanguageRecipe, config: PreTrainedConfig, uses_d
     if recipe.model.attn_implementation is not None:
         options["attn_implementation"] = recipe.model.attn_implementation
     dtype = weights_dtype(recipe.model, config.text_config)
-    with torch.device("meta"), no_init_weights():
+    with without_weights(getattr(config, "setok_config", None)):
         model = KINDS[recipe.model.kind].model_class._from_config(config, dtype=dtype, **options)
     model.tie_weights()
     with torch.device("meta"):
@@ -179,4 +200,4 @@ def make_fake(model: torch.nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
-__all__ = ["checkpoint_config", "make_fake", "planned_config", "planned_model", "weights_dtype"]
+__all__ = ["checkpoint_config", "make_fake", "planned_config", "planned_model", "weights_dtype", "without_weights"]

@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from transformers import PreTrainedConfig
-from transformers.initialization import no_init_weights
 
 from ..modeling.modeling_setok import SeTokForPreTraining
 from ..modeling.modeling_setok_vision import SeTokVisionOutput
@@ -18,7 +17,7 @@ from .freezing import rest_frozen_parts, set_trainable, upcast_trained
 from .kept_tokens import KEPT
 from .known_architectures import architecture, diffusion_configs
 from .plan_clusters import CLUSTERS, Part, fixed_clusters, named_parts, num_clusters, real_tensors
-from .plan_model import checkpoint_config, weights_dtype
+from .plan_model import checkpoint_config, weights_dtype, without_weights
 from .plan_step import StepCosts, checkpoint_layers, run_step
 from .setok_recipe import SeTokModelRecipe, SeTokRecipe, switch_config
 
@@ -98,8 +97,9 @@ def planned_setok(recipe: SeTokRecipe, config: Any, phase: str, uses_deepspeed: 
         ValueError: if the model lacks what the phase trains.
     """
     trainable = {**config.phase_trainable(phase), **(recipe.training.get("trainable") or {})}
-    with torch.device("meta"), no_init_weights():
+    with without_weights(config):
         model = SeTokForPreTraining._from_config(copy.deepcopy(config), dtype=weights_dtype(recipe.model, config))
+    with torch.device("meta"):
         set_trainable(model, trainable)
         if not uses_deepspeed:
             upcast_trained(model)
