@@ -20,8 +20,8 @@ from ..modeling.setok_tokenizer import SeTokTokenizer
 Part = Callable[[str], contextlib.AbstractContextManager]
 """What a step says of the operations that follow: which part of it they are."""
 CLUSTERS = (
-    "How many tokens an image has depends on what it shows: as if each had {}, the most unless --image-tokens says "
-    "otherwise, of patches in equal numbers."
+    "How many tokens an image has depends on what it shows: planned with {}, of patches in equal numbers "
+    "(--image-tokens; by default the most)."
 )
 """A note on what a plan with clusters assumes."""
 

@@ -195,9 +195,11 @@ def _nothing(name: str) -> contextlib.AbstractContextManager:
 def _notes(shape: SeTokStep, count: int) -> list[str]:
     notes = [CLUSTERS.format(count)]
     if shape.phase == "boundaries":
-        notes.append(f"As if each image had {shape.num_objects} objects, the most that training.max_objects keeps.")
+        notes.append(
+            f"Planned with {shape.num_objects} objects of each image, the most that training.max_objects keeps."
+        )
     if shape.kept_tokens:
-        notes.append("As if the tokens of all images were there: their first pass is not counted.")
+        notes.append("The tokens of all images are there: the pass in which they are computed is not counted.")
     return notes
 
 

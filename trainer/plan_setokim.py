@@ -14,8 +14,8 @@ OF_FORMATS = {"generation-pairs": "images", "instruct-pix2pix": "images", "refco
 OF_SCENES = {"drawing captions": "images", "edits": "images", "expressions": "mask"}
 """What data asks to be written: by its format, or by what scenes tell."""
 WRITTEN = {
-    "images": "Some of the data asks for images: as if every image of a row were one that is written.",
-    "mask": "Some of the data asks for masks: as if each row wrote one, of its first image.",
+    "images": "Some of the data asks for images: planned as if every image of a row were written.",
+    "mask": "Some of the data asks for masks: planned as if each row wrote one, of its first image.",
 }
 """Notes on what a plan assumes of it."""
 
@@ -67,7 +67,7 @@ def written_losses(
         part (`Callable`): of the step.
     """
     count = image_tokens * shape.images if "images" in shape.writes else 0
-    count += "mask" in shape.writes
+    count = min(count + ("mask" in shape.writes), hidden.shape[1])
     states = hidden[:, :count].reshape(-1, hidden.shape[-1])
     predictions = model._visual_predictions(states)
     targets = torch.empty_like(predictions)

@@ -35,6 +35,10 @@ GRID = {
     "trained_unet_parts": "all",
 }
 CASES = {
+    "boundaries of hard clusters, one by one": (  # of about the same size, as plans have them
+        {"method": "iterative", "cluster_projection_layers": 1, "object_contrast_weight": 1.0, "kernel_scale": 0.9},
+        {"phase": "boundaries"},
+    ),
     "boundaries of hard clusters": (
         {"method": "threshold", "cluster_projection_layers": 1, "object_contrast_weight": 1.0},
         {"phase": "boundaries"},
@@ -122,7 +126,7 @@ def test_parameters_are_those_of_the_model(both):
 def test_operations_are_those_of_a_step(both, step):
     plan, _ = both
     assert plan.image_tokens == TOKENS
-    assert sum(plan.flops_per_step.values()) == pytest.approx(flops_of(step), rel=0.03)
+    assert sum(plan.flops_per_step.values()) == pytest.approx(flops_of(step), rel=0.02)
 
 
 def test_memory_is_what_a_step_holds(both, step):
@@ -131,7 +135,7 @@ def test_memory_is_what_a_step_holds(both, step):
     held = [*trainer.model.parameters(), *trainer.model.buffers()]
     assert plan.memory.weights == sum(tensor.nbytes for tensor in held)
     assert plan.memory.gradients == sum(parameter.numel() * 4 for parameter in trained)
-    assert plan.memory.activations == pytest.approx(peak_bytes(step), rel=0.15)
+    assert plan.memory.activations == pytest.approx(peak_bytes(step), rel=0.1)
 
 
 @pytest.mark.parametrize("task", ["generate", "segment"])
@@ -180,7 +184,7 @@ def test_what_setokim_writes_is_counted(task, tmp_path):
     (plan,) = plan_recipes({"it": recipe}, PlanOptions(text_tokens=texts, answer_tokens=answers))
     assert ("mask decoder" in plan.flops_per_step) == (task == "segment")
     assert sum(plan.flops_per_step.values()) == pytest.approx(flops_of(step), rel=0.02)
-    assert plan.memory.activations == pytest.approx(peak_bytes(step), rel=0.15)
+    assert plan.memory.activations == pytest.approx(peak_bytes(step), rel=0.1)
 
 
 def test_what_data_does_not_ask_for_is_not_counted():
@@ -286,9 +290,7 @@ def test_what_images_show_is_said_or_the_most():
     assert (most.image_tokens, fewer.image_tokens) == (16, 5)
     assert fewer.flops_per_step["mask decoder"] < most.flops_per_step["mask decoder"]
     assert fewer.flops_per_step["clustering"] == most.flops_per_step["clustering"]
-    assert any("as if each had 5" in note for note in fewer.notes) and any(
-        "64 objects" in note for note in fewer.notes
-    )
+    assert any("planned with 5" in note for note in fewer.notes) and any("64 objects" in note for note in fewer.notes)
 
 
 def test_checkpointed_layers_take_less_memory_and_more_operations():
