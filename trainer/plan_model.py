@@ -42,7 +42,9 @@ def planned_config(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig])
     kind = KINDS[recipe.kind]
     if recipe.llava is not None:
         llava = architecture(recipe.llava)
-        return plugged_config(llava.config, recipe.setok), _square(recipe.image_size or llava.image_size, recipe.llava)
+        return plugged_config(llava.config, recipe.setok), one_side(
+            recipe.image_size or llava.image_size, recipe.llava
+        )
     if recipe.checkpoint is not None:
         config, side = checkpoint_config(recipe, earlier)
         for name in kind.switches:
@@ -56,7 +58,7 @@ def planned_config(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig])
     for field, token_id in token_ids.items():
         setattr(config, field, token_id)
     config.base_models = {"vision": str(recipe.vision), "text": str(recipe.text)}
-    side = _square(recipe.image_size or vision[1], str(recipe.vision))
+    side = one_side(recipe.image_size or vision[1], str(recipe.vision))
     if hasattr(getattr(config, f"{kind.tokenizer}_config"), "num_tokens"):
         height, width = feature_grid(config.vision_config, (side, side), config.vision_feature_layer)
         getattr(config, f"{kind.tokenizer}_config").num_tokens = height * width
@@ -73,7 +75,17 @@ def _vision(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig]) -> tup
     return getattr(config, "setok_vision_config", config), found.image_size
 
 
-def _square(side: int | None, name: str) -> int:
+def one_side(side: int | None, name: str) -> int:
+    """
+    The side of images, in pixels.
+
+    Args:
+        side (`int`, *optional*): as far as it is known.
+        name (`str`): of the model that reads them.
+
+    Raises:
+        ValueError: if it is not.
+    """
     if side is None:
         raise ValueError(f"The images of {name} have no one size: set model.image_size.")
     return side
@@ -100,7 +112,7 @@ def checkpoint_config(recipe: Any, earlier: Mapping[str, PreTrainedConfig]) -> t
         return config, recipe.image_size or config.planned_image_size
     if os.path.isdir(folder):
         config = AutoConfig.from_pretrained(folder)
-        return config, _square(recipe.image_size or _prepared(folder, config), folder)
+        return config, one_side(recipe.image_size or _prepared(folder, config), folder)
     raise FileNotFoundError(
         f"model.checkpoint is {recipe.checkpoint}, which is not here: give the recipe that leaves this folder "
         "before this one (vistok plan FIRST.yaml SECOND.yaml), or say what it is composed of (--model.checkpoint "
@@ -200,4 +212,12 @@ def make_fake(model: torch.nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
-__all__ = ["checkpoint_config", "make_fake", "planned_config", "planned_model", "weights_dtype", "without_weights"]
+__all__ = [
+    "checkpoint_config",
+    "make_fake",
+    "one_side",
+    "planned_config",
+    "planned_model",
+    "weights_dtype",
+    "without_weights",
+]

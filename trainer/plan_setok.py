@@ -17,7 +17,7 @@ from .freezing import rest_frozen_parts, set_trainable, upcast_trained
 from .kept_tokens import KEPT
 from .known_architectures import architecture, diffusion_configs
 from .plan_clusters import CLUSTERS, Part, fixed_clusters, named_parts, num_clusters, real_tensors
-from .plan_model import checkpoint_config, weights_dtype, without_weights
+from .plan_model import checkpoint_config, one_side, weights_dtype, without_weights
 from .plan_step import StepCosts, checkpoint_layers, run_step
 from .setok_recipe import SeTokModelRecipe, SeTokRecipe, switch_config
 
@@ -73,9 +73,7 @@ def planned_setok_config(recipe: SeTokModelRecipe, earlier: Mapping[str, PreTrai
         diffusion = None if recipe.diffusion is None else diffusion_configs(recipe.diffusion)
         config = compose_setok_config(found.vision_config, diffusion, recipe.config)
         config.dtype = found.vision_config.dtype
-        side = recipe.image_size or found.image_size
-    if side is None:
-        raise ValueError(f"The images of {recipe.vision} have no one size: set model.image_size.")
+        side = one_side(recipe.image_size or found.image_size, str(recipe.vision))
     return config, side
 
 

@@ -32,7 +32,7 @@ def written_by(recipe: Any) -> tuple[str, ...]:
     """
     asked = set()
     for source in recipe.data.train:
-        tell = (source.get("options") or {}).get("tell")
+        tell = str((source.get("options") or {}).get("tell"))
         asked.add(OF_FORMATS.get(source["format"]) or OF_SCENES.get(tell))
     return tuple(name for name in ("images", "mask") if name in asked)
 
