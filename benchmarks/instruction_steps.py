@@ -66,10 +66,8 @@ class Trainee:
             self.optimizer.step()
 
     def checkpoint(self, on: bool) -> None:
-        if on:
-            self.model.activation_checkpointing_enable()
-        else:
-            self.model.activation_checkpointing_disable()
+        names = [f"{kind}_checkpointing_{'enable' if on else 'disable'}" for kind in ("activation", "gradient")]
+        next(getattr(self.model, name) for name in names if hasattr(self.model, name))()  # by version of transformers
         self.model.train()
         rest_frozen_parts(self.model, self.trainable)
 

@@ -22,6 +22,8 @@ class BlankImages:
         processor ([`VTLMMProcessor`] or alike, *optional*): prepares images. Without one, batches stay as they are.
         features (`Mapping[str, torch.Tensor]`, *optional*): cached features in place of images.
         divided (`bool`, *optional*, defaults to `False`): whether weights are divided among processes.
+        visual_tokens (`torch.FloatTensor` of shape `(num_tokens, token_size)`, *optional*):
+            What stands for the image, of a model whose batches hold visual tokens in place of images.
     """
 
     def __init__(
@@ -30,12 +32,14 @@ class BlankImages:
         processor: Any = None,
         features: Mapping[str, torch.Tensor] | None = None,
         divided: bool = False,
+        visual_tokens: torch.Tensor | None = None,
     ):
         of_text = part_prefixes(model, "llm")
         self._learns_from_images = any(
             parameter.requires_grad and not name.startswith(of_text) for name, parameter in model.named_parameters()
         )
         self._processor, self._features, self._divided = processor, features, divided
+        self._visual_tokens = visual_tokens
 
     @property
     def are_needed(self) -> bool:
@@ -70,7 +74,9 @@ class BlankImages:
             added["labels"] = _with_row(labels, [], IGNORED, width)
         return added | self._image(input_ids.device)
 
-    def _image(self, device: torch.device) -> dict[str, torch.Tensor]:
+    def _image(self, device: torch.device) -> dict[str, Any]:
+        if self._visual_tokens is not None:
+            return {"visual_tokens": [self._visual_tokens.to(device)]}
         if self._features is not None:
             return {"vision_features": torch.zeros_like(next(iter(self._features.values())))[None].to(device)}
         blank = self._processor.image_processor([Image.new("RGB", (32, 32))], return_tensors="pt")["pixel_values"]

@@ -113,20 +113,16 @@ def check_checkpoint(folder: str | os.PathLike) -> TrainerState:
     return state
 
 
-def check_strategy(
-    folder: str | os.PathLike, fsdp: bool = False, deepspeed: bool = False, num_processes: int = 1
-) -> None:
+def check_strategy(folder: str | os.PathLike, fsdp: bool = False, deepspeed: bool = False) -> None:
     """
-    Makes sure that a checkpoint is of the kind that a training reads: FSDP and DeepSpeed each write one of their own,
-    and DeepSpeed reads the parts of as many processes as wrote them.
+    Makes sure that a checkpoint is of the kind that a training reads: FSDP and DeepSpeed each write one of their own.
 
     Args:
         folder (`str`): of the checkpoint.
         fsdp, deepspeed (`bool`, *optional*, defaults to `False`): which of them the training uses.
-        num_processes (`int`, *optional*, defaults to 1): of the training.
 
     Raises:
-        CheckpointError: if it is of another kind, or one of DeepSpeed of another number of processes.
+        CheckpointError: if it is of another kind.
     """
     names = [entry.name for entry in Path(folder).iterdir()]
     kinds = {"FSDP": FSDP_MODEL_NAME, "DeepSpeed": "global_step"}
@@ -136,13 +132,6 @@ def check_strategy(
         raise CheckpointError(
             f"{folder} is a checkpoint of a training with {written or 'neither FSDP nor DeepSpeed'}, and this one is "
             f"with {wanted or 'neither'}: go on as it began, or start anew from what that training saved in its end."
-        )
-    parts = len(list(Path(folder).glob("global_step*/*_optim_states.pt")))
-    if deepspeed and parts != num_processes:
-        raise CheckpointError(
-            f"{folder} holds the parts of {parts} processes, and this training has {num_processes}: DeepSpeed goes on "
-            f"with as many as wrote them. Start {parts}, or start anew; checkpoints of FSDP "
-            "(recipes/accelerate/fsdp2.yaml) go on with any number."
         )
 
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, get_args, get_type_hints
 
 from transformers import TrainingArguments
 
+from ..configuration.optional import require
 from ..configuration.shipped import here_or_shipped
 from ..hub_cards.card_header import check_card_fields
 from .data_formats import DataSource
@@ -134,6 +135,8 @@ class Recipe:
 
     def _arguments(self) -> dict[str, Any]:
         training = dict(self.training)
+        if training.get("deepspeed"):
+            require("deepspeed", "deepspeed")
         if isinstance(training.get("deepspeed"), str):  # may name a file that ships with vistok
             training["deepspeed"] = str(here_or_shipped(training["deepspeed"]))
         return training

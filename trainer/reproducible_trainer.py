@@ -20,6 +20,7 @@ from .push_trained import push_trained
 from .quantized_training import beside_quantized_weights, check_whole
 from .sharded_training import prepare_fsdp, uses_zero3, whole_models
 from .stream_states import StreamStates
+from .zero_checkpoints import parts_put_together, restore_optimizer
 
 logger = logging.get_logger(__name__)
 
@@ -156,14 +157,24 @@ class ReproducibleTrainer(Trainer):
 
         Raises:
             CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model, or is one of FSDP
-                or of DeepSpeed and this training uses another, or one of DeepSpeed of another number of processes.
+                or of DeepSpeed and this training uses another.
             DivergedError: if the loss or the gradient is no finite number.
         """
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is not None:
             strategy = {"fsdp": self.is_fsdp_enabled, "deepspeed": self.is_deepspeed_enabled}
-            check_strategy(checkpoint, **strategy, num_processes=self.args.world_size)
+            check_strategy(checkpoint, **strategy)
         return super().train(checkpoint, *args, **kwargs)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        prepared = (max_steps, train_dataloader, resume_from_checkpoint)
+        if not self.is_deepspeed_enabled:
+            return super()._prepare_for_training(*prepared)
+        with parts_put_together(self.accelerator, resume_from_checkpoint) as were_put_together:
+            model, train_dataloader = super()._prepare_for_training(*prepared)
+        if were_put_together and uses_zero3(self.args):
+            restore_optimizer(model.optimizer.optimizer, resume_from_checkpoint)
+        return model, train_dataloader
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # a run that was at its end takes no further step

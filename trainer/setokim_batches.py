@@ -1,5 +1,6 @@
 """What a batch of Setokim is made of before a step: images as their visual tokens, and how many are to be written."""
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -54,6 +55,23 @@ class WrittenMasks:
         return {"mask_bce": mask_bce_loss(predicted, wanted), "mask_dice": mask_dice_loss(predicted, wanted)}
 
 
+def image_reader(core: Any) -> Any:
+    """
+    A copy of what turns images into visual tokens, for [`with_visual_tokens`]. DeepSpeed's ZeRO stage 3 divides all of
+    a model, and a process could use SeTok only while all others do, whether they have images or not.
+
+    Args:
+        core ([`SetokimModel`]): as it is before it is divided. SeTok stays frozen.
+
+    Returns:
+        [`SetokimModel`]: without language model and decoders.
+    """
+    reader, setok = copy.copy(core), copy.copy(core.setok)
+    setok._modules = {"vision_model": copy.deepcopy(core.setok.vision_model)}
+    reader._modules = {"setok": setok, "input_projection": copy.deepcopy(core.input_projection)}
+    return reader
+
+
 @torch.no_grad()
 def with_visual_tokens(core: Any, batch: Mapping[str, Any], segmentation_target: str) -> dict[str, Any]:
     """
@@ -61,7 +79,7 @@ def with_visual_tokens(core: Any, batch: Mapping[str, Any], segmentation_target:
     So it is known before a step how many of them are written, and SeTok runs once.
 
     Args:
-        core ([`SetokimModel`]): its SeTok is used.
+        core ([`SetokimModel`]): its SeTok is used; or an [`image_reader`].
         batch (`dict`): of a [`SetokimCollator`], on the device of the model.
         segmentation_target (`"mask"` or `"cluster"`): see [`SetokimTrainingConfig`].
 
@@ -174,6 +192,7 @@ __all__ = [
     "WrittenMasks",
     "are_written",
     "count_items",
+    "image_reader",
     "rows_of_images",
     "take_masks",
     "with_visual_tokens",

@@ -16,12 +16,14 @@ from ..processing.collator import IGNORED
 from ..processing.feature_cache import FeatureCache
 from .answer_accuracy import answer_numbers, right_answers, row_losses
 from .bank_filling import fill_token_bank, has_empty_bank
+from .blank_images import BlankImages
 from .freezing import rest_frozen_parts
 from .reproducible_trainer import named_datasets
 from .setokim_batches import (
     WrittenMasks,
     are_written,
     count_items,
+    image_reader,
     rows_of_images,
     take_masks,
     with_visual_tokens,
@@ -110,6 +112,11 @@ class SetokimTrainer(VisualLanguageTrainer):
         self._totals = {"text": 1, "written": 1, "masks": 1}
         if self.is_fsdp_enabled:
             _keep_setok_whole(self.accelerator.state.fsdp_plugin, model, args)
+        self._reader = image_reader(model.model) if uses_zero3(args) else None
+        blank = torch.zeros(1, model.model.visual_tokenizer.output_size)
+        self._blank_images = BlankImages(
+            model, processing_class, divided=self.weights_are_divided, visual_tokens=blank
+        )
         self._last_states = LastStates(model.model)
         self._clock = TokenClock()
         self.add_callback(_SampleCallback(self))
@@ -168,7 +175,8 @@ class SetokimTrainer(VisualLanguageTrainer):
     def _with_visual_tokens(self, batch: Mapping[str, Any]) -> dict[str, Any]:
         batch = self._prepare_inputs(dict(batch))
         with torch.no_grad(), self.compute_loss_context_manager(), whole_root(self.model):
-            return with_visual_tokens(self.model.model, batch, self.args.segmentation_target)
+            core = self.model.model if self._reader is None else self._reader.to(self.args.device, self.model.dtype)
+            return with_visual_tokens(core, batch, self.args.segmentation_target)
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """The weighted terms of the loss, with no matrix of logits; a part of their means over the whole step."""
@@ -200,10 +208,13 @@ class SetokimTrainer(VisualLanguageTrainer):
         if self.args.trainable["mask_decoder"] == "frozen" or not self.model.training:
             return {}
         # Several processes wait for one another's gradients of the mask decoder.
-        config, predictions = self.model.config.setok_config.mask_decoder_config, outputs.visual_predictions
-        patches = predictions.new_zeros(1, 4, config.patch_hidden_size)
-        nothing = setok.decode_masks(predictions.new_zeros(1, 1, config.token_size), None, patches, (2, 2))
-        return dict.fromkeys(OF_MASK_TERMS, 0.0 * nothing.sum())
+        return dict.fromkeys(OF_MASK_TERMS, 0.0 * self._decode_nothing(outputs.visual_predictions).sum())
+
+    def _decode_nothing(self, like: torch.Tensor) -> torch.Tensor:
+        config = self.model.config.setok_config.mask_decoder_config
+        patches = like.new_zeros(1, 4, config.patch_hidden_size)
+        tokens = like.new_zeros(1, 1, config.token_size) + 0.0 * like.sum()  # backward through all that others need
+        return self.model.model.setok.decode_masks(tokens, None, patches, (2, 2))
 
     def _note(self, parts: Mapping[str, torch.Tensor], counts: Mapping[str, int]) -> None:
         """Adds up, of this process, the sums that the parts are made of."""
@@ -241,8 +252,9 @@ class SetokimTrainer(VisualLanguageTrainer):
         labels = batch["labels"]
         shifted = labels.masked_fill(labels == self._placeholders[0], IGNORED)[:, 1:]
         positions = (shifted != IGNORED).any(0).nonzero().squeeze(-1)
-        outputs = model(**batch, logits_to_keep=positions)
-        logits, targets = outputs.logits, shifted[:, positions]
+        is_text = self._blank_images.are_needed_to_predict and "visual_tokens" not in batch
+        outputs = model(**(self._blank_images.add_to(batch) if is_text else batch), logits_to_keep=positions)
+        logits, targets = outputs.logits[: len(labels)], shifted[:, positions]  # without the row of a blank image
         sums = RowSums(len(labels), labels.device)
         rows = torch.arange(len(labels))
         losses = row_losses(logits, targets)
@@ -257,8 +269,11 @@ class SetokimTrainer(VisualLanguageTrainer):
         return outputs, right, sums
 
     def _measure_images(self, batch: Mapping[str, Any], outputs, masks: WrittenMasks | None, sums: RowSums) -> None:
-        states = self._last_states.states
-        if "visual_tokens" not in batch or states is None or not len(outputs.visual_predictions):
+        states: Any = self._last_states.states
+        if not len(outputs.visual_predictions):
+            if self.weights_are_divided:  # other processes may need this one for their images
+                self.model.compute_logits(states[:1, 0])
+                self._decode_nothing(outputs.visual_predictions)
             return
         written = are_written(batch, *self._placeholders).tolist()
         targets = torch.cat([tokens for tokens, is_written in zip(batch["visual_tokens"], written) if is_written])
@@ -270,6 +285,8 @@ class SetokimTrainer(VisualLanguageTrainer):
         if masks is not None:
             rows = rows_of_images(batch, *self._placeholders)[masks.places.to(states.device)]
             sums.add_masks(rows, masks, masks.logits(self.model.model.setok, outputs.visual_predictions))
+        elif self.weights_are_divided:
+            self._decode_nothing(outputs.visual_predictions)
 
     def evaluate(self, *args, **kwargs):
         """`Trainer.evaluate`, which leaves the random numbers and the clock of training alone."""
@@ -352,12 +369,6 @@ def _check_model(model: PreTrainedModel, args: SetokimTrainingConfig) -> None:
         raise ValueError(
             f"{type(model).__name__} writes no images, and is trained with VisualLanguageTrainer: give a "
             "SetokimForConditionalGeneration."
-        )
-    if uses_zero3(args):
-        raise ValueError(
-            "ZeRO stage 3 leaves each process a part of every weight, of which visual tokens need the whole before a "
-            "step: use stage 2 (training.deepspeed: recipes/deepspeed/zero2.json), or FSDP as "
-            "recipes/accelerate/fsdp2.yaml has it."
         )
 
 

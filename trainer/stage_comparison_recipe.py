@@ -11,6 +11,7 @@ from typing import Any
 from ..configuration.shipped import here_or_shipped
 from .data_formats import DataSource, known
 from .recipe import load_recipe, parse_overrides, read_yaml, recipe_from_dict
+from .study_checks import check_section_types
 from .study_recipe import merge
 
 KIND, WITHOUT_STAGES = "stages", "arms"
@@ -68,11 +69,7 @@ class StageComparison:
     study: str = KIND
 
     def __post_init__(self):
-        for section in dataclasses.fields(self):
-            value = getattr(self, section.name)
-            kind: Any = section.type if isinstance(section.type, type) else getattr(section.type, "__origin__", dict)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"{section.name} of the comparison is {value!r}, expected a {kind.__name__}.")
+        check_section_types(self, "comparison")
         if not self.arms or (self.study == KIND and not self.stages):
             raise ValueError(
                 "The comparison needs stages, and arms that come behind them: name at least one of each, or, of "

@@ -4,7 +4,7 @@ import dataclasses
 import inspect
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_origin
 
 from transformers import TrainingArguments
 
@@ -67,6 +67,25 @@ _TRAINING = {
 }
 _TAKEN_SCENES = ("folder", "split", "apart_from")
 _TAKEN_TRAINING = ("output_dir", "seed", "data_seed")
+
+
+def check_section_types(study: Any, what: str) -> None:
+    """
+    Makes sure that the sections of a study are what its fields say.
+
+    Args:
+        study (dataclass): with fields of plain types, and lists and dictionaries.
+        what (`str`): what an error calls it.
+
+    Raises:
+        ValueError: if one is of another type.
+    """
+    for section in dataclasses.fields(study):
+        value = getattr(study, section.name)
+        # In Python 3.10 `list[int]` is a type by itself, and no class of its lists.
+        kind: Any = get_origin(section.type) or section.type
+        if not isinstance(value, kind) or isinstance(value, bool):
+            raise ValueError(f"{section.name} of the {what} is {value!r}, expected a {kind.__name__}.")
 
 
 def check_fields(place: str, values: Any, names: Sequence[str]) -> None:
@@ -235,6 +254,7 @@ __all__ = [
     "check_numbers",
     "check_probe",
     "check_scenes",
+    "check_section_types",
     "check_supervised_training",
     "check_supervision",
     "check_training",

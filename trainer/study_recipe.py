@@ -21,6 +21,7 @@ from .study_checks import (
     check_not_set,
     check_probe,
     check_scenes,
+    check_section_types,
     check_supervised_training,
     check_supervision,
     check_training,
@@ -95,11 +96,7 @@ class StudyRecipe:
     title: str = "Vision towers as visual tokenizers"
 
     def __post_init__(self):
-        for section in dataclasses.fields(self):
-            value = getattr(self, section.name)
-            kind: Any = section.type if isinstance(section.type, type) else getattr(section.type, "__origin__", dict)
-            if not isinstance(value, kind) or isinstance(value, bool):
-                raise ValueError(f"{section.name} of the study is {value!r}, expected a {kind.__name__}.")
+        check_section_types(self, "study")
         self._check_cells()
         for name in self.encoders:
             self._check_encoder(name)

@@ -21,10 +21,10 @@ from .evaluation.token_sources import load_token_source
 from .evaluation.token_variants import TokenVariant
 from .evaluation.word_map import read_word_map
 from .evaluation.word_map_picture import word_picture
+from .evaluation.word_reference import mean_distribution
 
 TOWER = "vistok:dinov2-small"
 """Whose patches SeTok clusters where no trained one is there."""
-SHADING = "the more orange, the more probable"
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ _SHIPPED = (
     _Shipped(
         "VT-LMM",
         "Each patch of the image becomes a distribution over the words of the language model; the picture shows the "
-        "most probable word of each.",
+        "word by which each stands out.",
         "checkpoints/vtlmm-demo",
         "vistok train recipes/vtlmm/demo/{1-alignment,2-instruction,3-visual-tokens,4-visual-modeling}.yaml",
         "runs/vtlmm-demo/4-visual-modeling",
@@ -185,9 +185,14 @@ class LoadedSystem:
         return Look(None, f"{type(model).__name__} has no visual tokens that could be shown.")
 
     def _words(self, model: Any, processor: Any, image: Image.Image) -> Look:
-        word_map = read_word_map(model, processor, image)
+        # The most probable word is a punctuation mark nearly everywhere.
+        reference = mean_distribution(model, processor, [image], described="this image")
+        word_map = read_word_map(model, processor, image, reference=reference)
         rows, columns = word_map.grid_size
-        caption = f"The most probable word of each of {rows} × {columns} patches; {SHADING}."
+        caption = (
+            f"The word by which each of {rows} × {columns} patches stands out against the others; the more orange, "
+            "the more it does."
+        )
         if not getattr(model.config, "vm_head_trained", True):
             caption += " The visual modelling head of this model is untrained: the words are random."
         return Look(word_picture(word_map, shading=True), caption)

@@ -33,9 +33,9 @@ strategies:
 
 example:
   vistok plan recipes/gvt/instruct.yaml --num-gpus 32 --gpu a100
-  vistok plan recipes/vtlmm/{alignment,instruction,visual_tokens,visual_modeling}.yaml --num-gpus 8 --gpu h100 \
+  vistok plan recipes/vtlmm/{alignment,instruction,visual_tokens,visual_modeling}.yaml --num-gpus 8 --gpu h100 \\
       --samples 558128 665298 558128 665298 --text-tokens 32 256 32 256
-  vistok plan recipes/setok/1a-reconstruction.yaml recipes/setok/1b-boundaries.yaml --num-gpus 8 --samples 118287 \
+  vistok plan recipes/setok/1a-reconstruction.yaml recipes/setok/1b-boundaries.yaml --num-gpus 8 --samples 118287 \\
       --image-tokens 25
   vistok plan recipes/gvt/demo.yaml --gpu t4 --format json --output plan.json
 """

@@ -43,10 +43,11 @@ STRATEGIES = {"DDP": "ddp", "FSDP2": "fsdp2", "ZeRO-2": "zero2", "ZeRO-3": "zero
 """By name, the configuration of accelerate among the recipes."""
 
 RESUMED = "VisualModelingTrainer, visual modeling"
+_OTHER_NUMBERS = {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")}
 SESSIONS: dict[str, dict[str, tuple[int, str | None]]] = {
-    "FSDP2": {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")},
-    "ZeRO-2": {"whole": (2, None), "on": (2, "whole/checkpoint-2")},
-    "ZeRO-3": {"whole": (2, None), "on": (2, "whole/checkpoint-2")},
+    "FSDP2": {**_OTHER_NUMBERS},
+    "ZeRO-2": {**_OTHER_NUMBERS, "on": (2, "whole/checkpoint-2")},
+    "ZeRO-3": {**_OTHER_NUMBERS, "on": (2, "whole/checkpoint-2")},
 }
 """Of trainings with divided checkpoints: by name, on how many processes, and from which checkpoint."""
 
@@ -106,6 +107,7 @@ def fork(world: int, strategy: str | None, function: Callable[..., None], *argum
 
 def _exit_code(world: int, rank: int, port: str, strategy: str | None, function, arguments) -> int:
     try:
+        torch.set_num_threads(1)  # makes the pool of threads anew, before threads of this process would all at once
         if strategy is not None:
             join(strategy, rank, world, port)
         function(*arguments)
@@ -303,7 +305,7 @@ def main(arguments: list[str]) -> None:
     )
     args = parser.parse_args(arguments)
     if args.page and not is_deepspeed_available():
-        parser.error("the page has columns of DeepSpeed: pip install deepspeed (nothing has to be compiled)")
+        parser.error("the page has columns of DeepSpeed: pip install 'vistok[deepspeed]' (nothing has to be compiled)")
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ import torch
 
 from tests.trainer.tiny_training import largest_difference, losses, moved, parameters, questions
 from vistok.modeling.trained_weights import CheckpointError
-from vistok.trainer.checkpoints import check_checkpoint, check_strategy, last_complete_checkpoint
+from vistok.trainer.checkpoints import check_checkpoint, last_complete_checkpoint
 from vistok.trainer.visual_language_trainer import VisualLanguageTrainer
 
 LORA = {"trainable": {"vision": "frozen", "resampler": "full", "llm": "lora"}, "lora": {"lora_dropout": 0.3}}
@@ -199,15 +199,6 @@ def test_a_checkpoint_of_deepspeed_or_fsdp_keeps_the_rest_in_files_of_its_own(mo
         check_checkpoint(tmp_path)
     (tmp_path / of_its_own).mkdir()
     assert check_checkpoint(tmp_path).global_step == 1
-
-
-def test_a_checkpoint_of_deepspeed_goes_on_with_as_many_processes_as_wrote_it(tmp_path):
-    (tmp_path / "global_step3").mkdir()
-    for rank in range(2):
-        (tmp_path / "global_step3" / f"bf16_zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").touch()
-    check_strategy(tmp_path, deepspeed=True, num_processes=2)
-    with pytest.raises(CheckpointError, match=r"of 2 processes, and this training has 3.*fsdp2\.yaml"):
-        check_strategy(tmp_path, deepspeed=True, num_processes=3)
 
 
 def test_where_nothing_but_the_model_was_saved_a_training_starts_anew_and_says_why(model, trainer_for, caplog):

@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 from safetensors.torch import load_file
@@ -26,12 +27,10 @@ from tests.trainer.distributed_trainers import TRAINERS
 from vistok.modeling.trained_weights import CheckpointError
 from vistok.trainer.checkpoints import check_strategy
 from vistok.trainer.sharded_training import prepare_fsdp
+from vistok.trainer.zero_checkpoints import parts_put_together
 
-DIVIDED = "ZeRO stage 3 leaves each process a part of every weight"
 QUANTIZED = "Quantised weights stay whole on every process"
 REFUSED = {
-    ("SetokimTrainer, pretraining", "ZeRO-3"): DIVIDED,
-    ("SetokimTrainer, instruction", "ZeRO-3"): DIVIDED,
     ("VisualLanguageTrainer, QLoRA", "FSDP2"): QUANTIZED,
     ("VisualLanguageTrainer, QLoRA", "ZeRO-3"): QUANTIZED,
 }
@@ -69,12 +68,17 @@ def test_two_processes_train_and_evaluate_as_one_with_the_batches_of_both(runs, 
 RESUMED = [(strategy, session) for strategy, all_of in SESSIONS.items() for session in all_of if session != "whole"]
 
 
+def resumed_exactly(strategy: str, session: str) -> float:
+    """Of weights. With another number of processes DeepSpeed adds up gradients in another order, in float32."""
+    return 1e-6 if strategy.startswith("ZeRO") and session != "on" else 1e-12
+
+
 @pytest.mark.parametrize(("strategy", "session"), RESUMED)
 def test_a_divided_checkpoint_goes_on_as_if_nothing_had_been(runs, strategy, session):
-    """With FSDP with another number of processes too."""
+    """With another number of processes too."""
     _skip_without(strategy)
     place = runs / "resumed" / strategy
-    assert weight_difference(place / "whole", place / session) < 1e-12
+    assert weight_difference(place / "whole", place / session) < resumed_exactly(strategy, session)
     first, second = (json.loads((place / name / "outcome.json").read_text()) for name in ("whole", session))
     for name, value in first["logged"][0].items():  # means since the first step, of which others took a part
         assert name.endswith(DIFFERENT) or second["logged"][0][name] == pytest.approx(value, rel=1e-6), name
@@ -82,9 +86,64 @@ def test_a_divided_checkpoint_goes_on_as_if_nothing_had_been(runs, strategy, ses
         assert (place / SESSIONS[strategy][session][1] / "pytorch_model_fsdp_0").is_dir()
 
 
+class _Processes:
+    """Of an accelerator, what asks whether a checkpoint is of as many processes."""
+
+    num_processes, is_main_process = 3, True
+
+    def __init__(self):
+        plugin = SimpleNamespace(deepspeed_config={}, hf_ds_config=SimpleNamespace(config={}))
+        self.state = SimpleNamespace(deepspeed_plugin=plugin)
+
+    def wait_for_everyone(self) -> None: ...
+
+
+@pytest.fixture
+def parts(tmp_path):
+    folder = tmp_path / "checkpoint-2" / "global_step2"
+    folder.mkdir(parents=True)
+    for rank in range(2):
+        (folder / f"zero_pp_rank_{rank}_mp_rank_00_optim_states.pt").write_bytes(b"cut")
+    return folder
+
+
+def test_parts_that_cannot_be_put_together_are_an_error_and_leave_nothing(parts):
+    _skip_without("ZeRO-2")
+    names = "go on with 2 processes, or from an earlier checkpoint"
+    with pytest.raises(CheckpointError, match=names), parts_put_together(_Processes(), parts.parent):
+        raise AssertionError("a training began")
+    assert list(parts.parent.iterdir()) == [parts]
+
+
+def test_the_state_of_another_optimizer_than_adam_goes_on_with_as_many_processes_alone(parts, monkeypatch):
+    _skip_without("ZeRO-2")
+    from deepspeed.checkpoint import ds_to_universal
+
+    def without_moments(settings):
+        os.makedirs(f"{settings.output_folder}/zero/weight")
+
+    monkeypatch.setattr(ds_to_universal, "main", without_moments)
+    with (
+        pytest.raises(CheckpointError, match="not one of Adam's kind"),
+        parts_put_together(_Processes(), parts.parent),
+    ):
+        raise AssertionError("a training began")
+    assert list(parts.parent.iterdir()) == [parts]
+
+
+def test_parts_of_as_many_processes_are_read_as_they_are(parts):
+    processes = _Processes()
+    processes.num_processes = 2
+    with parts_put_together(processes, parts.parent) as were_put_together:
+        assert not were_put_together
+    with parts_put_together(processes, None) as were_put_together:
+        assert not were_put_together
+    assert list(parts.parent.iterdir()) == [parts]
+
+
 def _skip_without(strategy: str) -> None:
     if not runs_here(strategy):
-        pytest.skip("deepspeed is not installed: pip install deepspeed (nothing has to be compiled)")
+        pytest.skip("deepspeed is not installed: pip install 'vistok[deepspeed]' (nothing has to be compiled)")
 
 
 def test_what_fsdp_saves_in_the_end_is_a_model_as_one_process_saves_it(runs):
@@ -138,9 +197,9 @@ def test_the_page_has_every_trainer_with_every_strategy_and_every_resumed_traini
             if (row[0], strategy) in REFUSED:
                 assert cell.startswith("refused (")
             else:
-                assert float(cell) < 1e-4, (row[0], strategy)
+                assert float(cell) < (1e-4 if strategy.startswith("ZeRO") else 1e-7), (row[0], strategy)
     assert [row[0] for row in resumed] == [strategy for strategy, _ in RESUMED]
-    assert all(float(row[2]) < 1e-12 for row in resumed)
+    assert all(float(row[2]) < resumed_exactly(*run) for row, run in zip(resumed, RESUMED))
 
 
 def test_the_tables_of_the_runs_are_those_of_the_page(runs):

@@ -22,6 +22,7 @@ from vistok.app import MAX_PIXELS, NO_IMAGE, NO_QUESTION, Conversations, build_p
 from vistok.app_systems import LoadedSystem, Look, System, offered_systems
 from vistok.evaluation.word_map import read_word_map
 from vistok.evaluation.word_map_picture import word_picture
+from vistok.evaluation.word_reference import mean_distribution
 
 ROOT = Path(__file__).parents[2]
 QUESTION = "is there a dog in the image?"
@@ -76,7 +77,9 @@ class TestAnswers:
     def test_a_vtlmm_shows_the_words_of_its_patches(self, conversations, words_folder, image_file):
         reply = conversations.ask(image_file, "VT-LMM", QUESTION, [])
         model = AutoModelForImageTextToText.from_pretrained(words_folder)
-        word_map = read_word_map(model, AutoProcessor.from_pretrained(words_folder), Image.open(image_file))
+        read = (model, AutoProcessor.from_pretrained(words_folder))
+        reference = mean_distribution(*read, [image_file], described="this image")
+        word_map = read_word_map(*read, Image.open(image_file), reference=reference)
         assert np.array_equal(reply.picture, word_picture(word_map, shading=True))
         assert "3 × 3 patches" in reply.note and "untrained" in reply.note
 

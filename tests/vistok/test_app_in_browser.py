@@ -10,6 +10,7 @@ from PIL import Image
 from tests.conftest import chromium
 from tests.tiny import tiny_image
 from tests.vistok.commands import answer_of_generate
+from vistok import app_systems
 from vistok.app_systems import LoadedSystem, Look
 
 pytestmark = pytest.mark.browser
@@ -19,13 +20,16 @@ PHONE, WIDE = {"width": 390, "height": 844}, {"width": 1280, "height": 900}
 
 @pytest.fixture(scope="module")
 def address(adapter_folder):
-    """Of the app, with a tiny model before the systems that ship."""
+    """Of the app, with a tiny model before the systems that ship, and one behind them that does not ship."""
     from vistok.app import build_page, serve
 
+    unborn = app_systems._SHIPPED[0]._replace(name="Unborn", checkpoint="checkpoints/unborn", recipes="vistok train X")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(app_systems, "_SHIPPED", (*app_systems._SHIPPED, unborn))
+        page = build_page([adapter_folder])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    page = build_page([adapter_folder])
     yield serve(page, port=port, block=False)
     page.close()
 
@@ -128,8 +132,8 @@ def test_mistakes_are_told_where_they_were_made_and_the_question_stays(opened, t
     ask(page, QUESTION)
     assert "Give another one" in note(page, "This image cannot be used")
     assert page.locator("#question textarea").input_value() == QUESTION
-    page.locator("#system").get_by_text("Setokim", exact=True).click()
-    page.locator("#about").filter(has_text="vistok train recipes/setok").wait_for()
+    page.locator("#system").get_by_text("Unborn", exact=True).click()
+    page.locator("#about").filter(has_text="vistok train X").wait_for()
 
 
 def test_an_answer_that_comes_after_another_system_was_chosen_is_not_shown(opened, tmp_path, monkeypatch):
