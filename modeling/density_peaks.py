@@ -61,6 +61,34 @@ def density_peaks(features: torch.Tensor, num_neighbors: int) -> tuple[torch.Ten
 def find_density_peaks(features: torch.Tensor, num_neighbors: int) -> DensityPeaks:
     """As [`density_peaks`], and the squared distances between all patches with it."""
     _check(features, num_neighbors)
+    energies, nearest_denser, squared = distances_and_densities(features, num_neighbors)
+    is_finite = energies.isfinite() & nearest_denser.isfinite()
+    if not bool(is_finite.all()):
+        broken = (~is_finite).any(-1).nonzero().flatten().tolist()
+        raise ValueError(
+            f"The features of {len(broken)} of {len(features)} images (the first is number {broken[0]}) are not "
+            "finite, or their squares are not: check the vision tower and its dtype."
+        )
+    densities, distances = torch.exp(-energies), (nearest_denser / features.shape[-1]).sqrt()
+    relative_scores = torch.exp(energies.amin(-1, keepdim=True) - energies) * distances
+    return DensityPeaks(densities * distances, densities, distances, relative_scores, squared)
+
+
+@torch.no_grad()
+def distances_and_densities(
+    features: torch.Tensor, num_neighbors: int
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """
+    What [`density_peaks`] is made of. The values of the features are not looked at.
+
+    Args:
+        features (`torch.FloatTensor` of shape `(batch, num_patches, hidden_size)`): patch features.
+        num_neighbors (`int`): k.
+
+    Returns:
+        `tuple` of -log ρ_i and of D δ_i², `(batch, num_patches)` each, and of ‖x_i - x_j‖², `(batch, num_patches,
+        num_patches)`.
+    """
     batch_size, num_patches, hidden_size = features.shape
     dtype = computing_precision(features)
     energies = features.new_empty(batch_size, num_patches, dtype=dtype)
@@ -73,16 +101,7 @@ def find_density_peaks(features: torch.Tensor, num_neighbors: int) -> DensityPea
         squared_distances(features[block].to(dtype), out=squared[block])
         energies[block] = _mean_of_nearest(squared[block], num_neighbors) / hidden_size
         nearest_denser[block] = _squared_distance_to_denser(squared[block], energies[block])
-    is_finite = energies.isfinite() & nearest_denser.isfinite()
-    if not bool(is_finite.all()):
-        broken = (~is_finite).any(-1).nonzero().flatten().tolist()
-        raise ValueError(
-            f"The features of {len(broken)} of {batch_size} images (the first is number {broken[0]}) are not finite, "
-            "or their squares are not: check the vision tower and its dtype."
-        )
-    densities, distances = torch.exp(-energies), (nearest_denser / hidden_size).sqrt()
-    relative_scores = torch.exp(energies.amin(-1, keepdim=True) - energies) * distances
-    return DensityPeaks(densities * distances, densities, distances, relative_scores, squared)
+    return energies, nearest_denser, squared
 
 
 def computing_precision(features: torch.Tensor) -> torch.dtype:
@@ -157,4 +176,11 @@ def _check(features: torch.Tensor, num_neighbors: int) -> None:
         raise ValueError(f"num_neighbors is {num_neighbors}: a density needs at least 1, the patch itself.")
 
 
-__all__ = ["DensityPeaks", "computing_precision", "density_peaks", "find_density_peaks", "squared_distances"]
+__all__ = [
+    "DensityPeaks",
+    "computing_precision",
+    "density_peaks",
+    "distances_and_densities",
+    "find_density_peaks",
+    "squared_distances",
+]

@@ -136,8 +136,39 @@ def load_diffusion_parts(name_or_path: str, **hub_options) -> DiffusionParts:
         found = cached_file(path, "scheduler_config.json", subfolder="scheduler", **hub_options)
         with open(found, encoding="utf-8") as file:
             scheduler_config = json.load(file)
-    notes = {"_class_name": scheduler_config.get("_class_name", "DDIMScheduler")}
-    return DiffusionParts(unet, vae, constructor_arguments(scheduler_config) | notes)
+    return DiffusionParts(unet, vae, _scheduler_arguments(scheduler_config))
+
+
+def read_diffusion_configs(name_or_path: str, **hub_options) -> dict[str, Any]:
+    """
+    What [`DiffusionParts.configs`] are of a diffusion checkpoint, without its weights, and without diffusers.
+
+    Args:
+        name_or_path (`str`), hub_options: as in [`load_diffusion_parts`].
+
+    Returns:
+        `dict`: fields of [`ImageDetokenizerConfig`].
+
+    Raises:
+        OSError: if a file is missing.
+        ValueError: if one cannot be read.
+    """
+
+    def read(file: str, **where: str) -> dict[str, Any]:
+        found = cached_file(resolve_checkpoint(name_or_path), file, **where, **hub_options)
+        with open(found, encoding="utf-8") as opened:
+            return json.load(opened)
+
+    has_vae = read("model_index.json").get("vae", [None, None])[1] is not None
+    return {
+        "unet_config": constructor_arguments(read("config.json", subfolder="unet")),
+        "vae_config": constructor_arguments(read("config.json", subfolder="vae")) if has_vae else None,
+        "scheduler_config": _scheduler_arguments(read("scheduler_config.json", subfolder="scheduler")),
+    }
+
+
+def _scheduler_arguments(config: Mapping[str, Any]) -> dict[str, Any]:
+    return constructor_arguments(config) | {"_class_name": config.get("_class_name", "DDIMScheduler")}
 
 
 def _built(class_name: str, config: Mapping[str, Any], field: str) -> Any:
@@ -166,4 +197,5 @@ __all__ = [
     "build_vae",
     "constructor_arguments",
     "load_diffusion_parts",
+    "read_diffusion_configs",
 ]

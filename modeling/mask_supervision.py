@@ -1,7 +1,8 @@
 """What masks of objects teach SeTok (stage I-b): predicted masks are matched to objects, and both losses follow."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -43,6 +44,7 @@ def mask_losses(
     image_size: tuple[int, int],
     assigned_masks: torch.Tensor | None = None,
     cluster_matching_weight: float = 0.0,
+    match: Callable[..., Any] = match_masks,
 ) -> MaskLosses:
     """
     Matches tokens to objects by their predicted masks, one to one (Hungarian, cost BCE + dice, and what
@@ -62,6 +64,7 @@ def mask_losses(
             Patches that each token is made of; by default the attention masks.
         cluster_matching_weight (`float`, *optional*, defaults to 0.0):
             Of 1 − IoU of `assigned_masks` with objects in the cost, in addition. Not in the paper.
+        match (`Callable`, *optional*): finds the pairs, with the arguments and the result of [`match_masks`].
 
     Returns:
         [`MaskLosses`]; all 0, with a gradient of 0, where there is no object in the whole batch.
@@ -78,7 +81,7 @@ def mask_losses(
     if cluster_matching_weight:
         assigned = (cluster_masks if assigned_masks is None else assigned_masks).detach()
         costs = costs + cluster_matching_weight * (1 - pairwise_soft_iou(assigned, objects_on_grid))
-    image, token, target = match_masks(costs, token_mask, present.to(device))
+    image, token, target = match(costs, token_mask, present.to(device))
     matched, matched_objects = predicted[image, token], objects[image, target]
     return MaskLosses(
         bce=mean_over_pairs(mask_bce_loss(matched, matched_objects)),

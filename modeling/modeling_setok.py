@@ -8,15 +8,14 @@ import torch
 from transformers.modeling_outputs import ModelOutput
 from transformers.utils.generic import can_return_tuple
 
-from ..configuration.configuration_image_detokenizer import ImageDetokenizerConfig
 from ..configuration.configuration_setok import Phase, SeTokConfig, check_phase
-from ..configuration.configuration_setok_vision import SeTokVisionConfig
 from .base_checkpoints import lasting_name, load_vision_tower, naming_entry
 from .base_weights import require_fetched
-from .completed_model import CompletedPreTrainedModel, expected_shapes, quiet_loading, without_path
+from .completed_model import CompletedPreTrainedModel, expected_shapes, quiet_loading
 from .diffusion_parts import DiffusionParts, load_diffusion_parts
 from .image_detokenizer import Generators, ImageDetokenizer
 from .mask_decoder import MaskDecoder
+from .mask_matching import match_masks
 from .mask_supervision import mask_losses
 from .modeling_setok_vision import SeTokVisionModel
 from .object_contrast import (
@@ -26,6 +25,7 @@ from .object_contrast import (
     squared_kernel_scale,
 )
 from .object_mask_batches import batch_object_masks, resize_object_masks
+from .setok_composition import compose_setok_config
 from .trainable_parts import parameters_to_train
 
 
@@ -117,6 +117,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         "vae": "detokenizer.vae",
     }
     optional_parts = {"detokenizer_config": "detokenizer."}
+    match_masks = staticmethod(match_masks)
 
     def __init__(self, config: SeTokConfig):
         super().__init__(config)
@@ -167,7 +168,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
         rng_state = torch.get_rng_state()
         tower = load_vision_tower(vision, **(vision_kwargs or {}))
         parts = load_diffusion_parts(diffusion, **(diffusion_kwargs or {})) if diffusion is not None else None
-        config = _compose(tower.config, parts, overrides)
+        config = compose_setok_config(tower.config, None if parts is None else parts.configs, overrides)
         config.base_models = {"vision": lasting_name(vision)}
         if diffusion is not None:
             config.base_models["diffusion"] = lasting_name(diffusion)
@@ -303,6 +304,7 @@ class SeTokForPreTraining(CompletedPreTrainedModel):
                 mask_size,
                 encoded.cluster_masks,
                 self.config.cluster_matching_weight,
+                match=self.match_masks,
             )
             matches = losses.matches
             terms |= {"mask_bce": losses.bce, "mask_dice": losses.dice, "mask_consistency": losses.consistency}
@@ -383,35 +385,6 @@ _OF_VISION_MODEL = (
     *("tokens", "mask", "assignment", "cluster_masks", "soft_masks", "scores", "centers"),
     *("patch_features", "grid_size"),
 )
-
-
-def _compose(tower_config, parts: DiffusionParts | None, overrides: Mapping[str, Any]) -> SeTokConfig:
-    """The config of a model of a tower, of a diffusion checkpoint or none, and of fields that are to be otherwise."""
-    given = {name for name in ("base_models", "lora_config") if name in overrides}
-    known = set(SeTokConfig.__dataclass_fields__) | set(SeTokVisionConfig.__dataclass_fields__)
-    if wrong := sorted((set(overrides) - known) | given):
-        raise ValueError(
-            f"{', '.join(wrong)}: no field of SeTokConfig or SeTokVisionConfig, or it follows from the checkpoints."
-        )
-    own = {name: value for name, value in overrides.items() if name in SeTokConfig.__dataclass_fields__}
-    vision = _as_dict(own.pop("vision_config", None))
-    vision |= {name: value for name, value in overrides.items() if name not in SeTokConfig.__dataclass_fields__}
-    if parts is not None:
-        detokenizer = _as_dict(own.get("detokenizer_config"))
-        follows = [name for name in ("unet_config", "vae_config") if detokenizer.get(name) is not None]
-        if follows and isinstance(own.get("detokenizer_config"), dict):
-            raise ValueError(f"{', '.join(follows)} of detokenizer_config follows from the diffusion checkpoint.")
-        own["detokenizer_config"] = ImageDetokenizerConfig(
-            **parts.configs
-            | {name: value for name, value in detokenizer.items() if name not in ("unet_config", "vae_config")}
-        )
-    return SeTokConfig(vision_config={**vision, "vision_config": without_path(tower_config)}, **own)
-
-
-def _as_dict(config: Any) -> dict[str, Any]:
-    if config is None:
-        return {}
-    return dict(config) if isinstance(config, Mapping) else config.to_dict()
 
 
 __all__ = ["SeTokForPreTraining", "SeTokForPreTrainingOutput"]

@@ -291,14 +291,7 @@ def plug_setok(
         raise TypeError(f"plug_setok was given a {type(model).__name__}, expected a LlavaForConditionalGeneration.")
     if getattr(model, "_hf_peft_config_loaded", False):
         raise ValueError("The model has adapters: merge them, or add them once SeTok is plugged in.")
-    given = dict(setok_config) if isinstance(setok_config, Mapping) else setok_config
-    fields = SeTokTokenizerConfig().to_dict()
-    if unknown := [name for name in (given if isinstance(given, dict) else ()) if name not in fields]:
-        close = difflib.get_close_matches(unknown[0], fields, n=1)
-        hint = f"did you mean {close[0]!r}?" if close else "see SeTokTokenizerConfig."
-        raise ValueError(f"setok_config has {unknown[0]!r}, which is no field of a SeTok: {hint}")
-    values = {key: value for key, value in without_path(model.config).items() if key not in _FOLLOWS}
-    config = SeTokLlavaConfig(**{**values, "setok_config": given})
+    config = plugged_config(model.config, setok_config)
     config._attn_implementation = model.config._attn_implementation
     with torch.device("meta"):
         plugged = SeTokLlavaForConditionalGeneration(config)
@@ -315,6 +308,29 @@ def plug_setok(
     return plugged.train(model.training)
 
 
+def plugged_config(
+    llava_config: PreTrainedConfig, setok_config: PreTrainedConfig | Mapping[str, Any] | None = None
+) -> SeTokLlavaConfig:
+    """
+    The configuration of a LLaVA with SeTok behind its projector.
+
+    Args:
+        llava_config (`LlavaConfig`): of the LLaVA.
+        setok_config: as in [`plug_setok`].
+
+    Raises:
+        ValueError: as [`plug_setok`].
+    """
+    given = dict(setok_config) if isinstance(setok_config, Mapping) else setok_config
+    fields = SeTokTokenizerConfig().to_dict()
+    if unknown := [name for name in (given if isinstance(given, dict) else ()) if name not in fields]:
+        close = difflib.get_close_matches(unknown[0], fields, n=1)
+        hint = f"did you mean {close[0]!r}?" if close else "see SeTokTokenizerConfig."
+        raise ValueError(f"setok_config has {unknown[0]!r}, which is no field of a SeTok: {hint}")
+    values = {key: value for key, value in without_path(llava_config).items() if key not in _FOLLOWS}
+    return SeTokLlavaConfig(**{**values, "setok_config": given})
+
+
 # What transformers notes of a model that it has quantised.
 _OF_QUANTIZATION = (
     *("is_quantized", "quantization_method", "hf_quantizer", "hf_device_map"),
@@ -327,4 +343,5 @@ __all__ = [
     "SeTokLlavaModel",
     "SeTokLlavaPreTrainedModel",
     "plug_setok",
+    "plugged_config",
 ]

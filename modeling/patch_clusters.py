@@ -116,7 +116,7 @@ def cluster_patches(
     _check(method, assignment, kernel_scale, min_tokens, max_tokens, grid_size, features)
     peaks = find_density_peaks(features, num_neighbors)
     bounds = min(min_tokens, features.shape[1]), min(max_tokens, features.shape[1])
-    squared_scale = _squared_scale(kernel_scale, relative_kernel_scale, peaks, features.shape[-1])
+    squared_scale = squared_scale_of_images(kernel_scale, relative_kernel_scale, peaks.squared, features.shape[-1])
     if method == "iterative":
         candidates = _iterative_candidates(features, peaks, squared_scale, stop_threshold, bounds)
     else:
@@ -248,12 +248,25 @@ def _finished(found: _Candidates, scores, assignment, straight_through, grid_siz
     return PatchClusters(cluster_masks, labels, mask, centers, scores, soft_masks)
 
 
-def _squared_scale(kernel_scale, is_relative: bool, peaks: DensityPeaks, hidden_size: int) -> torch.Tensor:
-    """σ² of each image, so that it broadcasts against `(batch, num_centers, num_patches)`."""
-    squared_scale = torch.as_tensor(kernel_scale, dtype=peaks.scores.dtype, device=peaks.scores.device).square()
+def squared_scale_of_images(
+    kernel_scale: float | torch.Tensor, is_relative: bool, squared: torch.Tensor, hidden_size: int
+) -> torch.Tensor:
+    """
+    σ² of each image.
+
+    Args:
+        kernel_scale (`float` or `torch.FloatTensor` of one element): σ.
+        is_relative (`bool`): whether it counts in mean distances between the image's patches.
+        squared (`torch.FloatTensor` of shape `(batch, num_patches, num_patches)`): ‖x_i - x_j‖².
+        hidden_size (`int`): D.
+
+    Returns:
+        `torch.FloatTensor` of shape `(batch or 1, 1, 1)`.
+    """
+    squared_scale = torch.as_tensor(kernel_scale, dtype=squared.dtype, device=squared.device).square()
     squared_scale = squared_scale.reshape(1, 1, 1)
     if is_relative:
-        mean_distance = peaks.squared.sqrt().mean((1, 2), keepdim=True)
+        mean_distance = squared.sqrt().mean((1, 2), keepdim=True)
         squared_scale = squared_scale * mean_distance.square() / hidden_size
     # Patches that are all alike are at distance 0, whatever the scale.
     return squared_scale.clamp(min=torch.finfo(squared_scale.dtype).tiny ** 0.5)
@@ -284,4 +297,11 @@ def _check(method, assignment, kernel_scale, min_tokens, max_tokens, grid_size, 
         )
 
 
-__all__ = ["Assignment", "Method", "PatchClusters", "cluster_patches", "given_clusters"]
+__all__ = [
+    "Assignment",
+    "Method",
+    "PatchClusters",
+    "cluster_patches",
+    "given_clusters",
+    "squared_scale_of_images",
+]

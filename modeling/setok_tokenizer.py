@@ -144,7 +144,6 @@ class SeTokTokenizer(VisualTokenizer):
         """
         config, features = self.config, self.cluster_features(patches, grid_size)
         kernel_scale = self.kernel_scale(features)
-        learns = features.requires_grad or (self.log_kernel_scale is not None and self.log_kernel_scale.requires_grad)
         return cluster_patches(
             features,
             method=config.method,
@@ -156,7 +155,7 @@ class SeTokTokenizer(VisualTokenizer):
             relative_kernel_scale=config.relative_kernel_scale,
             min_tokens=config.min_tokens,
             max_tokens=config.max_tokens,
-            straight_through=config.straight_through and learns and torch.is_grad_enabled(),
+            straight_through=self.is_straight_through(features),
             grid_size=grid_size,
         )
 
@@ -193,6 +192,16 @@ class SeTokTokenizer(VisualTokenizer):
         if self.log_kernel_scale is None:
             return self.config.kernel_scale
         return self.log_kernel_scale.to(computing_precision(features)).exp()
+
+    def is_straight_through(self, features: torch.Tensor) -> bool:
+        """
+        Whether hard clusters have the gradient of the soft ones now: as the config says, where something learns by it.
+
+        Args:
+            features (`torch.FloatTensor`): that distances are taken of.
+        """
+        learns = features.requires_grad or (self.log_kernel_scale is not None and self.log_kernel_scale.requires_grad)
+        return self.config.straight_through and learns and torch.is_grad_enabled()
 
     def _patches(self, patch_features, grid_size, num_prefix_tokens):
         if patch_features.shape[-1] != self.config.patch_hidden_size:

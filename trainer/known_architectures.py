@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoImageProcessor, AutoTokenizer, PreTrain
 
 from ..modeling.base_weights import PREFIX, is_fetched, resolve_checkpoint, shipped_checkpoint
 from ..modeling.composition import grown_size
+from ..modeling.diffusion_parts import read_diffusion_configs
 from ..processing.square_images import prepared_side
 
 _CLIP_L = {
@@ -68,11 +69,20 @@ _SMOLLM2_135M = {
     "dtype": "bfloat16",
 }
 
+_EVA02_CLIP_L = {"use_final_norm": True}  # beside the defaults of EvaVisionConfig
+_CLIP_L_336 = {**_CLIP_L, "image_size": 336}
+_LLAVA_7B = {
+    "vision_config": {"model_type": "clip_vision_model", **_CLIP_L_336},
+    "text_config": {"model_type": "llama", **_LLAMA_7B, "vocab_size": 32064},
+    "image_token_index": 32000,
+}
+_LLAVA_13B = {**_LLAVA_7B, "text_config": {"model_type": "llama", **_LLAMA_13B, "vocab_size": 32064}}
+
 # What the config.json of each says, as far as shapes follow from it.
 KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "openai/clip-vit-base-patch16": ("clip_vision_model", _CLIP_B),
     "openai/clip-vit-large-patch14": ("clip_vision_model", _CLIP_L),
-    "openai/clip-vit-large-patch14-336": ("clip_vision_model", {**_CLIP_L, "image_size": 336}),
+    "openai/clip-vit-large-patch14-336": ("clip_vision_model", _CLIP_L_336),
     "google/siglip-large-patch16-256": ("siglip_vision_model", {**_CLIP_L, "patch_size": 16, "image_size": 256}),
     "facebook/dinov2-small": ("dinov2", _DINOV2_S),
     "facebook/dinov2-base": ("dinov2", _DINOV2_B),
@@ -86,7 +96,12 @@ KNOWN: dict[str, tuple[str, dict[str, Any]]] = {
     "mistralai/Mistral-7B-Instruct-v0.2": ("mistral", _MISTRAL_7B),
     "HuggingFaceTB/SmolLM2-135M-Instruct": ("llama", _SMOLLM2_135M),
     "vistok:smollm2-135m": ("llama", _SMOLLM2_135M),
+    "llava-hf/llava-1.5-7b-hf": ("llava", _LLAVA_7B),
+    "llava-hf/llava-1.5-13b-hf": ("llava", _LLAVA_13B),
+    "checkpoints/eva02-clip-l14": ("eva_vision", _EVA02_CLIP_L),  # a folder that recipes/gvt/distill.yaml converts
 }
+KNOWN_DIFFUSION: dict[str, dict[str, Any]] = {"stable-diffusion-v1-5/stable-diffusion-v1-5": {}}
+"""Of diffusion checkpoints: what is otherwise than in [`ImageDetokenizerConfig`], which has SD v1.5's by default."""
 PREPARED_SIDE = {"dinov2": 224}
 """Pixels of what a tower's image processor makes, where that is not the size of its config."""
 
@@ -193,4 +208,33 @@ def architecture(name: str) -> Architecture:
         ) from error
 
 
-__all__ = ["KNOWN", "Architecture", "architecture"]
+def diffusion_configs(name: str) -> dict[str, Any]:
+    """
+    Finds out what a diffusion checkpoint is like, as [`architecture`] does of others.
+
+    Args:
+        name (`str`): folder in the format of diffusers, or Hub id.
+
+    Returns:
+        `dict`: fields of [`ImageDetokenizerConfig`].
+
+    Raises:
+        FileNotFoundError: if nobody knows it.
+    """
+    try:
+        return read_diffusion_configs(name, local_files_only=True)
+    except (OSError, ValueError):
+        pass  # neither a folder nor in the cache
+    if name in KNOWN_DIFFUSION:
+        return dict(KNOWN_DIFFUSION[name])
+    try:
+        return read_diffusion_configs(name)
+    except (OSError, ValueError, HfHubHTTPError) as error:
+        raise FileNotFoundError(
+            f"Nobody here knows what {name} is like: it is no folder in the format of diffusers, not in the cache of "
+            f"the Hub, which cannot be asked, and not {', '.join(KNOWN_DIFFUSION)}. Give the path of a folder with "
+            "model_index.json and the config.json of each part."
+        ) from error
+
+
+__all__ = ["KNOWN", "KNOWN_DIFFUSION", "Architecture", "architecture", "diffusion_configs"]

@@ -1,17 +1,22 @@
 """The model of a recipe without its weights: tensors that have shapes and types, and take no memory."""
 
+import contextlib
 import copy
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
-from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from ..configuration.optional import require
 from ..modeling.base_weights import shipped_checkpoint
+from ..modeling.diffusion_parts import EXTRA
 from ..modeling.lora_adapters import add_lora
+from ..modeling.modeling_setok_llava import plugged_config
 from ..modeling.vision_features import feature_grid
+from ..processing.square_images import prepared_side
 from .freezing import set_trainable, upcast_trained
 from .known_architectures import architecture
 from .model_recipe import KINDS, ModelRecipe
@@ -36,9 +41,16 @@ def planned_config(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig])
     """
     kind = KINDS[recipe.kind]
     if recipe.llava is not None:
-        raise ValueError("A SeTok that is plugged into a LLaVA is not planned: name its vision and text instead.")
+        llava = architecture(recipe.llava)
+        return plugged_config(llava.config, recipe.setok), one_side(
+            recipe.image_size or llava.image_size, recipe.llava
+        )
     if recipe.checkpoint is not None:
-        return _of_checkpoint(recipe, earlier)
+        config, side = checkpoint_config(recipe, earlier)
+        for name in kind.switches:
+            if name in recipe.config:
+                setattr(config, name, recipe.config[name])
+        return config, side
     vision, text = _vision(recipe, earlier), architecture(str(recipe.text))
     text_config, token_ids = text.with_tokens(kind.model_class._add_tokens)
     overrides = {**recipe.config, f"{kind.tokenizer}_config": getattr(recipe, kind.tokenizer)}
@@ -46,9 +58,7 @@ def planned_config(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig])
     for field, token_id in token_ids.items():
         setattr(config, field, token_id)
     config.base_models = {"vision": str(recipe.vision), "text": str(recipe.text)}
-    side = recipe.image_size or vision[1]
-    if side is None:
-        raise ValueError(f"The images of {recipe.vision} have no one size: set model.image_size.")
+    side = one_side(recipe.image_size or vision[1], str(recipe.vision))
     if hasattr(getattr(config, f"{kind.tokenizer}_config"), "num_tokens"):
         height, width = feature_grid(config.vision_config, (side, side), config.vision_feature_layer)
         getattr(config, f"{kind.tokenizer}_config").num_tokens = height * width
@@ -65,34 +75,84 @@ def _vision(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig]) -> tup
     return getattr(config, "setok_vision_config", config), found.image_size
 
 
-def _of_checkpoint(recipe: ModelRecipe, earlier: Mapping[str, PreTrainedConfig]) -> tuple[PreTrainedConfig, int]:
+def one_side(side: int | None, name: str) -> int:
+    """
+    The side of images, in pixels.
+
+    Args:
+        side (`int`, *optional*): as far as it is known.
+        name (`str`): of the model that reads them.
+
+    Raises:
+        ValueError: if it is not.
+    """
+    if side is None:
+        raise ValueError(f"The images of {name} have no one size: set model.image_size.")
+    return side
+
+
+def checkpoint_config(recipe: Any, earlier: Mapping[str, PreTrainedConfig]) -> tuple[Any, int]:
+    """
+    The configuration of the model that a recipe starts from.
+
+    Args:
+        recipe ([`ModelRecipe`] or [`SeTokModelRecipe`]): with a `checkpoint`.
+        earlier (`dict[str, PreTrainedConfig]`): as in [`planned_config`].
+
+    Returns:
+        `tuple`: a copy of the configuration, and the side of the images in pixels.
+
+    Raises:
+        FileNotFoundError: if the checkpoint is not there.
+        ValueError: if images have no one size.
+    """
     folder = os.path.normpath(shipped_checkpoint(str(recipe.checkpoint)) or str(recipe.checkpoint))
-    config: Any
     if folder in earlier:
-        config = copy.deepcopy(earlier[folder])
-        side = recipe.image_size or config.planned_image_size
-    elif os.path.isdir(folder):
+        config: Any = copy.deepcopy(earlier[folder])
+        return config, recipe.image_size or config.planned_image_size
+    if os.path.isdir(folder):
         config = AutoConfig.from_pretrained(folder)
-        side = recipe.image_size or _prepared(folder, config)
-    else:
-        raise FileNotFoundError(
-            f"model.checkpoint is {recipe.checkpoint}, which is not here: give the recipe that leaves this folder "
-            "before this one (vistok plan FIRST.yaml SECOND.yaml), or say what it is composed of (--model.checkpoint "
-            "null --model.vision … --model.text …)."
-        )
-    for name in KINDS[recipe.kind].switches:
-        if name in recipe.config:
-            setattr(config, name, recipe.config[name])
-    return config, side
+        return config, one_side(recipe.image_size or _prepared(folder, config), folder)
+    raise FileNotFoundError(
+        f"model.checkpoint is {recipe.checkpoint}, which is not here: give the recipe that leaves this folder "
+        "before this one (vistok plan FIRST.yaml SECOND.yaml), or say what it is composed of (--model.checkpoint "
+        "null --model.vision …)."
+    )
 
 
-def _prepared(folder: str, config: Any) -> int:
-    from transformers import AutoProcessor
+def _prepared(folder: str, config: Any) -> int | None:
+    side = prepared_side(AutoImageProcessor.from_pretrained(folder))
+    return side or getattr(config.vision_config, "image_size", None)
 
-    from ..processing.square_images import prepared_side
 
-    side = prepared_side(AutoProcessor.from_pretrained(folder).image_processor)
-    return side or config.vision_config.image_size
+def weights_dtype(recipe: Any, config: Any) -> torch.dtype:
+    """
+    In which a recipe's model is loaded.
+
+    Args:
+        recipe ([`ModelRecipe`] or [`SeTokModelRecipe`]): which may say so.
+        config (`PreTrainedConfig`): of what does otherwise.
+    """
+    dtype = recipe.dtype or getattr(config, "dtype", None) or torch.float32
+    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
+
+
+@contextlib.contextmanager
+def without_weights(setok_config: Any = None) -> Iterator[None]:
+    """
+    Within, models that are built lie on the device `meta`, and nothing is drawn for them.
+
+    Args:
+        setok_config ([`SeTokConfig`], *optional*): of a SeTok among them.
+
+    Raises:
+        ImportError: if it has a detokenizer and the extra `generation` is not installed.
+    """
+    if getattr(setok_config, "detokenizer_config", None) is not None:
+        # diffusers notes torch's init functions when it is imported, and puts them back later: the real ones.
+        _ = require("diffusers", EXTRA).UNet2DConditionModel
+    with torch.device("meta"), no_init_weights():
+        yield
 
 
 def planned_model(recipe: VisualLanguageRecipe, config: PreTrainedConfig, uses_deepspeed: bool) -> PreTrainedModel:
@@ -108,8 +168,8 @@ def planned_model(recipe: VisualLanguageRecipe, config: PreTrainedConfig, uses_d
     options: dict[str, Any] = {}
     if recipe.model.attn_implementation is not None:
         options["attn_implementation"] = recipe.model.attn_implementation
-    dtype = getattr(torch, recipe.model.dtype) if recipe.model.dtype else _dtype_of(config.text_config)
-    with torch.device("meta"), no_init_weights():
+    dtype = weights_dtype(recipe.model, config.text_config)
+    with without_weights(getattr(config, "setok_config", None)):
         model = KINDS[recipe.model.kind].model_class._from_config(config, dtype=dtype, **options)
     model.tie_weights()
     with torch.device("meta"):
@@ -152,9 +212,12 @@ def make_fake(model: torch.nn.Module) -> None:
                 module._buffers[name] = torch.empty_like(buffer, device="cpu")
 
 
-def _dtype_of(text_config: Any) -> torch.dtype:
-    dtype = getattr(text_config, "dtype", None) or torch.float32
-    return getattr(torch, dtype) if isinstance(dtype, str) else dtype
-
-
-__all__ = ["make_fake", "planned_config", "planned_model"]
+__all__ = [
+    "checkpoint_config",
+    "make_fake",
+    "one_side",
+    "planned_config",
+    "planned_model",
+    "weights_dtype",
+    "without_weights",
+]

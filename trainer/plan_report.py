@@ -59,17 +59,24 @@ def _one(plan: TrainingPlan) -> str:
             + [("all", _number(per_step / 1e12))],
         ),
         "",
-        f"A step: {plan.tokens_per_step:,} tokens of the language model, {plan.image_tokens} of each image; "
-        f"{plan.seconds_per_step:.3g} s at {100 * plan.utilisation:.0f} % of the peak.",
+        f"A step: {_tokens(plan)}{plan.seconds_per_step:.3g} s at {100 * plan.utilisation:.0f} % of the peak.",
     ]
     if plan.steps is not None and plan.hours is not None:
+        read = f"{_number(plan.steps * plan.tokens_per_step / 1e6)} M tokens, " if plan.tokens_per_step else ""
         lines.append(
-            f"All {plan.steps:,} steps: {_number(plan.steps * plan.tokens_per_step / 1e6)} M tokens, "
-            f"{_number(plan.steps * per_step / 1e18)} EFLOP, {_hours(plan.hours)}, "
+            f"All {plan.steps:,} steps: {read}{_number(plan.steps * per_step / 1e18)} EFLOP, {_hours(plan.hours)}, "
             f"{_number(plan.hours * plan.num_gpus)} GPU hours."
         )
     lines += [f"- {note}" for note in plan.notes]
     return "\n".join([*lines, ""])
+
+
+def _tokens(plan: TrainingPlan) -> str:
+    """What is read in a step, where there is a language model, or tokens are what is trained."""
+    read = [f"{plan.tokens_per_step:,} tokens of the language model"] if plan.tokens_per_step else []
+    if plan.image_tokens:
+        read.append(f"{plan.image_tokens} of each image" if read else f"{plan.image_tokens} tokens of each image")
+    return f"{', '.join(read)}; " if read else ""
 
 
 def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> list[str]:

@@ -1,6 +1,7 @@
 """What a step of a training costs, found by running it on tensors without content."""
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,10 +12,12 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, DynamicO
 from ..modeling.final_features import tower_features
 from ..modeling.fused_head_losses import fused_divergence
 from ..modeling.modeling_vtlmm import VISUAL_LOSSES
+from ..modeling.setok_tokenizer import SeTokTokenizer
 from ..modeling.vm_head import last_layer
-from ..modeling.vocabulary_chunks import OutputHead
 from .freezing import rest_frozen_parts
 from .live_costs import LiveCosts
+from .plan_clusters import CLUSTERS, Part, fixed_clusters
+from .plan_setokim import text_head, written_losses
 
 _DEPENDS_ON_DATA = (DataDependentOutputException, DynamicOutputShapeException)
 
@@ -33,6 +36,7 @@ class StepShape:
         image_size (`int`): their side, in pixels.
         image_tokens (`int`, *optional*): visual tokens of an image; by default as many as the model makes.
         max_length (`int`, *optional*): most tokens of a row.
+        writes (`tuple[str, ...]`): what a row of Setokim writes: its `"images"`, a `"mask"`, or both.
     """
 
     rows: int
@@ -43,6 +47,7 @@ class StepShape:
     image_size: int
     image_tokens: int | None = None
     max_length: int | None = None
+    writes: tuple[str, ...] = ()
 
 
 @dataclass
@@ -63,10 +68,6 @@ class StepCosts:
     tokens: int
     image_tokens: int
     notes: list[str]
-
-
-Part = Callable[[str], contextlib.AbstractContextManager]
-"""What a step says of the operations that follow: which part of it they are."""
 
 
 @contextlib.contextmanager
@@ -140,12 +141,15 @@ def composed_step(
                     with part("vision tower"):
                         features = model.model.get_vision_features(images)
                 with part("visual tokenizer"):
-                    tokens = _visual_tokens(model, features, shape, notes)
+                    tokens = _visual_tokens(model, features, shape, notes, part)
             with part("language model"):
                 hidden = _read(model, tokens, shape, visual_loss)
         read.update(tokens=hidden.shape[0] * hidden.shape[1], of_image=0 if tokens is None else tokens.shape[1])
         with part("losses"):
-            return _loss(model, hidden, tokens, shape, visual_loss)
+            losses = _losses(model, hidden, tokens, shape, visual_loss)
+            if shape.writes and tokens is not None:
+                losses += written_losses(model, hidden, features, tokens.shape[1], shape, part)
+            return functools.reduce(torch.add, losses)  # which hands on the gradient that is known
 
     costs = run_step(step, model.parameters(), autocast)
     return StepCosts(costs.flops, costs.peak, read["tokens"], read["of_image"], sorted(notes))
@@ -202,15 +206,20 @@ def checkpoint_layers(model: Any) -> None:
     enable()
 
 
-def _visual_tokens(model: Any, features: Any, shape: StepShape, notes: set[str]) -> torch.Tensor:
+def _visual_tokens(model: Any, features: Any, shape: StepShape, notes: set[str], part: Part) -> torch.Tensor:
     core = model.model
+    if isinstance(core.visual_tokenizer, SeTokTokenizer):
+        with fixed_clusters(core.visual_tokenizer, shape.image_tokens, part):
+            tokens = core.project(core.tokenize(features).tokens)
+        notes.add(CLUSTERS.format(tokens.shape[1]))
+        return tokens
     try:
         tokens = core.project(core.tokenize(features).tokens)
     except _DEPENDS_ON_DATA:
         tokenizer = core.visual_tokenizer
         count = shape.image_tokens or tokenizer.max_num_tokens
         tokens = core.project(torch.empty(len(features.patch_features), count, tokenizer.output_size))
-        notes.add("How many tokens an image has depends on what it shows: clustering and merging are not counted.")
+        notes.add("How many tokens an image has depends on what it shows: what makes them is not counted.")
     return tokens if shape.image_tokens is None else tokens[:, : shape.image_tokens]
 
 
@@ -228,8 +237,10 @@ def _read(model: Any, tokens: torch.Tensor | None, shape: StepShape, visual_loss
     return outputs.last_hidden_state
 
 
-def _loss(model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, visual_loss: str | None) -> torch.Tensor:
-    fused = hasattr(model.model, "vm_head")
+def _losses(
+    model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, visual_loss: str | None
+) -> list[torch.Tensor]:
+    fused = hasattr(model.model, "vm_head") or hasattr(model, "output_projection")
     width = hidden.shape[-1]
     parts: list[torch.Tensor] = []
     if visual_loss != "visual_tokens":
@@ -237,8 +248,7 @@ def _loss(model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, visua
         rows = hidden[:, -answers:].reshape(-1, width)
         labels = torch.zeros(len(rows), dtype=torch.long)
         if fused:
-            prediction = OutputHead.of(rows, model.lm_head.weight, model.lm_head.bias)
-            parts.append(fused_divergence(prediction, labels, 1.0))
+            parts.append(fused_divergence(text_head(model, rows), labels, 1.0))
         else:
             parts.append(torch.nn.functional.cross_entropy(model.lm_head(rows).float(), labels))
     if visual_loss is not None:
@@ -248,7 +258,7 @@ def _loss(model: Any, hidden: torch.Tensor, tokens: Any, shape: StepShape, visua
         loss = VISUAL_LOSSES[visual_loss]
         head = {"lm_head_weight": model.lm_head.weight, "lm_head_bias": model.lm_head.bias}
         parts.append(loss(states, image_features=features, vm_head_weight=weight, num_items=1, **head))
-    return parts[0] if len(parts) == 1 else parts[0] + parts[1]
+    return parts
 
 
 __all__ = [

@@ -166,24 +166,42 @@ def _from_checkpoint(recipe: SeTokModelRecipe, checkpoint: str, dtype: torch.dty
         )
     options: dict[str, Any] = {} if dtype is None else {"dtype": dtype}
     model = SeTokForPreTraining.from_pretrained(checkpoint, **options)
+    switch_config(model.config, recipe)
+    if model.config.detokenizer_config is not None and model.detokenizer is None:
+        _add_detokenizer(model)
+    return model
+
+
+def switch_config(config: Any, recipe: SeTokModelRecipe) -> None:
+    """
+    Switches what training may change of the config of a checkpoint as a recipe says, in place; with its
+    `detokenizer_config` where there is none.
+
+    Args:
+        config ([`SeTokConfig`]): of the checkpoint.
+        recipe ([`SeTokModelRecipe`]): whose `config` it is.
+
+    Raises:
+        ValueError: if another field is asked for than the checkpoint has.
+    """
     fields = dict(recipe.config)
     if (detokenizer_config := fields.get("detokenizer_config")) is not None:
-        if model.detokenizer is None:
-            _add_detokenizer(model, fields.pop("detokenizer_config"))
+        if config.detokenizer_config is None:
+            new = {**config.to_dict(), "detokenizer_config": dict(fields.pop("detokenizer_config"))}
+            config.detokenizer_config = SeTokConfig.from_dict(new).detokenizer_config
         else:
-            fields["detokenizer_config"] = _switched(model, detokenizer_config)
+            fields["detokenizer_config"] = _switched(config.detokenizer_config, detokenizer_config)
     for name, value in fields.items():
         is_own = name in SeTokConfig.__dataclass_fields__
         if is_own and name.endswith("_weight"):
-            setattr(model.config, name, value)
+            setattr(config, name, value)
             continue
-        config = model.config if is_own else model.config.vision_config
-        for field_name, asked, found in _differences(name, value, getattr(config, name, None)):
+        owner = config if is_own else config.vision_config
+        for field_name, asked, found in _differences(name, value, getattr(owner, name, None)):
             raise ValueError(
                 f"model.config.{field_name} is {asked!r}, but {recipe.checkpoint} has {found!r}: leave it out of the "
                 "recipe, or start from the base models."
             )
-    return model
 
 
 def _differences(name: str, asked: Any, found: Any) -> Iterator[tuple[str, Any, Any]]:
@@ -196,23 +214,20 @@ def _differences(name: str, asked: Any, found: Any) -> Iterator[tuple[str, Any, 
         yield name, asked, found
 
 
-def _switched(model: SeTokForPreTraining, fields: Mapping[str, Any]) -> dict[str, Any]:
-    """Switches what may be switched of the config of its detokenizer, in place; returns the other fields."""
+def _switched(config: Any, fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Switches what may be switched of the config of a detokenizer, in place; returns the other fields."""
     switched = {name: fields[name] for name in SWITCHED if name in fields}
-    config: Any = model.config.detokenizer_config
     type(config).from_dict({**config.to_dict(), **switched})  # which checks them together
     for name, value in switched.items():
         setattr(config, name, value)
     return {name: value for name, value in fields.items() if name not in switched}
 
 
-def _add_detokenizer(model: SeTokForPreTraining, detokenizer_config: Mapping[str, Any]) -> None:
-    """Gives a new one to a SeTok that draws nothing yet, in place."""
-    fields = {**model.config.to_dict(), "detokenizer_config": dict(detokenizer_config)}
-    config: Any = SeTokConfig.from_dict(fields).detokenizer_config
+def _add_detokenizer(model: SeTokForPreTraining) -> None:
+    """Gives the new one of its config to a SeTok that draws nothing yet, in place."""
+    config: Any = model.config.detokenizer_config
     model.detokenizer = ImageDetokenizer(config).to(model.device, model.dtype).eval()
     model._no_split_modules |= model.detokenizer._no_split_modules  # what FSDP divides, gathered when it was built
-    model.config.detokenizer_config = config
     new = {f"detokenizer.{name}" for name, _ in model.detokenizer.named_parameters()}
     model.added_weights = getattr(model, "added_weights", set()) | new
 
@@ -236,4 +251,4 @@ def _measured(trainer: SeTokTrainer, masked: Mapping[str, list[Any]]) -> dict[st
     return measured
 
 
-__all__ = ["SeTokModelRecipe", "SeTokRecipe", "build_setok"]
+__all__ = ["SeTokModelRecipe", "SeTokRecipe", "build_setok", "switch_config"]

@@ -22,8 +22,11 @@ from .gpu_kinds import GPUKind, gpu_kind
 from .known_architectures import architecture
 from .plan_memory import STRATEGIES, MemoryPlan, planned_memory
 from .plan_model import make_fake, planned_config, planned_model
+from .plan_setok import SeTokStep, planned_setok, planned_setok_config, setok_step
+from .plan_setokim import WRITTEN, written_by
 from .plan_step import StepCosts, StepShape, composed_step, distillation_step, fake_tensors
 from .recipe_sections import Recipe
+from .setok_recipe import SeTokRecipe
 from .visual_language_recipe import VisualLanguageRecipe
 from .visual_modeling_config import VISUAL_LOSSES
 from .visual_modeling_recipe import VisualModelingRecipe
@@ -147,11 +150,11 @@ def _plan(name: str, recipe: Recipe, options: PlanOptions, earlier: dict[str, An
         model, costs, teacher = _distilled(recipe, options)
         parts = {}
         notes.append(f"The teacher's weights are counted with the model: {teacher / 1e6:,.1f} M parameters.")
+    elif isinstance(recipe, SeTokRecipe):
+        model, costs = _setok(recipe, options, strategy, earlier)
+        parts = {part: part_prefixes(model, part) for part in type(model).trainable_parts}
     else:
-        raise ValueError(
-            f"{name}: trainings of {recipe.trainer!r} cannot be planned, because what their clusters cost depends on "
-            "the images. Recipes of visual-language, visual-modeling, feature-distillation and setokim can."
-        )
+        raise ValueError(f"{name}: nobody knows how trainings of {recipe.trainer!r} are planned.")
     rows = _setting(recipe, "per_device_train_batch_size") * _setting(recipe, "gradient_accumulation_steps")
     times = _setting(recipe, "gradient_accumulation_steps") * options.num_gpus
     steps = _steps(recipe, rows * options.num_gpus, options, notes)
@@ -177,6 +180,7 @@ def _plan(name: str, recipe: Recipe, options: PlanOptions, earlier: dict[str, An
 def _composed(recipe: VisualLanguageRecipe, options: PlanOptions, strategy: str, earlier) -> tuple[Any, StepCosts]:
     config, side = planned_config(recipe.model, earlier)
     text_tokens = options.text_tokens
+    writes = written_by(recipe) if recipe.trainer == "setokim" and options.images else ()
     shape = StepShape(
         rows=_setting(recipe, "per_device_train_batch_size"),
         conversations=_setting(recipe, "conversations_per_row"),
@@ -186,6 +190,7 @@ def _composed(recipe: VisualLanguageRecipe, options: PlanOptions, strategy: str,
         image_size=side,
         image_tokens=options.image_tokens,
         max_length=_setting(recipe, "max_length"),
+        writes=writes,
     )
     stage = _setting(recipe, "stage") if isinstance(recipe, VisualModelingRecipe) else None
     if stage == "visual_tokens" and not shape.images:
@@ -208,11 +213,41 @@ def _composed(recipe: VisualLanguageRecipe, options: PlanOptions, strategy: str,
     left: Any = copy.deepcopy(config)
     left.planned_image_size = side
     left.lora_config = model.config.lora_config if _setting(recipe, "save_trained_only") else None
-    earlier[os.path.normpath(str(recipe.training.get("output_dir")))] = left
+    earlier[_output_dir(recipe)] = left
     if recipe.trainer == "setokim":
         left.token_bank_size = model.config.token_bank_size
-        costs.notes.append("Losses of visual tokens and masks, and the mask decoder, are not counted.")
+        costs.notes.extend(WRITTEN[name] for name in writes)
     return model, costs
+
+
+def _setok(recipe: SeTokRecipe, options: PlanOptions, strategy: str, earlier) -> tuple[Any, StepCosts]:
+    config, side = planned_setok_config(recipe.model, earlier)
+    phase = _setting(recipe, "phase")
+    model, trainable = planned_setok(recipe, config, phase, strategy.startswith("zero"))
+    shape = SeTokStep(
+        phase=phase,
+        rows=_setting(recipe, "per_device_train_batch_size"),
+        image_size=side,
+        image_tokens=options.image_tokens,
+        num_objects=_setting(recipe, "max_objects"),
+        mask_scale=_setting(recipe, "mask_scale"),
+        draws=phase == "reconstruction" or bool(_setting(recipe, "reconstruct_boundaries")),
+        cached_features=bool(_setting(recipe, "cache_features")),
+        kept_tokens=bool(_setting(recipe, "keep_tokens")),
+    )
+    with fake_tensors():
+        make_fake(model)
+        costs = setok_step(
+            model, trainable, shape, _autocast(recipe), bool(_setting(recipe, "gradient_checkpointing"))
+        )
+    left: Any = copy.deepcopy(model.config)
+    left.planned_image_size = side
+    earlier[_output_dir(recipe)] = left
+    return model, costs
+
+
+def _output_dir(recipe: Recipe) -> str:
+    return os.path.normpath(str(recipe.training.get("output_dir")))
 
 
 def _distilled(recipe: FeatureDistillationRecipe, options: PlanOptions) -> tuple[Any, StepCosts, int]:

@@ -10,12 +10,16 @@ DESCRIPTION = """
 Says what recipes would take on GPUs of a kind, without weights, data or GPUs: numbers of parameters, all and trained;
 memory of each GPU for weights, gradients, the optimizer's state and activations; floating-point operations and tokens
 of a step and in all; and hours. A step is run on tensors without content, whose operations are counted and whose sizes
-are added up while they live. Configurations are read from folders and from the cache of the Hub; well-known towers and
-language models (CLIP, SigLIP, DINOv2, Vicuna, Llama 2, Mistral, SmolLM2) need neither.
+are added up while they live. Configurations are read from folders and from the cache of the Hub; well-known models
+(CLIP, SigLIP, DINOv2, EVA-02-CLIP, Vicuna, Llama 2, Mistral, SmolLM2, LLaVA-1.5, Stable Diffusion v1.5) need neither.
 
 What the data is like has to be said: --text-tokens of a conversation, --answer-tokens of them that are learned,
 --images of a row, and --samples where a recipe counts epochs. Time is operations by the peak rate times --utilisation,
 which large trainings on several GPUs seldom have above 0.5; reading data and exchanging gradients are not counted.
+
+How many tokens SeTok makes of an image depends on what it shows: --image-tokens says how many to plan with, by default
+the most. In its own training each image has as many objects as --training.max_objects keeps; of Setokim each row
+writes what some of its data asks for: its images, a mask, or both. The plan notes what it assumes.
 
 Several recipes are planned as `vistok train` runs them, one after another: one that starts from the folder that an
 earlier one leaves has its model. What the data is like is one number for all of them, or one for each, in their order.
@@ -29,8 +33,10 @@ strategies:
 
 example:
   vistok plan recipes/gvt/instruct.yaml --num-gpus 32 --gpu a100
-  vistok plan recipes/vtlmm/{alignment,instruction,visual_tokens,visual_modeling}.yaml --num-gpus 8 --gpu h100 \
+  vistok plan recipes/vtlmm/{alignment,instruction,visual_tokens,visual_modeling}.yaml --num-gpus 8 --gpu h100 \\
       --samples 558128 665298 558128 665298 --text-tokens 32 256 32 256
+  vistok plan recipes/setok/1a-reconstruction.yaml recipes/setok/1b-boundaries.yaml --num-gpus 8 --samples 118287 \\
+      --image-tokens 25
   vistok plan recipes/gvt/demo.yaml --gpu t4 --format json --output plan.json
 """
 

@@ -15,7 +15,7 @@ from tests.trainer.tiny_training import moved, parameters, questions
 from vistok import SeTokForPreTraining, SeTokVisionModel
 from vistok.evaluation.image_text_models import ImageTextModel
 from vistok.modeling.completed_model import expected_shapes
-from vistok.modeling.modeling_setok import _compose
+from vistok.modeling.setok_composition import compose_setok_config
 from vistok.processing.collator import VisualLanguageCollator
 from vistok.trainer.model_recipe import ModelRecipe, build_model
 from vistok.trainer.recipe import load_recipe, recipe_from_dict
@@ -164,7 +164,7 @@ def test_the_parts_of_the_demos_setok_fit_one_another():
     fields = load_recipe("recipes/setok/demo/1a-boundaries.yaml").model.config
     fields = {**fields, **load_recipe("recipes/setok/demo/1c-reconstruction.yaml").model.config}
     tower = tiny_dinov2_config(hidden_size=384, num_hidden_layers=3)  # as wide as that of the recipe
-    shapes = expected_shapes(SeTokForPreTraining, _compose(tower, None, fields))
+    shapes = expected_shapes(SeTokForPreTraining, compose_setok_config(tower, None, fields))
     unet, detokenizer = "detokenizer.unet", fields["detokenizer_config"]
     channels = 3 * detokenizer["pixel_patch_size"] ** 2
     assert shapes[f"{unet}.conv_out.weight"][0] == channels == 12
@@ -174,7 +174,7 @@ def test_the_parts_of_the_demos_setok_fit_one_another():
     assert shapes["detokenizer.query_grid.preview.weight"][0] == channels * 4 * 4  # 8 × 8 squares of 32 × 32 places
     without = {**fields, "detokenizer_config": {**detokenizer, "num_position_channels": 0}}
     with pytest.raises(ValueError, match="in_channels=40 and out_channels=12, expected 24 and 12"):
-        expected_shapes(SeTokForPreTraining, _compose(tower, None, without))
+        expected_shapes(SeTokForPreTraining, compose_setok_config(tower, None, without))
 
 
 def test_the_trainer_of_transformers_trains_it(tmp_path):

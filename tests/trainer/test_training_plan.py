@@ -254,7 +254,9 @@ def test_what_nobody_knows_is_named(capsys):
     assert main(["plan", "recipes/gvt/instruct.yaml", "--model.text", "nobody/knows"]) == 2
     assert "nobody/knows" in capsys.readouterr().err
     assert main(["plan", "recipes/setok/1b-boundaries.yaml"]) == 2
-    assert "cannot be planned" in capsys.readouterr().err
+    assert "model.checkpoint is runs/setok/1a-reconstruction, which is not here" in capsys.readouterr().err
+    assert main(["plan", "recipes/setok/1a-reconstruction.yaml", "--model.diffusion", "nobody/draws"]) == 2
+    assert "nobody/draws" in capsys.readouterr().err
     assert main(["plan", "recipes/gvt/instruct.yaml", "--gpu", "h1000"]) == 2
     assert "unknown kind of GPU 'h1000'" in capsys.readouterr().err
 
