@@ -30,6 +30,7 @@ from .card_evaluation import (
     unclear_gains,
 )
 from .card_header import as_list, card_header, check_card_fields, validate_card
+from .card_lineage import data_of_all_runs, models_made_of
 from .published_text import published_text
 from .run_results import RESULTS_NAME, merge_results
 
@@ -254,13 +255,9 @@ def markdown_table(rows: Sequence[Sequence[str]], header: Sequence[str] | None =
 def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConfig | None) -> dict[str, Any]:
     recipe, fields = results.get("recipe") or {}, results.get("card") or {}
     model, sources = recipe.get("model") or {}, (recipe.get("data") or {}).get("train") or []
-    # The config names the folders of base models in full; only their last component goes further.
-    names = getattr(config, "base_models", None)
-    if names is None and not model.get("checkpoint"):
-        names = {key: model.get(key) for key in ("vision", "text")}
-    models = card_facts.base_models(names, folder)
+    models = models_made_of(config, results, folder)
     reports = results.get("evaluation") or []
-    licences, no_licence = card_facts.licence_table(models, sources)
+    licences, no_licence = card_facts.licence_table(models, data_of_all_runs(results, sources))
     to_fetch = [entry.name.removeprefix(PREFIX) for entry in models if entry.package]
     return {
         "name": folder.resolve().name,

@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from . import card_facts
 from .card_evaluation import measured_while_training
+from .card_lineage import models_made_of
 
 KIND = "setokim"
 """The trainer in the recipe of a Setokim, and the type of its config."""
@@ -41,7 +42,7 @@ def setokim_card_values(folder: Path, results: Mapping[str, Any], config: PreTra
     """
     recipe = results.get("recipe") or {}
     training = recipe.get("training") or {}
-    models = card_facts.base_models(getattr(config, "base_models", None), folder)
+    models = models_made_of(config, results, folder)
     detokenizer = getattr(getattr(config, "setok_config", None), "detokenizer_config", None)
     return {
         "summary": _summary(models),

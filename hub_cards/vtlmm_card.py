@@ -8,6 +8,7 @@ from transformers import PreTrainedConfig
 
 from . import card_facts
 from .card_evaluation import measured_while_training
+from .card_lineage import models_made_of
 
 KIND = "vtlmm"
 """The type of such a model."""
@@ -48,7 +49,7 @@ def vtlmm_card_values(folder: Path, results: Mapping[str, Any], config: PreTrain
     """
     recipe = results.get("recipe") or {}
     model, training = recipe.get("model") or {}, recipe.get("training") or {}
-    models = card_facts.base_models(getattr(config, "base_models", None), folder)
+    models = models_made_of(config, results, folder)
     return {
         "summary": _summary(config, models),
         "architecture": [] if config is None else _architecture(config, model.get("image_size")),

@@ -12,6 +12,7 @@ from transformers.utils import logging
 
 from ..configuration.optional import require
 from ..hub_cards.card import write_card
+from ..hub_cards.card_lineage import EARLIER, made_of_earlier
 from ..hub_cards.published_text import published_values
 from ..hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
 from .checkpoints import check_checkpoint, checkpoint_to_resume
@@ -19,7 +20,7 @@ from .data_sources import SkippedSamples
 from .loss_curve import draw_loss_curve, mean_training_loss, series
 from .recipe_sections import PreparedRun, Recipe
 from .reproducible_trainer import ReproducibleTrainer
-from .run_lineage import STARTED_FROM, described_run
+from .run_lineage import STARTED_FROM, described_run, start_of
 from .training_record import TrainingRecord, check_same_recipe, seconds_trained
 
 logger = logging.get_logger(__name__)
@@ -81,6 +82,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "command": command,
         "recipe": described,
         STARTED_FROM: whole_run.get(STARTED_FROM),
+        EARLIER: made_of_earlier(start_of(recipe)),
         "steps": trainer.state.global_step,
         "epochs": None if isinstance(run.train_dataset, IterableDataset) else trainer.state.epoch,
         **_sizes(run),
