@@ -1,8 +1,13 @@
 """`push_to_hub` of models and processors: what the package publishes with, where there is a package."""
 
+import inspect
+import os
 from collections.abc import Callable
 from typing import Any
 
+_OF_PUSH = (
+    *("repo_id", "commit_message", "private", "token", "revision", "create_pr", "self_contained", "adapter_only"),
+)
 _publishers: list[Callable[..., str]] = []
 
 
@@ -19,6 +24,34 @@ def publish_with(publisher: Callable[..., str]) -> None:
 
 class PushedToHub:
     """Models and processors that are published with what loads them, and models with a card."""
+
+    def save_pretrained(self, save_directory: str | os.PathLike, *args: Any, **options: Any) -> Any:
+        """
+        `save_pretrained` of transformers. With `push_to_hub=True` what was saved is published too, as [`push_to_hub`]
+        does it and with its options.
+
+        Args:
+            save_directory (`str`): folder.
+            push_to_hub (`bool`, *optional*, defaults to `False`): whether it is published too.
+            repo_id (`str`, *optional*): of the repository; by default the folder's name.
+            args, options: as in transformers, or of [`push_to_hub`].
+
+        Raises:
+            PushError, ValueError: as [`push_to_hub`]. The folder is there then.
+        """
+        save: Any = super().save_pretrained  # type: ignore[misc]
+        bound = inspect.signature(save).bind(save_directory, *args, **options).arguments
+        given = {**bound.pop("kwargs", {}), **bound}
+        if not given.pop("push_to_hub", False) or not _publishers:
+            return save(save_directory, *args, **options)
+        of_push = {name: given.pop(name) for name in _OF_PUSH if name in given}
+        saved = save(**given)
+        if given.get("is_main_process", True):
+            if "max_shard_size" in given:
+                of_push["max_shard_size"] = given["max_shard_size"]
+            repo_id = of_push.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
+            self.push_to_hub(repo_id, **of_push)
+        return saved
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:
         """

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import torch
 from transformers import TrainingArguments
-from transformers.trainer_utils import HubStrategy, SchedulerType
+from transformers.trainer_utils import SchedulerType
 
 from ..modeling.vision_features import FINAL
 
@@ -126,11 +126,6 @@ class FeatureDistillationConfig(TrainingArguments):
             value = getattr(self, name)
             if value not in DTYPES and not (value is None and name == "save_dtype"):
                 raise ValueError(f"{name} is {value!r}, expected {', '.join(DTYPES)}.")
-        if self.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
-            raise ValueError(
-                f"hub_strategy is {self.hub_strategy.value!r}, and checkpoints of feature distillation, which hold "
-                "the projection beside the student, are not pushed: choose 'every_save' or 'end'."
-            )
 
     def _check_loss(self):
         if not (self.beta > 0 and math.isfinite(self.beta)):

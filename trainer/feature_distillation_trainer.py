@@ -6,7 +6,6 @@ import dataclasses
 import math
 import os
 import re
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -341,12 +340,6 @@ class FeatureDistillationTrainer(ReproducibleTrainer):
             super().save_model(output_dir, _internal_call=True)
         else:  # also before it is pushed
             self.save_final(output_dir or str(self.args.output_dir))
-
-    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
-        # Trainer copies the weights of a checkpoint, and what is pushed is to be the student.
-        with tempfile.TemporaryDirectory() as folder:
-            self.save_final(folder)
-            super()._push_from_checkpoint(folder)
 
     def save_final(self, folder: str | os.PathLike) -> None:
         """

@@ -2,13 +2,56 @@
 
 import dataclasses
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+from transformers import TrainingArguments
+from transformers.trainer_utils import HubStrategy
+from transformers.utils import logging
+
 from ..hub_cards.card import write_card
-from ..hub_cards.push import Pushed, send
+from ..hub_cards.push import Pushed, PushError, send
 from ..hub_cards.push_plan import check_repo_id, planned_push
 from ..hub_cards.run_results import merge_results, read_results, run_environment
 from .loss_curve import mean_training_loss
+
+logger = logging.get_logger(__name__)
+
+
+def check_hub_strategy(args: TrainingArguments) -> None:
+    """
+    Makes sure that a training publishes nothing but what can be published.
+
+    Args:
+        args (`TrainingArguments`): of the training.
+
+    Raises:
+        ValueError: if they ask for checkpoints to be pushed.
+    """
+    if args.push_to_hub and args.hub_strategy in (HubStrategy.CHECKPOINT, HubStrategy.ALL_CHECKPOINTS):
+        raise ValueError(
+            f"hub_strategy is {HubStrategy(args.hub_strategy).value!r}, and checkpoints to resume from are not "
+            "pushed: optimizer states and random numbers are pickled, and whoever loads such files runs them. Choose "
+            "'every_save', which pushes the model each time, or 'end'."
+        )
+
+
+def push_while_training(trainer: Any) -> None:
+    """
+    Publishes the model as it is now, at each save of a training with `push_to_hub` and `hub_strategy="every_save"`. A
+    Hub that cannot be reached then costs no training. All processes have to call it.
+
+    Args:
+        trainer ([`ReproducibleTrainer`]): that is training.
+    """
+    if trainer.args.hub_strategy == HubStrategy.END:
+        return
+    with TemporaryDirectory(prefix="vistok-push-") as temporary:
+        folder = Path(temporary) / _repository(trainer).split("/")[-1]
+        try:
+            push_trained(trainer, f"Training in progress, step {trainer.state.global_step}", folder=folder)
+        except PushError as error:
+            logger.warning(f"{error} Training goes on, and pushes again at the next save.")
 
 
 def push_trained(
@@ -18,13 +61,16 @@ def push_trained(
     revision: str | None = None,
     private: bool | None = None,
     self_contained: bool = False,
+    folder: Path | None = None,
 ) -> Pushed | None:
     """
-    Saves what was trained as a training ends (`save_final`), writes its card, and publishes the folder.
+    Saves what was trained as a training ends (`save_final`), writes its card, and publishes the folder. All processes
+    have to call it.
 
     Args:
         trainer ([`ReproducibleTrainer`]): its `args.hub_model_id` names the repository.
         commit_message, token, revision, private, self_contained: as of `vistok push`; by default as `args` has them.
+        folder (`Path`, *optional*): where it is saved; by default `args.output_dir`.
 
     Returns:
         [`Pushed`]; `None` in all but the first process.
@@ -34,17 +80,15 @@ def push_trained(
         PushError: if the Hub cannot be reached or refuses.
     """
     args = trainer.args
-    if not args.hub_model_id:
-        raise ValueError("args.hub_model_id is None: name the repository, owner/name, that is to be pushed to.")
-    check_repo_id(args.hub_model_id)
-    folder = Path(str(args.output_dir))
+    repo_id = _repository(trainer)
+    folder = Path(str(args.output_dir)) if folder is None else folder
     trainer.save_final(str(folder))
     if not trainer.is_world_process_zero():
         return None
     if not read_results(folder):  # a recipe records more of its run
         merge_results(folder, _results(trainer))
     write_card(folder)
-    with planned_push(folder, args.hub_model_id, self_contained=self_contained) as plan:
+    with planned_push(folder, repo_id, self_contained=self_contained) as plan:
         return send(
             plan,
             private=args.hub_private_repo if private is None else private,
@@ -52,6 +96,17 @@ def push_trained(
             message=commit_message or "End of training",
             token=token or args.hub_token or None,
         )
+
+
+def _repository(trainer: Any) -> str:
+    args = trainer.args
+    name = getattr(trainer, "hub_model_id", None) or args.hub_model_id
+    if args.push_to_hub:  # Trainer has made the repository, and its first process knows its full name
+        return name or Path(str(args.output_dir)).absolute().name
+    if not name:
+        raise ValueError("args.hub_model_id is None: name the repository, owner/name, that is to be pushed to.")
+    check_repo_id(name)
+    return name
 
 
 def _results(trainer: Any) -> dict[str, Any]:
@@ -89,4 +144,4 @@ def _chosen(args: Any) -> dict[str, Any]:
     }
 
 
-__all__ = ["push_trained"]
+__all__ = ["check_hub_strategy", "push_trained", "push_while_training"]

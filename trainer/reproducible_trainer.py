@@ -16,7 +16,7 @@ from ..modeling.lora_adapters import whole_copy
 from .checkpoints import check_strategy, checkpoint_to_resume
 from .endless_stream import EndlessStream, StreamCollator, has_exact_state
 from .length_groups import LengthGroups
-from .push_trained import push_trained
+from .push_trained import check_hub_strategy, push_trained, push_while_training
 from .quantized_training import beside_quantized_weights, check_whole
 from .sharded_training import prepare_fsdp, uses_zero3, whole_models
 from .stream_states import StreamStates
@@ -41,6 +41,7 @@ class ReproducibleTrainer(Trainer):
     """
 
     def __init__(self, *, args: TrainingArguments, data_collator: Any, eval_collator: Any = None, **kwargs):
+        check_hub_strategy(args)
         if args.n_gpu > 1:
             # One process could only split a batch by rows, and images are no rows.
             logger.warning(f"Training on one of {args.n_gpu} GPUs: start with `accelerate launch` to use all of them.")
@@ -107,6 +108,9 @@ class ReproducibleTrainer(Trainer):
             PushError: if the Hub cannot be reached or refuses; nothing was committed.
         """
         return push_trained(self, commit_message, token, revision, private, **options)
+
+    def _push_from_checkpoint(self, checkpoint_folder: str) -> None:
+        push_while_training(self)
 
     def get_train_dataloader(self):
         if not getattr(self.train_dataset, "tells_state", False):

@@ -95,7 +95,11 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "card": recipe.card,
         "log_history": history,
     }
-    return _measured(run, _recorded(run, results)) if trainer.is_world_process_zero() else results
+    if trainer.is_world_process_zero():
+        results = _measured(run, _recorded(run, results))
+    if args.push_to_hub:
+        trainer.push_to_hub()
+    return results
 
 
 def _sizes(run: PreparedRun) -> dict[str, int]:

@@ -8,11 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-import vistok
 from tests.hub_client import turned_to
 from tests.hub_folders import auto_map, features_of, save_kind
 from tests.hub_server import TOKEN, running_hub
-from tests.tiny import save_base_models, tiny_gvt, tiny_processor
+from tests.tiny import save_base_models
 from vistok import GVTForConditionalGeneration, GVTModel, save_trained_weights
 from vistok.cli import main
 from vistok.hub_cards.push import PushError, send
@@ -234,50 +233,6 @@ class TestRoundTrip:
         assert f"{hub.endpoint}/{REPO}" in told.out
         assert TOKEN not in told.out + told.err
         assert all(TOKEN.encode() not in content for content in hub.files(REPO).values())
-
-
-class TestObjects:
-    def test_a_model_and_its_processor_are_pushed_one_after_the_other(self, hub, tmp_path):
-        model, processor = tiny_gvt(), tiny_processor()
-        model.push_to_hub(REPO)
-        processor.push_to_hub(REPO)
-        files = hub.files(REPO)
-        assert {"model.safetensors", "README.md", "processor_config.json", "tokenizer.json"} <= set(files)
-        assert json.loads(files["processor_config.json"])["auto_map"] == {
-            "AutoProcessor": "vistok_classes.GVTProcessor"
-        }
-        assert b"GVTModel" in files["vistok_classes.py"]
-        assert f'model="{REPO}"' in files["README.md"].decode()
-
-    @pytest.mark.parametrize(
-        ("make", "config", "auto_class"),
-        [
-            (lambda: tiny_gvt().config, "config.json", "AutoConfig"),
-            (tiny_processor, "processor_config.json", "AutoProcessor"),
-            (tiny_gvt, "config.json", "AutoModelForImageTextToText"),
-        ],
-    )
-    def test_what_is_pushed_while_it_is_saved_has_the_stub(self, make, config, auto_class, hub, tmp_path):
-        saved = make()
-        saved.save_pretrained(str(tmp_path / "local"))
-        assert not (tmp_path / "local" / "vistok_classes.py").exists()
-        saved.save_pretrained(str(tmp_path / "pushed"), push_to_hub=True, repo_id=REPO)
-        files = hub.files(REPO)
-        name = json.loads(files[config])["auto_map"][auto_class].removeprefix("vistok_classes.")
-        assert name in files["vistok_classes.py"].decode() and hasattr(vistok, name)
-
-    def test_a_card_that_is_there_stays(self, hub):
-        model = tiny_gvt()
-        model.push_to_hub(REPO)
-        repository = hub.repositories[REPO]
-        card = repository.commits[repository.branches["main"]]["README.md"]
-        card.content = b"---\nlicense: mit\n---\n# Mine\n"
-        model.push_to_hub(REPO, commit_message="again")
-        assert hub.files(REPO)["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
-
-    def test_an_option_that_there_is_not_is_named(self):
-        with pytest.raises(TypeError, match="takes no use_temp_dir"):
-            tiny_gvt().push_to_hub(REPO, use_temp_dir=True)
 
 
 class TestFailures:

@@ -1,6 +1,7 @@
 """What was trained is published by its trainer, with its card."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -47,3 +48,42 @@ def test_trained_weights_on_base_models_of_this_machine_are_not_pushed_alone(mod
 def test_a_repository_has_to_be_named(model, trainer_for):
     with pytest.raises(ValueError, match="hub_model_id is None"):
         trainer_for(model, questions(4)).push_to_hub()
+
+
+def test_each_save_of_a_training_pushes_the_model_with_a_card_and_nothing_pickled(
+    model, trainer_for, hub, monkeypatch
+):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    trainer = trainer_for(model, questions(4), hub_model_id=REPO, push_to_hub=True, save_trained_only=False, **saves)
+    trainer.train()
+    repository = hub.repositories[REPO]
+    commits = [files for files in repository.commits.values() if "model.safetensors" in files]
+    assert len(commits) == 2 and commits[0]["model.safetensors"].content != commits[1]["model.safetensors"].content
+    for files in commits:
+        assert {"README.md", "results.json", "vistok_classes.py"} <= set(files)
+        assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+    assert not (Path(trainer.args.output_dir) / "README.md").exists()
+    loaded = GVTForConditionalGeneration.from_pretrained(REPO)
+    assert all(loaded.state_dict()[name].equal(weight) for name, weight in trainer.model.state_dict().items())
+
+
+def test_a_hub_that_goes_away_costs_no_training(model, trainer_for, hub, caplog):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2}
+    trainer = trainer_for(model, questions(4), hub_model_id=REPO, push_to_hub=True, save_trained_only=False, **saves)
+    hub.faults.cut_uploads, hub.faults.cut_uploads_after = 100, 1000
+    trainer.train()
+    assert trainer.state.global_step == 2
+    assert caplog.text.count("Training goes on, and pushes again at the next save") == 2
+    assert not any("model.safetensors" in files for files in hub.repositories[REPO].commits.values())
+
+
+def test_at_the_end_alone_nothing_is_pushed_before(model, trainer_for, hub):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 2, "hub_strategy": "end"}
+    trainer_for(model, questions(4), hub_model_id=REPO, push_to_hub=True, save_trained_only=False, **saves).train()
+    assert not any("model.safetensors" in files for files in hub.repositories[REPO].commits.values())
+
+
+@pytest.mark.parametrize("strategy", ["checkpoint", "all_checkpoints"])
+def test_checkpoints_are_not_pushed(model, trainer_for, strategy):
+    with pytest.raises(ValueError, match=f"hub_strategy is '{strategy}'.*Choose 'every_save'"):
+        trainer_for(model, questions(4), hub_model_id=REPO, push_to_hub=True, hub_strategy=strategy)
