@@ -32,6 +32,27 @@ def whole_weights(parameters: Iterable[torch.Tensor]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def writable_weight(weight: torch.Tensor) -> Iterator[torch.Tensor | None]:
+    """
+    Within, a weight can be written; one that DeepSpeed's ZeRO stage 3 divides is whole, and what the first process has
+    written is that of all. All processes have to enter.
+
+    Args:
+        weight (`torch.Tensor`): divided, or not.
+
+    Yields:
+        `torch.Tensor`: to be written; `None` in the processes that write nothing.
+    """
+    if not hasattr(weight, "ds_id"):
+        yield weight
+        return
+    import deepspeed
+
+    with deepspeed.zero.GatheredParameters([weight], modifier_rank=0):
+        yield weight if torch.distributed.get_rank() == 0 else None
+
+
+@contextlib.contextmanager
 def whole_root(model: Any) -> Iterator[None]:
     """
     Within, parts of a model can be called without the model: what FSDP gathers when the model is called, all but its
@@ -100,4 +121,12 @@ def original_class(model: nn.Module) -> Any:
     return next(kind for kind in type(model).__mro__ if not kind.__module__.startswith(of_fsdp))
 
 
-__all__ = ["is_whole", "original_class", "whole_root", "whole_state_dict", "whole_tensor", "whole_weights"]
+__all__ = [
+    "is_whole",
+    "original_class",
+    "whole_root",
+    "whole_state_dict",
+    "whole_tensor",
+    "whole_weights",
+    "writable_weight",
+]

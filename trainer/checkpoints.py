@@ -12,6 +12,7 @@ from transformers.trainer_callback import TrainerState
 from transformers.utils import SAFE_WEIGHTS_INDEX_NAME, logging
 
 from ..modeling.trained_weights import CheckpointError
+from .zero_checkpoints import zero_stage_of
 
 logger = logging.get_logger(__name__)
 
@@ -113,16 +114,19 @@ def check_checkpoint(folder: str | os.PathLike) -> TrainerState:
     return state
 
 
-def check_strategy(folder: str | os.PathLike, fsdp: bool = False, deepspeed: bool = False) -> None:
+def check_strategy(
+    folder: str | os.PathLike, fsdp: bool = False, deepspeed: bool = False, zero_stage: int = 0
+) -> None:
     """
     Makes sure that a checkpoint is of the kind that a training reads: FSDP and DeepSpeed each write one of their own.
 
     Args:
         folder (`str`): of the checkpoint.
         fsdp, deepspeed (`bool`, *optional*, defaults to `False`): which of them the training uses.
+        zero_stage (`int`, *optional*, defaults to 0): of the training, with DeepSpeed.
 
     Raises:
-        CheckpointError: if it is of another kind.
+        CheckpointError: if it is of another kind, or of another of DeepSpeed's stages.
     """
     names = [entry.name for entry in Path(folder).iterdir()]
     kinds = {"FSDP": FSDP_MODEL_NAME, "DeepSpeed": "global_step"}
@@ -132,6 +136,12 @@ def check_strategy(folder: str | os.PathLike, fsdp: bool = False, deepspeed: boo
         raise CheckpointError(
             f"{folder} is a checkpoint of a training with {written or 'neither FSDP nor DeepSpeed'}, and this one is "
             f"with {wanted or 'neither'}: go on as it began, or start anew from what that training saved in its end."
+        )
+    stage = zero_stage_of(folder)
+    if deepspeed and stage is not None and (stage == 3) != (zero_stage == 3):
+        raise CheckpointError(
+            f"{folder} is a checkpoint of ZeRO stage {stage}, and this training is with stage {zero_stage}: go on as "
+            "it began, or start anew from what that training saved in its end."
         )
 
 

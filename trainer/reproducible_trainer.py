@@ -20,7 +20,7 @@ from .push_trained import check_hub_strategy, push_trained, push_while_training
 from .quantized_training import beside_quantized_weights, check_whole
 from .sharded_training import prepare_fsdp, uses_zero3, whole_models
 from .stream_states import StreamStates
-from .zero_checkpoints import parts_put_together, restore_optimizer
+from .zero_checkpoints import parts_put_together, restore_rest
 
 logger = logging.get_logger(__name__)
 
@@ -52,6 +52,7 @@ class ReproducibleTrainer(Trainer):
         self._eval_collator = data_collator if eval_collator is None else eval_collator
         self._streams = StreamStates(args)
         self._groups: LengthGroups | None = None
+        self._was_evaluated_first = False
         if isinstance(kwargs.get("train_dataset"), EndlessStream):
             kwargs["train_dataset"].tells_state = has_exact_state(kwargs["train_dataset"])
         if getattr(kwargs.get("model"), "is_quantized", False):
@@ -163,11 +164,17 @@ class ReproducibleTrainer(Trainer):
             CheckpointError: if the checkpoint is incomplete or truncated, or does not fit the model, or is one of FSDP
                 or of DeepSpeed and this training uses another.
             DivergedError: if the loss or the gradient is no finite number.
+            ValueError: if DeepSpeed's stage 3 has divided the model for an evaluation, without an optimizer.
         """
+        if self._was_evaluated_first:
+            raise ValueError(
+                "evaluate() ran before train(), and ZeRO stage 3 has divided the model without an optimizer: set "
+                "eval_on_start in place of it, or make a new trainer."
+            )
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
         if checkpoint is not None:
-            strategy = {"fsdp": self.is_fsdp_enabled, "deepspeed": self.is_deepspeed_enabled}
-            check_strategy(checkpoint, **strategy)
+            stage = self.args.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0
+            check_strategy(checkpoint, self.is_fsdp_enabled, self.is_deepspeed_enabled, stage)
         return super().train(checkpoint, *args, **kwargs)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
@@ -176,9 +183,19 @@ class ReproducibleTrainer(Trainer):
             return super()._prepare_for_training(*prepared)
         with parts_put_together(self.accelerator, resume_from_checkpoint) as were_put_together:
             model, train_dataloader = super()._prepare_for_training(*prepared)
-        if were_put_together and uses_zero3(self.args):
-            restore_optimizer(model.optimizer.optimizer, resume_from_checkpoint)
+        if were_put_together:
+            restore_rest(model, resume_from_checkpoint)
         return model, train_dataloader
+
+    def _load_best_model(self):
+        if not self.is_deepspeed_enabled:
+            return super()._load_best_model()
+        best = self.state.best_model_checkpoint
+        with parts_put_together(self.accelerator, best) as were_put_together:
+            self.model_wrapped._config.load_universal_checkpoint = were_put_together
+            super()._load_best_model()
+        if were_put_together:
+            restore_rest(self.model_wrapped, best)
 
     def _run_epoch(self, *args, **kwargs):
         if self.state.global_step >= self.state.max_steps:  # a run that was at its end takes no further step
@@ -221,6 +238,7 @@ class ReproducibleTrainer(Trainer):
 
     def evaluate(self, *args, **kwargs):
         """`Trainer.evaluate`, which leaves the random numbers of training alone."""
+        self._was_evaluated_first |= uses_zero3(self.args) and self.model_wrapped is self.model
         state = torch.get_rng_state()
         try:
             return super().evaluate(*args, **kwargs)

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ..modeling.divided_weights import is_whole
 from ..modeling.losses_segmentation import mask_bce_loss, mask_dice_loss
 from ..modeling.mask_tokens import merged_mask_tokens, nearest_cluster_tokens
 from ..modeling.patch_clusters import PatchClusters
@@ -64,10 +65,18 @@ def image_reader(core: Any) -> Any:
         core ([`SetokimModel`]): as it is before it is divided. SeTok stays frozen.
 
     Returns:
-        [`SetokimModel`]: without language model and decoders.
+        [`SetokimModel`]: without language model and decoders, in evaluation mode.
+
+    Raises:
+        ValueError: if it is divided already.
     """
+    if not all(map(is_whole, core.setok.vision_model.parameters())):
+        raise ValueError(
+            "ZeRO stage 3 has divided SeTok when it was loaded, and images become visual tokens with whole weights: "
+            "load the model before the training arguments are made."
+        )
     reader, setok = copy.copy(core), copy.copy(core.setok)
-    setok._modules = {"vision_model": copy.deepcopy(core.setok.vision_model)}
+    setok._modules = {"vision_model": copy.deepcopy(core.setok.vision_model).eval()}
     reader._modules = {"setok": setok, "input_projection": copy.deepcopy(core.input_projection)}
     return reader
 

@@ -78,6 +78,8 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         _check_own_collator(args, data_collator)
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
+        if args.learning_rates and any(kwargs.get("optimizers", ())):
+            raise ValueError("learning_rates are those of the trainer's own optimizer: give one of the two.")
         set_trainable(model, args.trainable, args.lora)
         if args.alignment_examples:
             check_alignment(model)
@@ -171,11 +173,9 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             return build_together(builder, args)
 
     def create_optimizer(self, *args, **kwargs):
-        is_new = self.optimizer is None
+        is_new = self.optimizer is None  # with DeepSpeed it is asked for twice
         optimizer = super().create_optimizer(*args, **kwargs)
-        if rates := self.args.learning_rates:
-            if not is_new:
-                raise ValueError("learning_rates are those of the trainer's own optimizer: give one of the two.")
+        if is_new and (rates := self.args.learning_rates):
             set_part_learning_rates(optimizer, self.model, rates, self.args.trainable)
         return optimizer
 

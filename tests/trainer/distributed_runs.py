@@ -13,6 +13,7 @@ process imports everything and forks all others, two at a time.
 import argparse
 import gc
 import importlib
+import itertools
 import json
 import os
 import platform
@@ -42,7 +43,8 @@ ALONE = "1 process"
 STRATEGIES = {"DDP": "ddp", "FSDP2": "fsdp2", "ZeRO-2": "zero2", "ZeRO-3": "zero3"}
 """By name, the configuration of accelerate among the recipes."""
 
-RESUMED = "VisualModelingTrainer, visual modeling"
+RESUMED = ("VisualModelingTrainer, visual modeling", "SetokimTrainer, instruction")
+"""The second has weights that are neither trained nor of base models: a bank of tokens."""
 _OTHER_NUMBERS = {"whole": (2, None), "fewer": (1, "whole/checkpoint-2"), "more": (2, "fewer/checkpoint-3")}
 SESSIONS: dict[str, dict[str, tuple[int, str | None]]] = {
     "FSDP2": {**_OTHER_NUMBERS},
@@ -79,7 +81,7 @@ def run_all(folder: Path) -> None:
 
 
 def resume_all(folder: Path) -> None:
-    """The trainings of [`SESSIONS`], in `<folder>/resumed/<strategy>/<session>`."""
+    """The trainings of [`SESSIONS`], in `<folder>/resumed/<trainer>/<strategy>/<session>`."""
     for strategy in filter(runs_here, SESSIONS):
         for session, (world, _) in SESSIONS[strategy].items():
             fork(world, STRATEGIES[strategy], train_on, folder, strategy, session)
@@ -187,17 +189,21 @@ def train_all(folder: Path, strategy: str) -> None:
 
 def train_on(folder: Path, strategy: str, session: str) -> None:
     """Trains four steps, or what is left of them from a checkpoint; logs at the end."""
-    place = folder / "resumed" / strategy
     world, start = SESSIONS[strategy][session]
-    options = {"output_dir": str(place / session), "save_strategy": "steps", "save_steps": 1, "logging_steps": 4}
-    options |= {"optim": "adamw_torch", "max_steps": 4, "learning_rate": 0.01}
-    trainer = TRAINERS[RESUMED](
-        folder, **{**SETTINGS, **options, "per_device_train_batch_size": 4 // world}, use_cpu=False
-    )
-    trainer.train(None if start is None else str(place / start))
-    trainer.save_final(place / session)
-    if trainer.is_world_process_zero():
-        write(place / session, {"logged": trainer.state.log_history[:1]})
+    for name in RESUMED:
+        place = folder / "resumed" / name / strategy
+        options = {"output_dir": str(place / session), "save_strategy": "steps", "save_steps": 1, "logging_steps": 4}
+        options |= {"optim": "adamw_torch", "max_steps": 4, "learning_rate": 0.01, "weight_decay": 0.3}
+        options |= {"adam_epsilon": 1e-3}  # Adam makes steps of the rounding of gradients that are next to 0
+        options |= {"lr_scheduler_type": "cosine", "per_device_train_batch_size": 4 // world, "use_cpu": False}
+        unset_hf_deepspeed_config()  # of the training before
+        trainer = TRAINERS[name](folder, **{**SETTINGS, **options})
+        trainer.train(None if start is None else str(place / start))
+        trainer.save_final(place / session)
+        if trainer.is_world_process_zero():
+            write(place / session, {"logged": trainer.state.log_history[:1]})
+        del trainer
+        gc.collect()
 
 
 def write(place: Path, values: dict[str, Any]) -> None:
@@ -261,22 +267,22 @@ def report(folder: Path) -> str:
         "\n".join(f"- ({number}) {reason}" for number, reason in enumerate(refused, 1)),
         "The same runs: largest difference of a logged loss, and of a gradient norm as a share of it:",
         in_rows(["trainer", *STRATEGIES], steps),
-        f"Resumed from a divided checkpoint ({RESUMED}, four steps), beside the training that was not interrupted:",
-        in_rows(["strategy", "processes", "largest difference of a weight"], resumed(folder)),
+        "Resumed from a divided checkpoint, in four steps, beside the training that was not interrupted:",
+        in_rows(["trainer", "strategy", "processes", "largest difference of a weight"], resumed(folder)),
     ]
     return "\n\n".join(filter(None, parts)) + "\n"
 
 
 def resumed(folder: Path) -> list[list[str]]:
-    """By strategy, the numbers of processes one after the other, and how far the weights are in the end."""
+    """By trainer and strategy: the numbers of processes one after the other, and how far weights are in the end."""
     rows = []
-    for strategy in filter(runs_here, SESSIONS):
-        place, numbers = folder / "resumed" / strategy, {}
+    for name, strategy in itertools.product(RESUMED, filter(runs_here, SESSIONS)):
+        place, numbers = folder / "resumed" / name / strategy, {}
         for session, (world, start) in SESSIONS[strategy].items():
             numbers[session] = str(world) if start is None else f"{numbers[start.split('/')[0]]} → {world}"
             if start is not None:
                 far = weight_difference(place / "whole", place / session)
-                rows.append([strategy, numbers[session], shown(far)])
+                rows.append([name, strategy, numbers[session], shown(far)])
     return rows
 
 

@@ -146,11 +146,15 @@ def setokim(stage: str) -> Callable[..., Any]:
     def make(folder: Path, **options):
         tiny = tiny_setokim_training
         bases = str(folder / "setok" / "setok"), str(folder / "setok" / "text")
-        data = tiny.task_examples(8, ("generate", "edit", None, None, "segment", None))
+        tasks = ("generate", "edit", None, None, "segment", None)
+        rows = [tiny.task_example(number, tasks[number % len(tasks)]) for number in range(8)]
+        # In the second step each process has text alone once, while the other has a mask or an edit.
+        rows[5:7] = [{**question(number), "task": None} for number in (5, 6)]
+        data = Dataset.from_list(rows, features=tiny.ALL_FEATURES)
         return tiny.trainer_of(
             tiny.compose_setokim(bases), tiny.setokim_processor(bases), options.pop("output_dir"), stage, data,
             data.select(range(7)), trainable={"mask_decoder": "full"}, sample_steps=2, num_samples=1,
-            sample_inference_steps=1, token_bank_size=7, **options,
+            sample_inference_steps=1, token_bank_size=7, learning_rates={"projections": 0.02}, **options,
         )  # fmt: skip
 
     return make
