@@ -101,14 +101,14 @@ def push_trained(
 
 def results_of_run(folder: str | os.PathLike, trainer: Any) -> dict[str, Any] | None:
     """
-    The results in a folder, if they are those of the run that a trainer has just been at the end of.
+    The results that stand beside a model, if they are those of the run that a trainer is at the end of.
 
     Args:
-        folder (`str`): with `results.json` and, where the run was saved at its end, weights.
-        trainer ([`ReproducibleTrainer`]): its state is that of the run.
+        folder (`str`): output folder of the run.
+        trainer ([`ReproducibleTrainer`]): after training.
 
     Returns:
-        `dict`, or `None` where there are none, or those of another run: of other length, or with another loss curve.
+        `dict`: as in `results.json`, or `None` if this run, as far as it has come, was not recorded or not saved.
     """
     results, state = read_results(folder), trainer.state
     same_curve = series(results.get("log_history") or [], "loss") == series(state.log_history, "loss")

@@ -1,7 +1,6 @@
 """Running a recipe: from models and data to a trained folder with card, results and loss curve."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ def _push(trainer: ReproducibleTrainer) -> None:
     except Exception:
         logger.error(
             f"The model is trained and saved in {folder}, but it was not published: see the error. A run that is at "
-            f"its end is not pushed again: `vistok push {folder} {trainer.args.hub_model_id}` does it."
+            f"its end is not pushed again: `vistok push {folder} {trainer.hub_model_id}` does it."
         )
         raise
 
