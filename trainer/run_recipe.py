@@ -52,7 +52,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     require("matplotlib.figure", "train")  # not found out about at the end of a run
     args = recipe.arguments()
     checkpoint = checkpoint_to_resume(resume, args.output_dir)
-    whole_run = described_run(recipe)
+    whole_run, earlier = described_run(recipe), made_of_earlier(start_of(recipe))
     if checkpoint is not None:
         check_same_recipe(checkpoint, whole_run)
     set_seed(args.seed)
@@ -66,7 +66,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "command": command,
         "recipe": described,
         STARTED_FROM: whole_run.get(STARTED_FROM),
-        EARLIER: made_of_earlier(start_of(recipe)),
+        EARLIER: earlier,
         "card": recipe.card,
     }
     steps_before = check_checkpoint(checkpoint).global_step if checkpoint is not None else 0

@@ -1,9 +1,11 @@
 """What was trained is published by its trainer, with its card."""
 
+import copy
 import json
 from pathlib import Path
 
 import pytest
+import torch
 from huggingface_hub import ModelCard
 
 from tests.hub_client import turned_to
@@ -86,6 +88,19 @@ def test_each_save_of_a_training_pushes_the_model_with_a_card_and_nothing_pickle
     assert not (Path(trainer.args.output_dir) / "README.md").exists()
     loaded = GVTForConditionalGeneration.from_pretrained(REPO)
     assert all(loaded.state_dict()[name].equal(weight) for name, weight in trainer.model.state_dict().items())
+
+
+@pytest.mark.parametrize("options", [{}, {"trainable": {"resampler": "full", "llm": "lora"}, "lora": {"r": 2}}])
+def test_pushing_changes_nothing_of_a_training(model, trainer_for, hub, options):
+    saves = {"save_strategy": "steps", "save_steps": 1, "max_steps": 3, "save_trained_only": False, **options}
+    trained = []
+    for push in ({}, {"push_to_hub": True, "hub_model_id": REPO}):
+        torch.manual_seed(1)  # of new adapters
+        trainer = trainer_for(copy.deepcopy(model), questions(6), **saves, **push)
+        trainer.train()
+        trained.append(trainer.model.state_dict())
+    assert trained[0].keys() == trained[1].keys()
+    assert all(weight.equal(trained[1][name]) for name, weight in trained[0].items())
 
 
 def test_a_hub_that_goes_away_costs_no_training(model, trainer_for, hub, caplog):

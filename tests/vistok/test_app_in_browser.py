@@ -85,7 +85,7 @@ def width_of(image) -> int:
 def note(page, words: str) -> str:
     """The note, once it holds these words."""
     found = page.locator("#note").filter(has_text=re.compile(re.escape(words)))
-    found.wait_for(timeout=60_000)
+    found.wait_for(timeout=240_000)  # the first answer loads a model, on whatever machine
     return found.inner_text()
 
 

@@ -37,7 +37,8 @@ class TestHelp:
             cli.main([name, "--help"])
         assert exit.value.code == 0
         text = capsys.readouterr().out
-        examples = [line.strip() for line in text.split("example:")[1].splitlines() if f"vistok {name}" in line]
+        shown = text.split("example:")[1].replace("\\\n", " ")
+        examples = [line.strip() for line in shown.splitlines() if f"vistok {name}" in line]
         assert examples
         for example in examples:
             options, rest = cli.build_parser().parse_known_args(shlex.split(example)[1:])
