@@ -5,9 +5,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-_OF_PUSH = (
-    *("repo_id", "commit_message", "private", "token", "revision", "create_pr", "self_contained", "adapter_only"),
-)
+_OF_PUSH = ("commit_message", "private", "token", "revision", "create_pr", "self_contained", "adapter_only")
 _publishers: list[Callable[..., str]] = []
 
 
@@ -44,13 +42,13 @@ class PushedToHub:
         given = {**bound.pop("kwargs", {}), **bound}
         if not given.pop("push_to_hub", False) or not _publishers:
             return save(save_directory, *args, **options)
+        repo_id = given.pop("repo_id", None)
         of_push = {name: given.pop(name) for name in _OF_PUSH if name in given}
         saved = save(**given)
-        if given.get("is_main_process", True):
-            if "max_shard_size" in given:
-                of_push["max_shard_size"] = given["max_shard_size"]
-            repo_id = of_push.pop("repo_id", None) or os.path.basename(os.path.abspath(save_directory))
-            self.push_to_hub(repo_id, **of_push)
+        if given.pop("is_main_process", True):
+            of_saving = {name: value for name, value in given.items() if name != "save_directory"}
+            repo_id = repo_id or os.path.basename(os.path.abspath(save_directory))
+            _publishers[0](self, repo_id, of_saving=of_saving, **of_push)
         return saved
 
     def push_to_hub(self, repo_id: str, **options: Any) -> str:

@@ -30,7 +30,7 @@ from .card_evaluation import (
     unclear_gains,
 )
 from .card_header import as_list, card_header, check_card_fields, validate_card
-from .card_lineage import data_of_all_runs, models_made_of
+from .card_lineage import data_of_all_runs, data_of_earlier_runs, licences_of_earlier_runs, models_made_of
 from .published_text import published_text
 from .run_results import RESULTS_NAME, merge_results
 
@@ -257,15 +257,19 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
     model, sources = recipe.get("model") or {}, (recipe.get("data") or {}).get("train") or []
     models = models_made_of(config, results, folder)
     reports = results.get("evaluation") or []
-    licences, no_licence = card_facts.licence_table(models, data_of_all_runs(results, sources))
-    to_fetch = [entry.name.removeprefix(PREFIX) for entry in models if entry.package]
+    all_data = data_of_all_runs(results, sources)
+    licences, no_licence = card_facts.licence_table(models, all_data)
+    earlier_licences, earlier_without = licences_of_earlier_runs(results)
+    only_trained = (folder / TRAINED_WEIGHTS_NAME).is_file()
+    completing = card_facts.base_models(getattr(config, "base_models", None), folder) if only_trained else []
+    to_fetch = dict.fromkeys(entry.name.removeprefix(PREFIX) for entry in completing if entry.package)
     return {
         "name": folder.resolve().name,
         "title": " ".join((fields.get("title") or folder.resolve().name).split()),
         "description": (fields.get("description") or "").strip(),
         "summary": _summary(config, models),
         "fetch": f"vistok fetch {' '.join(to_fetch)}" if to_fetch else "",
-        "only_trained": (folder / TRAINED_WEIGHTS_NAME).is_file(),
+        "only_trained": only_trained,
         "architecture": []
         if not hasattr(config, "resampler_config")
         else card_facts.gvt_architecture(config, model.get("image_size")),
@@ -275,7 +279,7 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "trainable": [(part, _MODES.get(mode, mode)) for part, mode in (recipe.get("trainable") or {}).items()],
         "parameters": _parameters(results.get("parameters") or {}),
         "data": card_facts.data_table(sources),
-        "sources": sources,
+        "all_data": all_data,
         "models": models,
         "skipped": _skipped(results.get("skipped_samples")),
         "command": results.get("command") or "",
@@ -297,8 +301,8 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         ],
         "limits": [*as_list(fields.get("limits")), *unclear_gains(reports)],
         "licence": fields.get("license") or "",
-        "licences": licences,
-        "no_licence": no_licence,
+        "licences": [*earlier_licences, *licences],
+        "no_licence": [*earlier_without, *no_licence],
     }
 
 
@@ -339,6 +343,7 @@ def _run(results: Mapping[str, Any]) -> list[card_facts.Row]:
     model = (results.get("recipe") or {}).get("model") or {}
     rows = {
         "started from": model.get("checkpoint") or "",
+        "data of earlier runs": data_of_earlier_runs(results),
         "quantised while training, unless trained in full": _quantization(model),
         "steps": card_facts.number(results["steps"]) if results.get("steps") else "",
         "epochs": f"{results['epochs']:.4g}" if results.get("epochs") else "",
@@ -379,7 +384,7 @@ def _header(kind: str, config: PreTrainedConfig | None, results: Mapping[str, An
         pipeline_tag=PIPELINE_TAGS[kind],
         fields=results.get("card") or {},
         base_models=[entry.hub_id for entry in values["models"] if entry.hub_id],
-        datasets=[card_facts.source_label(source) for source in values["sources"]],
+        datasets=[card_facts.source_label(source) for source in values["all_data"]],
         eval_results=model_index(results.get("evaluation") or [], PIPELINE_TAGS[kind]),
     )
     return header.to_yaml()

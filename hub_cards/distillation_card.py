@@ -51,7 +51,6 @@ def distillation_card_values(
         # In the header: what the weights are made from, which is not the teacher.
         "models": card_facts.base_models(_started_from(student), folder),
         "needs_vistok": config is not None and config.model_type not in CONFIG_MAPPING_NAMES,
-        "sources": sources,
         "student": _student(config, student),
         "teacher": _teacher(models, teacher),
         "feature_layer": student.get("feature_layer"),

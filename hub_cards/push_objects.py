@@ -1,6 +1,7 @@
 """Publishing models and processors that lie in memory, and the folder of a training."""
 
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -26,6 +27,7 @@ def push_object(
     max_shard_size: int | str = "5GB",
     self_contained: bool = False,
     adapter_only: bool = False,
+    of_saving: Mapping[str, Any] | None = None,
     **others: Any,
 ) -> str:
     """
@@ -35,6 +37,8 @@ def push_object(
         published (`PreTrainedModel` or `ProcessorMixin`): with `save_pretrained`.
         repo_id, commit_message, private, token, revision, create_pr, max_shard_size, self_contained, adapter_only:
             see there.
+        of_saving (`Mapping`, *optional*): further arguments of `save_pretrained`, such as the `state_dict` of a model
+            whose weights are divided among processes.
         others: none.
 
     Returns:
@@ -53,14 +57,16 @@ def push_object(
     is_model = isinstance(published, PreTrainedModel)
     if adapter_only and not is_model:
         raise ValueError(f"adapter_only is for models, not for a {type(published).__name__}: leave it out.")
+    if adapter_only and of_saving:
+        raise ValueError(f"adapter_only does not go with {', '.join(of_saving)} of save_pretrained: leave one out.")
     with TemporaryDirectory(prefix="vistok-push-") as temporary:
         folder = Path(temporary) / repo_id.split("/")[-1]
         if adapter_only:
             save_trained_weights(published, folder)
         elif is_model:
-            published.save_pretrained(folder, max_shard_size=max_shard_size)
+            published.save_pretrained(folder, **{"max_shard_size": max_shard_size, **(of_saving or {})})
         else:
-            published.save_pretrained(folder)
+            published.save_pretrained(folder, **(of_saving or {}))
         with_card = is_model and not _has_card(repo_id, revision, token)
         weights: Weights = "adapter" if adapter_only else "as they are"
         with planned_push(folder, repo_id, weights, self_contained, with_card=with_card) as plan:

@@ -1,6 +1,7 @@
 """Publishing what a trainer has trained."""
 
 import dataclasses
+import os
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -13,7 +14,7 @@ from ..hub_cards.card import write_card
 from ..hub_cards.push import Pushed, PushError, send
 from ..hub_cards.push_plan import check_repo_id, planned_push
 from ..hub_cards.run_results import merge_results, read_results, run_environment
-from .loss_curve import mean_training_loss
+from .loss_curve import mean_training_loss, series
 
 logger = logging.get_logger(__name__)
 
@@ -85,7 +86,7 @@ def push_trained(
     trainer.save_final(str(folder))
     if not trainer.is_world_process_zero():
         return None
-    if not read_results(folder):  # a recipe records more of its run
+    if not _keeps_results(folder, trainer):
         merge_results(folder, _results(trainer))
     write_card(folder)
     with planned_push(folder, repo_id, self_contained=self_contained) as plan:
@@ -96,6 +97,30 @@ def push_trained(
             message=commit_message or "End of training",
             token=token or args.hub_token or None,
         )
+
+
+def results_of_run(folder: str | os.PathLike, trainer: Any) -> dict[str, Any] | None:
+    """
+    The results that stand beside a model, if they are those of the run that a trainer is at the end of.
+
+    Args:
+        folder (`str`): output folder of the run.
+        trainer ([`ReproducibleTrainer`]): after training.
+
+    Returns:
+        `dict`: as in `results.json`, or `None` if this run, as far as it has come, was not recorded or not saved.
+    """
+    results, state = read_results(folder), trainer.state
+    same_curve = series(results.get("log_history") or [], "loss") == series(state.log_history, "loss")
+    saved = any(Path(folder).glob("*.safetensors"))
+    return results if results.get("steps") == state.global_step and same_curve and saved else None
+
+
+def _keeps_results(folder: Path, trainer: Any) -> bool:
+    """Whether there are results of this run, of which a recipe records more, or of any if nothing was trained now."""
+    if trainer.state.global_step == 0:
+        return bool(read_results(folder))
+    return results_of_run(folder, trainer) is not None
 
 
 def _repository(trainer: Any) -> str:
@@ -116,6 +141,8 @@ def _results(trainer: Any) -> dict[str, Any]:
     seconds = [entry["train_runtime"] for entry in history if "train_runtime" in entry]
     parameters = list(trainer.model.parameters())
     recipe: dict[str, Any] = {"training": _chosen(trainer.args)}
+    if base_models := getattr(getattr(trainer.model, "config", None), "base_models", None):
+        recipe["model"] = dict(base_models)
     if trainer.card_kind:
         recipe["trainer"] = trainer.card_kind
     return {
@@ -131,6 +158,7 @@ def _results(trainer: Any) -> dict[str, Any]:
         "metrics": {name: value for entry in history for name, value in entry.items() if name.startswith("eval_")},
         "recipe": recipe,
         "log_history": history,
+        **trainer.run_record,
     }
 
 
@@ -144,4 +172,4 @@ def _chosen(args: Any) -> dict[str, Any]:
     }
 
 
-__all__ = ["check_hub_strategy", "push_trained", "push_while_training"]
+__all__ = ["check_hub_strategy", "push_trained", "push_while_training", "results_of_run"]

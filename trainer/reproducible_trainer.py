@@ -1,8 +1,9 @@
 """What all trainers of vistok have in common: exact resuming, and an end where the loss is no number."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -89,6 +90,9 @@ class ReproducibleTrainer(Trainer):
 
     card_kind: str | None = None
     """The kind of card of what is trained, where the type of the model does not say it."""
+
+    run_record: Mapping[str, Any] = MappingProxyType({})
+    """What a recipe knows of its run, for the cards of what is pushed on the way."""
 
     def push_to_hub(self, commit_message=None, blocking=True, token=None, revision=None, private=None, **options):
         """

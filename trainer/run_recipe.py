@@ -1,7 +1,6 @@
 """Running a recipe: from models and data to a trained folder with card, results and loss curve."""
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ from ..configuration.optional import require
 from ..hub_cards.card import write_card
 from ..hub_cards.card_lineage import EARLIER, made_of_earlier
 from ..hub_cards.published_text import published_values
-from ..hub_cards.run_results import merge_results, read_results, run_environment, write_text_atomically
+from ..hub_cards.run_results import merge_results, run_environment, write_text_atomically
 from .checkpoints import check_checkpoint, checkpoint_to_resume
 from .data_sources import SkippedSamples
-from .loss_curve import draw_loss_curve, mean_training_loss, series
+from .loss_curve import draw_loss_curve, mean_training_loss
+from .push_trained import results_of_run
 from .recipe_sections import PreparedRun, Recipe
 from .reproducible_trainer import ReproducibleTrainer
 from .run_lineage import STARTED_FROM, described_run, start_of
@@ -59,11 +59,18 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
     run = recipe.prepare(args)
     trainer = run.trainer
     trainer.add_callback(TrainingRecord(whole_run))
-    steps_before = check_checkpoint(checkpoint).global_step if checkpoint is not None else 0
-    output = trainer.train(resume_from_checkpoint=checkpoint)
     described = recipe.to_dict()
     if run.base_models:
         described["model"] |= run.base_models
+    trainer.run_record = {
+        "command": command,
+        "recipe": described,
+        STARTED_FROM: whole_run.get(STARTED_FROM),
+        EARLIER: earlier,
+        "card": recipe.card,
+    }
+    steps_before = check_checkpoint(checkpoint).global_step if checkpoint is not None else 0
+    output = trainer.train(resume_from_checkpoint=checkpoint)
     if trainer.state.global_step == steps_before and (recorded := results_of_run(args.output_dir, trainer)):
         if not _is_measured(run, recipe, recorded):
             return _measured(run, {**recorded, "recipe": described})
@@ -79,10 +86,7 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         logger.warning(skipped.summary())
     history = trainer.state.log_history
     results = {
-        "command": command,
-        "recipe": described,
-        STARTED_FROM: whole_run.get(STARTED_FROM),
-        EARLIER: earlier,
+        **trainer.run_record,
         "steps": trainer.state.global_step,
         "epochs": None if isinstance(run.train_dataset, IterableDataset) else trainer.state.epoch,
         **_sizes(run),
@@ -92,14 +96,25 @@ def run_recipe(recipe: Recipe, resume: bool | str = "auto", command: str | None 
         "parameters": run.count_parameters(),
         "metrics": metrics,
         "skipped_samples": skipped.count,
-        "card": recipe.card,
         "log_history": history,
     }
     if trainer.is_world_process_zero():
         results = _measured(run, _recorded(run, results))
     if args.push_to_hub:
-        trainer.push_to_hub()
+        _push(trainer)
     return results
+
+
+def _push(trainer: ReproducibleTrainer) -> None:
+    folder = trainer.args.output_dir
+    try:
+        trainer.push_to_hub()
+    except Exception:
+        logger.error(
+            f"The model is trained and saved in {folder}, but it was not published: see the error. A run that is at "
+            f"its end is not pushed again: `vistok push {folder} {trainer.hub_model_id}` does it."
+        )
+        raise
 
 
 def _sizes(run: PreparedRun) -> dict[str, int]:
@@ -142,23 +157,6 @@ def _is_measured(run: PreparedRun, recipe: Recipe, recorded: Mapping[str, Any]) 
     asked = published_values({name: described.get(name) for name in recipe.measured_sections})
     before = {name: (recorded.get("recipe") or {}).get(name) for name in recipe.measured_sections}
     return json.loads(json.dumps(asked)) == before and all(name in recorded for name in run.measures)
-
-
-def results_of_run(folder: str | os.PathLike, trainer: ReproducibleTrainer) -> dict[str, Any] | None:
-    """
-    The results that stand beside a model, if they are those of the run that a trainer is at the end of.
-
-    Args:
-        folder (`str`): output folder of the run.
-        trainer ([`ReproducibleTrainer`]): after training.
-
-    Returns:
-        `dict`: as in `results.json`, or `None` if this run, as far as it has come, was not recorded or not saved.
-    """
-    results, state = read_results(folder), trainer.state
-    same_curve = series(results.get("log_history") or [], "loss") == series(state.log_history, "loss")
-    saved = any(Path(folder).glob("*.safetensors"))
-    return results if results.get("steps") == state.global_step and same_curve and saved else None
 
 
 def final_metrics(trainer: ReproducibleTrainer, eval_datasets: dict[str, Any]) -> dict[str, float]:

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import yaml
 
 from tests.hub_folders import save_kind
 from vistok.configuration.shipped import shipped_path
@@ -14,10 +15,27 @@ DRAWN = {"format": "easy-vqa", "name": "drawn"}
 BASES = {"vision": "vistok:dinov2-small", "text": "vistok:smollm2-135m"}
 
 
-def run_of(model, data, start=None):
+def run_of(model, data, start=None, licence="apache-2.0"):
     """Results as a training leaves them."""
     recipe = {"model": model, "data": {"train": data}, "card": {}}
-    return {"recipe": recipe, EARLIER: made_of_earlier(start), "card": {"license": "apache-2.0"}}
+    card = {"license": licence} if licence else {}
+    return {"recipe": recipe, EARLIER: made_of_earlier(start), "card": card}
+
+
+def header_of(text):
+    return yaml.safe_load(text.split("---")[1])
+
+
+@pytest.fixture
+def stage(tmp_path):
+    """Leaves the folder of a run that saved all its weights."""
+
+    def leave(name, kind, model, data, **options):
+        save_kind(kind, tmp_path / name)
+        text = write_card(tmp_path / name, run_of({"kind": kind, **model}, [data], **options)).read_text()
+        return tmp_path / name, text
+
+    return leave
 
 
 @pytest.fixture
@@ -40,6 +58,46 @@ def test_a_whole_model_of_several_runs_names_base_models_and_licences_of_all(sta
     assert "| drawn | PyPI: easy-vqa 1.0 | MIT |" in text
     assert "| photographs |" in text.split("## Licences")[1]
     assert str(stages) not in (stages / "stage-2" / "results.json").read_text()
+
+
+@pytest.mark.parametrize("kind", ["gvt", "vtlmm", "setok", "setokim"])
+def test_a_run_from_the_folder_of_an_earlier_one_names_what_that_was_made_of(stage, kind):
+    bases = {"vision": BASES["vision"]} if kind == "setok" else BASES
+    first, before = stage("first", kind, bases, PHOTOGRAPHS, licence="cc-by-nc-4.0")
+    _, text = stage("second", kind, {"checkpoint": str(first)}, DRAWN, start=first)
+    assert header_of(text)["base_model"] == header_of(before)["base_model"] != []
+    assert header_of(text)["datasets"] == ["photographs", "drawn"]
+    assert "| started from | first |" in text and "| data of earlier runs | photographs |" in text
+    assert "| `first` | an earlier run | cc-by-nc-4.0 |" in text and "This model: apache-2.0." in text
+    rows = [line for line in before.split("## Licences")[1].splitlines() if line.startswith(("| `", "| photographs"))]
+    assert len(rows) > len(bases) and set(rows) <= set(text.split("## Licences")[1].splitlines())
+
+
+def test_the_tower_below_a_setok_in_a_folder_is_named_by_all_stages_of_a_setokim(stage):
+    setok, _ = stage("tokens", "setok", {"vision": BASES["vision"]}, PHOTOGRAPHS, licence="cc-by-nc-4.0")
+    model = {"vision": str(setok), "text": BASES["text"]}
+    reading, first = stage("reading", "setokim", model, DRAWN, start=setok)
+    writing, second = stage("writing", "setokim", {"checkpoint": str(reading)}, DRAWN, start=reading)
+    _, third = stage("tuned", "setokim", {"checkpoint": str(writing)}, DRAWN, start=writing)
+    for text in (first, second, third):
+        assert set(header_of(text)["base_model"]) == {
+            "facebook/dinov2-small",
+            "HuggingFaceTB/SmolLM2-135M-Instruct",
+        }
+        assert header_of(text)["datasets"] == ["photographs", "drawn"]
+        assert "| `tokens` | an earlier run | cc-by-nc-4.0 |" in text
+    assert "| vision of tokens | `vistok:dinov2-small` |" in third
+
+
+def test_an_earlier_run_without_a_licence_is_named(stage):
+    first, _ = stage("first", "gvt", BASES, DRAWN, licence=None)
+    _, text = stage("second", "gvt", {"checkpoint": str(first)}, DRAWN, start=first)
+    assert "Not recorded here: first." in text
+
+
+def test_a_folder_with_all_weights_needs_no_base_weights(stage):
+    _, text = stage("whole", "gvt", BASES, DRAWN)
+    assert "facebook/dinov2-small" in header_of(text)["base_model"] and "vistok fetch" not in text
 
 
 def test_each_source_of_earlier_runs_is_kept_once(stages):
@@ -67,6 +125,17 @@ def test_a_model_of_the_hub_that_a_run_starts_from_is_its_base_model(tmp_path):
     assert "org/gvt-7b (see its card)" in text
 
 
+@pytest.mark.parametrize("name", ["org/gvt-7b", "vistok:gvt-demo"])
+def test_a_start_that_has_a_name_is_kept_over_further_runs(stage, name):
+    start = shipped_path("checkpoints/gvt-demo") if name.startswith("vistok:") else name
+    first, _ = stage("first", "gvt", {"checkpoint": name}, DRAWN, start=start)
+    second, _ = stage("second", "gvt", {"checkpoint": str(first)}, DRAWN, start=first)
+    _, text = stage("third", "gvt", {"checkpoint": str(second)}, DRAWN, start=second)
+    assert f"| start of first | `{name}` |" in text
+    assert ("org/gvt-7b" in header_of(text)["base_model"]) == (name == "org/gvt-7b")
+    assert (f"| `{name}` | ships with vistok | apache-2.0 |" in text) == (name != "org/gvt-7b")
+
+
 def test_a_folder_of_two_names_is_no_model_of_the_hub(tmp_path):
     """Also where it is not there when the card is written again."""
     save_kind("gvt", tmp_path / "runs" / "first")
@@ -79,4 +148,8 @@ def test_a_folder_of_two_names_is_no_model_of_the_hub(tmp_path):
 def test_nothing_is_known_of_what_is_no_folder_of_a_model(tmp_path):
     assert made_of_earlier(None) == made_of_earlier("org/name") == made_of_earlier(tmp_path) == {}
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "gvt"}))
-    assert made_of_earlier(tmp_path) == {"base_models": {}, "data": []}
+    assert made_of_earlier(tmp_path) == {
+        "base_models": {},
+        "data": [],
+        "licences": [{"name": tmp_path.name, "license": None}],
+    }

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from safetensors.torch import load
 
 import vistok
 from tests.hub_client import turned_to
@@ -59,6 +60,26 @@ def test_what_is_pushed_while_it_is_saved_goes_the_same_way(make, hub, tmp_path)
     others = hub.files("org/other")
     assert others.keys() == pushed.keys()
     assert [name for name in others if others[name] != pushed[name]] in ([], ["README.md"])
+
+
+def test_weights_that_are_given_are_the_ones_that_are_pushed(hub, tmp_path):
+    """Where processes share a model, only those that were gathered are whole."""
+    model = tiny_gvt()
+    given = {name: weight + 1 for name, weight in model.state_dict().items()}
+    options = {"state_dict": given, "max_shard_size": "100KB"}
+    model.save_pretrained(tmp_path / "tiny", push_to_hub=True, repo_id=REPO, **options)
+    pushed, shards = hub.files(REPO), sorted((tmp_path / "tiny").glob("*.safetensors"))
+    assert len(shards) > 1 and all(pushed[shard.name] == shard.read_bytes() for shard in shards)
+    found = {name: weight for shard in shards for name, weight in load(pushed[shard.name]).items()}
+    own_name = [name for name in found if ".resampler." in name]  # others are saved by the names of published towers
+    assert own_name and all(found[name].equal(given[name]) for name in own_name)
+    with pytest.raises(ValueError, match="adapter_only does not go with state_dict"):
+        model.save_pretrained(tmp_path / "x", push_to_hub=True, repo_id=REPO, state_dict=given, adapter_only=True)
+
+
+def test_only_the_main_process_pushes(hub, tmp_path):
+    tiny_gvt().save_pretrained(tmp_path / "tiny", is_main_process=False, push_to_hub=True, repo_id=REPO)
+    assert REPO not in hub.repositories
 
 
 def test_a_credential_is_refused_while_it_is_saved_too(hub, tmp_path):

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import ModelCard
 
 from tests.hub_client import turned_to
 from tests.hub_server import TOKEN, running_hub
@@ -38,6 +39,26 @@ def test_a_trainer_pushes_what_it_trained_with_a_card_of_its_run(model, trainer_
     loaded = GVTForConditionalGeneration.from_pretrained(REPO)
     for name, weight in trainer.model.state_dict().items():
         assert loaded.state_dict()[name].equal(weight), name
+
+
+def test_a_second_run_in_a_folder_is_pushed_with_its_own_results(model, trainer_for, hub):
+    for steps in (1, 2):
+        trainer = trainer_for(model, questions(4), hub_model_id=REPO, save_trained_only=False, max_steps=steps)
+        trainer.train()
+        trainer.push_to_hub()
+    assert json.loads(hub.files(REPO)["results.json"])["steps"] == 2
+    trainer_for(model, questions(4), hub_model_id=REPO, save_trained_only=False).push_to_hub()  # not trained anew
+    assert json.loads(hub.files(REPO)["results.json"])["steps"] == 2
+
+
+def test_a_card_without_a_recipe_names_base_models_of_all_weights(model, trainer_for, hub):
+    model.config.base_models = {"vision": "vistok:dinov2-small", "text": "org/text"}
+    trainer = trainer_for(model, questions(4), hub_model_id=REPO, save_trained_only=False)
+    trainer.train()
+    trainer.push_to_hub()
+    files = hub.files(REPO)
+    assert json.loads(files["config.json"])["base_models"] is None
+    assert {"facebook/dinov2-small", "org/text"} == set(ModelCard(files["README.md"].decode()).data.base_model)
 
 
 def test_trained_weights_on_base_models_of_this_machine_are_not_pushed_alone(model, trainer_for, hub):

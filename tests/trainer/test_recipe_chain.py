@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hub_client import turned_to
+from tests.hub_server import running_hub
 from vistok.trainer.recipe_chain import load_recipes, run_recipes, split_overrides
 from vistok.trainer.run_lineage import is_checkpoint, run_is_finished, weights_digest
 from vistok.trainer.run_recipe import run_recipe
@@ -124,11 +126,39 @@ class TestRuns:
 
         return files(recipe("first", **model), recipe("second", checkpoint=str(tmp_path / "first")))
 
+    def test_a_recipe_pushes_at_each_save_and_at_its_end_with_all_that_it_knows(self, row, tmp_path, monkeypatch):
+        repository, options = "org/pushed", ["--training.push_to_hub=true", "--training.save_trained_only=false"]
+        options += [f"--training.hub_model_id={repository}", "--card.license=mit"]
+        with running_hub() as hub, turned_to(hub, tmp_path / "cache", monkeypatch):
+            run_recipe(load_recipes(row[:1], options)[0], command="vistok train 1.yaml")
+            commits = [files for files in hub.repositories[repository].commits.values() if files]
+        assert len(commits) == 3
+        for files in commits:
+            assert not [name for name in files if name.endswith((".bin", ".pt", ".pth"))]
+            card = files["README.md"].content.decode()
+            assert "license: mit" in card and "vistok train 1.yaml" in card and "data.jsonl" in card
+            assert str(tmp_path) not in card
+        assert "loss.png" in commits[-1] and "loss.png" not in commits[0]
+
+    def test_a_recipe_whose_push_fails_says_how_to_push_what_is_saved(self, row, tmp_path, monkeypatch, caplog):
+        options = ["--training.push_to_hub=true", "--training.hub_strategy=end", "--training.hub_model_id=org/pushed"]
+        recipe, refused = load_recipes(row[:1], options)[0], "a folder of this machine"  # which trained weights need
+        with (
+            running_hub() as hub,
+            turned_to(hub, tmp_path / "cache", monkeypatch),
+            pytest.raises(ValueError, match=refused),
+        ):
+            run_recipe(recipe)
+        assert f"vistok push {tmp_path / 'first'} org/pushed" in caplog.text
+        assert is_checkpoint(tmp_path / "first")
+
     def test_the_second_goes_on_from_the_first_and_what_is_finished_is_passed_over(self, row, tmp_path, monkeypatch):
         told = []
         found = run_recipes(load_recipes(row), on_end=lambda number, results: told.append((number, results["steps"])))
         assert told == [(0, 2), (1, 2)]
         assert found[1]["started_from"] == weights_digest(tmp_path / "first") and found[0]["started_from"] is None
+        assert [run["earlier"].get("licences") for run in found] == [None, [{"name": "first", "license": None}]]
+        assert len(found[1]["earlier"]["data"]) == 1
         assert all(run_is_finished(recipe) for recipe in load_recipes(row))
 
         ran = []
