@@ -77,7 +77,7 @@ RESUMPTIONS = [
 
 
 def resumed_exactly(strategy: str, session: str) -> float:
-    """Of weights. With another number of processes gradients are added up in another order, by DeepSpeed in float32."""
+    """Of weights. Other numbers of processes add up gradients in another order, and DeepSpeed does in float32."""
     if session == "on":
         return 1e-12
     return 1e-6 if strategy.startswith("ZeRO") else 1e-9
