@@ -17,6 +17,7 @@ from ..modeling.lora_adapters import whole_copy
 from .checkpoints import check_strategy, checkpoint_to_resume
 from .endless_stream import EndlessStream, StreamCollator, has_exact_state
 from .length_groups import LengthGroups
+from .part_learning_rates import set_part_learning_rates
 from .push_trained import check_hub_strategy, push_trained, push_while_training
 from .quantized_training import beside_quantized_weights, check_whole
 from .sharded_training import prepare_fsdp, uses_zero3, whole_models
@@ -34,12 +35,16 @@ class ReproducibleTrainer(Trainer):
     """
     A `transformers.Trainer` that ends a run which was killed and resumed as it would have ended without that, that
     evaluates without touching the random numbers of training, and that stops where the loss is no finite number.
+    Parts of the model learn at rates of their own, where `args` has `learning_rates`.
 
     Args:
         data_collator (`Callable`): for training. If it has a tensor `epoch`, it is told the current one.
         eval_collator (`Callable`, *optional*): for evaluation; by default the same.
         kwargs: as in `transformers.Trainer`.
     """
+
+    # For each part of the model "frozen", "full" or "lora": subclasses that train parts set it.
+    trainable: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, *, args: TrainingArguments, data_collator: Any, eval_collator: Any = None, **kwargs):
         check_hub_strategy(args)
@@ -54,6 +59,7 @@ class ReproducibleTrainer(Trainer):
         self._streams = StreamStates(args)
         self._groups: LengthGroups | None = None
         self._was_evaluated_first = False
+        self._has_part_learning_rates = False
         if isinstance(kwargs.get("train_dataset"), EndlessStream):
             kwargs["train_dataset"].tells_state = has_exact_state(kwargs["train_dataset"])
         if getattr(kwargs.get("model"), "is_quantized", False):
@@ -180,6 +186,20 @@ class ReproducibleTrainer(Trainer):
             stage = self.args.deepspeed_plugin.zero_stage if self.is_deepspeed_enabled else 0
             check_strategy(checkpoint, self.is_fsdp_enabled, self.is_deepspeed_enabled, stage)
         return super().train(checkpoint, *args, **kwargs)
+
+    def create_optimizer(self, *args, **kwargs):
+        rates = getattr(self.args, "learning_rates", None)
+        is_new = self.optimizer is None  # with DeepSpeed it is asked for twice
+        if rates and not is_new and not self._has_part_learning_rates:
+            raise ValueError(
+                "learning_rates are those of parts in the trainer's own optimizer, and another one was given (in "
+                "Python, or in the configuration of DeepSpeed): leave one of the two out."
+            )
+        optimizer = super().create_optimizer(*args, **kwargs)
+        if rates and is_new:
+            set_part_learning_rates(optimizer, self.model, rates, self.trainable)
+            self._has_part_learning_rates = True
+        return optimizer
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
         prepared = (max_steps, train_dataloader, resume_from_checkpoint)

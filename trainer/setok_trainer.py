@@ -31,7 +31,7 @@ from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
 from .kept_tokens import KEPT, KeptTokens
 from .masked_images import MASKS
-from .part_learning_rates import check_learning_rates, set_part_learning_rates
+from .part_learning_rates import check_learning_rates
 from .reproducible_trainer import ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import number_examples
 from .setok_collator import SeTokCollator
@@ -166,12 +166,6 @@ class SeTokTrainer(ReproducibleTrainer):
             load_options={"apply_exif_orientation": False} if _have_masks(datasets.values()) else None,
         )
         return build_together(builder, args)
-
-    def create_optimizer(self, *args, **kwargs):
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if rates := self.args.learning_rates:
-            set_part_learning_rates(optimizer, self.model, rates, self.trainable)
-        return optimizer
 
     def _get_num_items_in_batch(self, batch_samples: list, device: torch.device) -> torch.Tensor:
         """Counts images and objects of a step, on all processes: what its losses are means over."""

@@ -156,7 +156,7 @@ class SetokimTrainer(VisualLanguageTrainer):
         Turns the images of a step into visual tokens, and counts what its losses are means over, on all processes:
         labels of text, visual tokens that are written, and masks.
         """
-        rest_frozen_parts(self.model, self.args.trainable)
+        rest_frozen_parts(self.model, self.trainable)
         counts = torch.zeros(4, dtype=torch.long, device=device)
         for batch in batch_samples:
             tokenized = self._with_visual_tokens(batch)
@@ -205,7 +205,7 @@ class SetokimTrainer(VisualLanguageTrainer):
         if masks is not None:
             found = masks.losses(masks.logits(setok, outputs.visual_predictions))
             return {name: losses.sum() / self._totals["masks"] for name, losses in found.items()}
-        if self.args.trainable["mask_decoder"] == "frozen" or not self.model.training:
+        if self.trainable["mask_decoder"] == "frozen" or not self.model.training:
             return {}
         # Several processes wait for one another's gradients of the mask decoder.
         return dict.fromkeys(OF_MASK_TERMS, 0.0 * self._decode_nothing(outputs.visual_predictions).sum())

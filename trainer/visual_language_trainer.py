@@ -34,7 +34,6 @@ from .endless_stream import EndlessStream
 from .final_folder import replacing_files
 from .freezing import FreezeCheckCallback, rest_frozen_parts, set_trainable, upcast_trained
 from .length_groups import STRATEGIES, with_lengths
-from .part_learning_rates import set_part_learning_rates
 from .refused_samples import leave_out_refused
 from .reproducible_trainer import DivergedError, ReproducibleTrainer, check_datasets, named_datasets
 from .seeded_augmentation import SeededAugmentationCollator, number_examples
@@ -78,9 +77,8 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         _check_own_collator(args, data_collator)
         if args.conversations_per_row > 1 and model.config.is_encoder_decoder:
             raise ValueError("Encoder-decoder language models cannot share rows: set conversations_per_row to 1.")
-        if args.learning_rates and any(kwargs.get("optimizers", ())):
-            raise ValueError("learning_rates are those of the trainer's own optimizer: give one of the two.")
-        set_trainable(model, args.trainable, args.lora)
+        self.trainable = args.trainable
+        set_trainable(model, self.trainable, args.lora)
         if args.alignment_examples:
             check_alignment(model)
         if not uses_deepspeed(args):  # which keeps a copy of them in float32
@@ -117,7 +115,7 @@ class VisualLanguageTrainer(ReproducibleTrainer):
         self._has_begun = False
         self._blank_images = BlankImages(model, processing_class, features, self.weights_are_divided)
         vars(self.model.config).pop("use_cache", None)  # Trainer's mark; it would be saved with the trained model
-        self.add_callback(FreezeCheckCallback(args.trainable))
+        self.add_callback(FreezeCheckCallback(self.trainable))
 
     def train(self, resume_from_checkpoint: str | bool | None = None, *args, **kwargs):
         checkpoint = checkpoint_to_resume(resume_from_checkpoint, self.args.output_dir)
@@ -172,19 +170,12 @@ class VisualLanguageTrainer(ReproducibleTrainer):
             )
             return build_together(builder, args)
 
-    def create_optimizer(self, *args, **kwargs):
-        is_new = self.optimizer is None  # with DeepSpeed it is asked for twice
-        optimizer = super().create_optimizer(*args, **kwargs)
-        if is_new and (rates := self.args.learning_rates):
-            set_part_learning_rates(optimizer, self.model, rates, self.args.trainable)
-        return optimizer
-
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         """Language modelling loss on the answers, with the head run at their positions only."""
         if not self.model.config.is_encoder_decoder:
             inputs = {**inputs, "skip_logits": True}
         if model.training:
-            rest_frozen_parts(self.model, self.args.trainable)
+            rest_frozen_parts(self.model, self.trainable)
             if self._blank_images.are_needed and not _has_images(inputs):
                 inputs = self._blank_images.add_to(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch=num_items_in_batch)

@@ -134,7 +134,7 @@ class VisualModelingTrainer(VisualLanguageTrainer):
             return None
         shown = self._blank_images.add_to(batch) if is_text else batch
         images = self._prepare_inputs({name: shown[name] for name in core.image_inputs if name in shown})
-        rest_frozen_parts(self.model, self.args.trainable)
+        rest_frozen_parts(self.model, self.trainable)
         with self.accelerator.autocast(), whole_root(self.model):
             mask = core.get_adapter_features(**images).token_mask
         return None if is_text else mask

@@ -98,4 +98,14 @@ def test_an_optimizer_of_the_user_and_rates_of_parts_are_one_too_many(model, tra
     trainer = trainer_for(model, questions(4), learning_rates={"resampler": 1e-4})
     trainer.optimizer = torch.optim.SGD(model.model.resampler.parameters(), lr=0.1)
     with pytest.raises(ValueError, match="trainer's own optimizer"):
-        trainer.create_optimizer()
+        trainer.train()
+
+
+def test_trained_again_the_rates_of_parts_stay(model, trainer_for):
+    trainer = trainer_for(
+        model, questions(4), trainable=BOTH, learning_rate=1e-2, learning_rates={"vision": 1e-4}, max_steps=1,
+        lr_scheduler_type="constant",
+    )  # fmt: skip
+    for _ in range(2):
+        trainer.train()
+        assert rates_of(trainer) == {"vision": {1e-4}, "rest": {1e-2}}
