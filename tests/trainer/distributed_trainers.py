@@ -130,12 +130,12 @@ def distillation(folder: Path, **options):
     return distillation_trainer(place, image_rows(8), image_rows(5), mask_ratio=0.4, **options)
 
 
-def setok(phase: str, slower: str) -> Callable[..., SeTokTrainer]:
+def setok(phase: str, **factors: float) -> Callable[..., SeTokTrainer]:
     def make(folder: Path, **options):
         torch.manual_seed(0)
         model = tiny_setok(vision={"cluster_projection_layers": 1})
         data = load_data_source({"format": "object-masks", "path": str(folder / "boxes")})
-        rates = {slower: options["learning_rate"] / 10}
+        rates = {part: factor * options["learning_rate"] for part, factor in factors.items()}
         options |= {"learning_rates": rates, "sample_steps": 2, "num_samples": 1, "sample_inference_steps": 1}
         args = SeTokTrainingConfig(phase=phase, **options)
         processor = ViTImageProcessorPil(size={"height": 24, "width": 24}, do_resize=True)
@@ -181,8 +181,8 @@ TRAINERS: dict[str, Callable[..., Any]] = {
     "VisualModelingTrainer, visual tokens": visual_modeling("visual_tokens", range(8)),
     "VisualModelingTrainer, visual modeling": visual_modeling("visual_modeling"),
     "FeatureDistillationTrainer": distillation,
-    "SeTokTrainer, reconstruction": setok("reconstruction", "mapper"),
-    "SeTokTrainer, boundaries": setok("boundaries", "merger"),
+    "SeTokTrainer, reconstruction": setok("reconstruction", mapper=10),
+    "SeTokTrainer, boundaries": setok("boundaries", merger=0.1),
     "SetokimTrainer, pretraining": setokim("pretraining"),
     "SetokimTrainer, instruction": setokim("instruction"),
     "ClassSupervisionTrainer": class_supervision,
