@@ -92,7 +92,7 @@ def write_card(
         language (`str` or `list[str]`, *optional*): ISO codes.
         description (`str`, *optional*): Markdown, below the headline.
         limits (`str` or `list[str]`, *optional*): what the model is not to be used for, or does badly.
-        datasets (`str` or `list[str]`, *optional*): for the header, in place of the names of the training data.
+        datasets (`str` or `list[str]`, *optional*): for the header, in place of what it read of the Hub.
         tags (`str` or `list[str]`, *optional*): further ones for the header.
         benchmarks (`Mapping[str, str]`, *optional*): data sets of the Hub by the tasks of evaluations, for the results
             that go with the model (see [`eval_result_files`]).
@@ -384,7 +384,7 @@ def _header(kind: str, config: PreTrainedConfig | None, results: Mapping[str, An
         pipeline_tag=PIPELINE_TAGS[kind],
         fields=results.get("card") or {},
         base_models=[entry.hub_id for entry in values["models"] if entry.hub_id],
-        datasets=[card_facts.source_label(source) for source in values["all_data"]],
+        datasets=card_facts.hub_datasets(values["all_data"]),
         eval_results=model_index(results.get("evaluation") or [], PIPELINE_TAGS[kind]),
     )
     return header.to_yaml()

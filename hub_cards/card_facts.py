@@ -208,6 +208,12 @@ def source_label(source: Mapping[str, Any]) -> str:
     return str(source.get("name") or source.get("format") or "unnamed")
 
 
+def hub_datasets(sources: Iterable[Mapping[str, Any]]) -> list[str]:
+    """The data sets of the Hub that sources read; a name of anything else would be a link to somebody's data there."""
+    paths = [source.get("path") for source in sources if source.get("format") == "hub"]
+    return [path for path in paths if isinstance(path, str) and is_hub_id(path) and not Path(path).exists()]
+
+
 def data_table(sources: Iterable[Mapping[str, Any]]) -> list[list[str]]:
     """
     Data sources as a table, with columns only for what at least one of them says.

@@ -88,7 +88,7 @@ def card_header(
         pipeline_tag (`str`): the Hub's name of its task.
         fields (`Mapping`): see [`check_card_fields`].
         base_models (`Sequence[str]`): Hub ids.
-        datasets (`Sequence[str]`): names of the training data.
+        datasets (`Sequence[str]`): Hub ids of the training data.
         eval_results (`list[EvalResult]`): the results of its evaluations.
     """
     licence = _hub_licence(fields.get("license"))
@@ -98,9 +98,9 @@ def card_header(
         library_name="transformers",
         pipeline_tag=pipeline_tag,
         base_model=list(dict.fromkeys(base_models)) or None,
-        datasets=list(dict.fromkeys(as_list(fields.get("datasets")) or map(_slug, datasets))) or None,
+        datasets=list(dict.fromkeys(as_list(fields.get("datasets")) or datasets)) or None,
         tags=["vistok", model_type, *as_list(fields.get("tags"))],
-        metrics=["accuracy"] if eval_results else None,
+        metrics=list(dict.fromkeys(result.metric_type for result in eval_results)) or None,
         model_name=name if eval_results else None,
         eval_results=eval_results or None,
     )
@@ -115,9 +115,8 @@ def _hub_licence(licence: str | None) -> dict[str, Any]:
 
 
 def _slug(name: str) -> str:
-    """A name as the Hub spells names: letters, digits, `.`, `_` and `-`; of a Hub id also the slash."""
-    parts = [re.sub(r"[^\w.-]+|-{2,}|\.{2,}", "-", part).strip("-.") for part in name.split("/")]
-    return "/".join(parts) if len(parts) == 2 and all(parts) else "-".join(filter(None, parts))
+    """A name as the Hub spells names: letters, digits, `.`, `_` and `-`."""
+    return re.sub(r"[^\w.-]+|-{2,}|\.{2,}", "-", name).strip("-.")
 
 
 def validate_card(text: str, folder: Path | None = None) -> ModelCard:

@@ -17,8 +17,20 @@ _PATH_FIELD = re.compile(r"(?:^|_)(?:dir|path|folder|file|images|vision|text|che
 
 _SECRET = r"(?:(?:hub|auth|access|api|hf)[_-]?(?:token|key)|password|secret)"
 _SECRET_FIELD = re.compile(rf"^token$|{_SECRET}$", re.IGNORECASE)
-_ASSIGNED_SECRET = re.compile(rf"(?<!\w)((?:--[\w.-]*{_SECRET}[=\s]|\w*{_SECRET}\s*[=:])\s*)[^\s'\"]+", re.IGNORECASE)
+# As a shell, Python, YAML or JSON has it, also JSON in a text; a field without a value tells nothing.
+_QUOTES = r"[\\'\"]*"
+_NO_VALUE = r"(?:null|none|true|false)\b"
+_ASSIGNED_SECRET = re.compile(
+    rf"(?<!\w)((?:--[\w.-]*{_SECRET}[=\s]|\w*{_SECRET}{_QUOTES}\s*[=:])\s*{_QUOTES})(?!{_NO_VALUE})[^\s'\"\\,}}]+",
+    re.IGNORECASE,
+)
+# A field `token` may be one of a tokenizer: only long ones of letters and digits count.
+_ASSIGNED_TOKEN = re.compile(rf"(?<![\w-])(token{_QUOTES}\s*[=:]\s*{_QUOTES})(?=[\w-]*\d)[\w-]{{20,}}", re.IGNORECASE)
 _KNOWN_SECRETS = (
+    re.compile(r"-----BEGIN [A-Z ]*PRIVATE KEY-----"),
+    re.compile(r"\bxox[abeoprs]-[\w-]{10,}"),  # Slack
+    re.compile(r"\bAIza[\w-]{30,}"),  # Google
+    re.compile(r"\beyJ[\w-]{10,}\.eyJ[\w-]{10,}\.[\w-]{10,}"),  # JSON web tokens
     re.compile(r"\b(?:hf|ghp|gho|ghs|github_pat|glpat|pypi|sk)[_-][\w-]{16,}"),  # Hub, GitHub, GitLab, PyPI, OpenAI
     re.compile(r"\bAKIA[A-Z0-9]{16}\b"),
     re.compile(r"(?<=://)[^\s/@:]+:[^\s/@]+(?=@)"),  # https://user:password@host
@@ -54,7 +66,8 @@ def without_secrets(text: str) -> str:
     Args:
         text (`str`): prose, a command line, a URL …
     """
-    text = _ASSIGNED_SECRET.sub(lambda match: match[1] + REMOVED, text)
+    for assigned in (_ASSIGNED_SECRET, _ASSIGNED_TOKEN):
+        text = assigned.sub(lambda match: match[1] + REMOVED, text)
     for secret in _KNOWN_SECRETS:
         text = secret.sub(REMOVED, text)
     return text

@@ -12,9 +12,10 @@ from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError, Offl
 from transformers.utils import logging
 
 from .flat_export import MANIFEST_NAME, PARTS_NAME
+from .published_text import without_secrets
 from .push_plan import ADAPTER_NAMES, PushPlan
 from .remote_code import STUB_NAME
-from .secret_scan import safe_message
+from .secret_scan import check_no_secrets, safe_message
 
 logger = logging.get_logger(__name__)
 
@@ -75,11 +76,18 @@ def send(
 
     Raises:
         PushError: if the Hub cannot be reached or refuses, or the upload is cut: no commit was made.
+        ValueError: if the token stands in a file, or a credential in the message.
     """
+    check_no_secrets(plan.files, message, token)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     branch = revision or constants.DEFAULT_REVISION
     with told_push_errors(plan.repo_id, token):
         url = api.create_repo(plan.repo_id, private=private, exist_ok=True)
+        if private and not api.repo_info(plan.repo_id).private:
+            raise PushError(
+                f"{plan.repo_id} exists and everybody can read it: make it private on the Hub first, choose another "
+                "name, or leave private out. Nothing was committed."
+            )
         if revision and not revision.startswith("refs/pr/"):
             api.create_branch(plan.repo_id, branch=revision, exist_ok=True)
         sent = {file.path for file in plan.files}
@@ -130,7 +138,7 @@ def told_push_errors(repo_id: str, token: str | bool | None = None) -> Iterator[
     """
     nothing = "Nothing was committed."
     again = "Run the same again: what has arrived is not sent twice."
-    endpoint = os.environ.get("HF_ENDPOINT") or constants.ENDPOINT
+    endpoint = without_secrets(os.environ.get("HF_ENDPOINT") or constants.ENDPOINT)
     try:
         yield
     except (LocalTokenNotFoundError, OfflineModeIsEnabled) as error:
@@ -138,6 +146,13 @@ def told_push_errors(repo_id: str, token: str | bool | None = None) -> Iterator[
             f"{repo_id} cannot be pushed: {safe_message(error, token)} Log in with `hf auth login`, or set HF_TOKEN; "
             "unset HF_HUB_OFFLINE."
         ) from None
+    except UnicodeEncodeError:
+        raise PushError(
+            f"{repo_id} cannot be pushed: the token has characters that are none of a token. Log in with `hf auth "
+            "login`, or set HF_TOKEN."
+        ) from None
+    except PushError:
+        raise
     except Exception as error:
         cause = _cause(error)
         if cause is None:

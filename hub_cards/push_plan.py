@@ -10,6 +10,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
+from huggingface_hub import ModelCard, constants
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
@@ -33,6 +34,8 @@ _WHOLE_NAMES = (SAFE_WEIGHTS_NAME, SAFE_WEIGHTS_INDEX_NAME, "model-*-of-*.safete
 _STAYS = {
     "checkpoint-*/": "a checkpoint to resume from",
     "runs/": "logs of TensorBoard",
+    "wandb/": "logs of Weights & Biases",
+    "mlruns/": "logs of MLflow",
     "__pycache__/": "compiled Python",
     ".*/": "hidden",
     "optimizer.*": "state of the training",
@@ -42,13 +45,21 @@ _STAYS = {
     "loss_since_log_*": "state of the training",
     "trainer_state.json": "state of the training",
     "training_args.bin": "state of the training",
+    "*.bin.index.json": "names weights that stay",
     "*.lock": "a lock",
+    "*.log": "a log",
+    "*.tfevents*": "logs of TensorBoard",
     ".*": "hidden",
     **{
         f"*.{suffix}": "may run code when it is read: only safetensors are published"
         for suffix in ("bin", "pt", "pth", "ckpt", "pkl", "pickle", "joblib", "h5", "msgpack")
     },
 }
+# What a model's folder is made of. Anything else may be there by mistake, and what was published stays known.
+_GOES = (
+    "*.safetensors", "*.json", "*.jsonl", "*.jinja", "*.model", "*.spm", "*.tiktoken", "*.py", "*.md", "*.txt",
+    "*.yaml", "*.yml", "*.csv", "*.png", "*.jpg", "*.jpeg", "*.webp", "*.gif", "*.svg", "*.pdf", "license*", "notice*",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -143,6 +154,10 @@ def planned_push(
         if with_card and config is not None:
             code = "self-contained" if self_contained else "stub" if made else "package"
             made |= published_card(folder, repo_id, code, complete=not only_trained, benchmarks=benchmarks or {})
+            if "license" not in ModelCard(made[CARD_NAME], ignore_metadata_errors=True).data:
+                notes += [
+                    "the card names no licence: write `license:` into its header, or card.license into the recipe"
+                ]
         if self_contained and STUB_NAME in found:
             del found[STUB_NAME]
             left_out[STUB_NAME] = "the code itself goes in its place"
@@ -174,7 +189,8 @@ def check_repo_id(repo_id: str) -> None:
 
 def _checked_folder(folder: Path) -> PreTrainedConfig | None:
     if not folder.is_dir():
-        raise FileNotFoundError(f"There is no folder {folder}: expected one that a training ended with.")
+        what = f"{folder} is a file" if folder.is_file() else f"There is no folder {folder}"
+        raise FileNotFoundError(f"{what}: expected a folder that a training ended with.")
     if not any((folder / name).is_file() for name in ("config.json", *PROCESSOR_FILES)):
         raise FileNotFoundError(
             f"{folder} holds neither a model nor a processor: it has no config.json. Expected a folder that a "
@@ -186,24 +202,34 @@ def _checked_folder(folder: Path) -> PreTrainedConfig | None:
 def _files_of(folder: Path) -> tuple[dict[str, Path], dict[str, str]]:
     found, left_out = {}, {}
     for path in sorted(folder.rglob("*")):
-        if path.is_file():
+        if path.is_file() or (path.is_symlink() and not path.is_dir()):
             name = path.relative_to(folder).as_posix()
-            if reason := _reason_to_stay(name):
+            if reason := _reason_to_stay(name) or _reason_of_link(path, folder):
                 left_out[name] = reason
             else:
                 found[name] = path
     return found, left_out
 
 
+def _reason_of_link(path: Path, folder: Path) -> str:
+    """Weights may lie elsewhere, and all files of a folder in the cache of the Hub's client do."""
+    if not path.exists():
+        return "a link to nothing"
+    at_home = (folder.resolve(), Path(constants.HF_HUB_CACHE).resolve())
+    if path.suffix == ".safetensors" or any(path.resolve().is_relative_to(place) for place in at_home):
+        return ""
+    return "a link to a file that is not in the folder"
+
+
 def _reason_to_stay(name: str) -> str:
-    *parents, last = name.split("/")
+    *parents, last = name.lower().split("/")
     for pattern, reason in _STAYS.items():
         if pattern.endswith("/"):
             if any(fnmatch.fnmatch(parent, pattern[:-1]) for parent in parents):
                 return reason
         elif fnmatch.fnmatch(last, pattern):
             return reason
-    return ""
+    return "" if _is_one_of(last, _GOES) else "no file of a model"
 
 
 def _completed(folder: Path, work: Path, found: Mapping[str, Path]) -> dict[str, Path]:

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from huggingface_hub import get_token
+
 from .published_text import REMOVED, base_name, is_absolute, published_text, without_secrets
 
 if TYPE_CHECKING:
@@ -13,29 +15,35 @@ if TYPE_CHECKING:
 
 # A vocabulary is no text: its tokens are pieces of other people's texts.
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt", "added_tokens.json")
-_TEXTS = (".json", ".jsonl", ".md", ".txt", ".yaml", ".yml", ".py", ".jinja", ".csv", ".toml", ".log", ".sh", ".env")
 _PATH_KEYS = ("_name_or_path", "name_or_path")
 _MOST_BYTES = 50_000_000
+_SHORTEST_TOKEN = 8
 
 
-def check_no_secrets(files: Iterable["PushedFile"]) -> None:
+def check_no_secrets(
+    files: Iterable["PushedFile"], message: str | None = None, token: str | bool | None = None
+) -> None:
     """
-    Makes sure that no text among files holds a credential.
+    Makes sure that no text among files holds a credential: what looks like one, or the token in use.
 
     Args:
         files (iterable of [`PushedFile`]): to be published.
+        message (`str`, *optional*): of the commit.
+        token (`str` or `bool`, *optional*): in use; by default that of `hf auth login` or `HF_TOKEN`.
 
     Raises:
         ValueError: names file and line of each, and not the credential.
     """
-    found = []
-    for file in files:
-        if (text := _text_of(file)) is not None:
-            found += [
-                f"{file.path}, line {number}"
-                for number, line in enumerate(text.splitlines(), start=1)
-                if without_secrets(line) != line
-            ]
+    used = token if isinstance(token, str) else get_token()
+    texts = {file.path: text for file in files if (text := _text_of(file)) is not None}
+    if message is not None:
+        texts["the message of the commit"] = message
+    found = [
+        f"{name}, line {number}"
+        for name, text in texts.items()
+        for number, line in enumerate(text.splitlines(), start=1)
+        if without_secrets(line) != line or (used and len(used) >= _SHORTEST_TOKEN and used in line)
+    ]
     if found:
         more = f" and {len(found) - 5} more" if len(found) > 5 else ""
         raise ValueError(
@@ -76,10 +84,13 @@ def _with_names_only(value: Any) -> Any:
 
 def _text_of(file: "PushedFile") -> str | None:
     name = Path(file.path).name
-    if name in _VOCABULARIES or not name.endswith(_TEXTS) or file.size > _MOST_BYTES:
+    if name in _VOCABULARIES or name.endswith(".safetensors") or file.size > _MOST_BYTES:
         return None
     content = file.content if isinstance(file.content, bytes) else file.content.read_bytes()
-    return content.decode("utf-8", errors="replace")
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError:
+        return None
 
 
 def safe_message(error: BaseException, token: str | bool | None = None) -> str:

@@ -267,7 +267,8 @@ class _Handler(BaseHTTPRequestHandler):
             inside = [file for file in listed if file["path"].startswith(folder)]
             return self._json(inside) if inside or not folder else self._failed("EntryNotFound")
         siblings = [{"rfilename": file["path"]} for file in listed]
-        return self._json({"id": repo_id, "modelId": repo_id, "sha": oid, "siblings": siblings, "tags": []})
+        known = {"id": repo_id, "modelId": repo_id, "private": repository.private, "sha": oid, "tags": []}
+        return self._json({**known, "siblings": siblings})
 
     def _commit(self, repository: Repository, repo_id: str, branch: str, body: bytes) -> None:
         if branch not in repository.branches:

@@ -183,7 +183,6 @@ class TestHeader:
         header = self.header(folder)
         assert header == {
             "base_model": ["facebook/dinov2-small"],
-            "datasets": ["drawn", "photos"],
             "language": ["en"],
             "library_name": "transformers",
             "license": "apache-2.0",

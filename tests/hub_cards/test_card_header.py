@@ -40,12 +40,11 @@ class TestHeader:
         expected = {"library_name": "transformers", "pipeline_tag": "image-text-to-text", "tags": ["vistok", "gvt"]}
         assert self.header() == expected
 
-    def test_names_of_data_are_spelt_as_the_hub_spells_names_and_once(self):
-        datasets = self.header(datasets=["my photos: 2", "org/set", "org/set", "a--b"])["datasets"]
-        assert datasets == ["my-photos-2", "org/set", "a-b"]
+    def test_data_of_several_sources_is_named_once(self):
+        assert self.header(datasets=["org/set", "org/other", "org/set"])["datasets"] == ["org/set", "org/other"]
 
     def test_given_data_sets_take_their_place(self):
-        assert self.header({"datasets": "org/set"}, datasets=["photos"])["datasets"] == ["org/set"]
+        assert self.header({"datasets": "org/set"}, datasets=["org/other"])["datasets"] == ["org/set"]
 
 
 class TestValidation:

@@ -11,6 +11,7 @@ from vistok.hub_cards.card import write_card
 from vistok.hub_cards.card_lineage import EARLIER, made_of_earlier
 
 PHOTOGRAPHS = {"format": "photograph-scenes", "name": "photographs"}
+OF_THE_HUB = {"format": "hub", "name": "set", "path": "org/set"}
 DRAWN = {"format": "easy-vqa", "name": "drawn"}
 BASES = {"vision": "vistok:dinov2-small", "text": "vistok:smollm2-135m"}
 
@@ -32,7 +33,9 @@ def stage(tmp_path):
 
     def leave(name, kind, model, data, **options):
         save_kind(kind, tmp_path / name)
-        text = write_card(tmp_path / name, run_of({"kind": kind, **model}, [data], **options)).read_text()
+        text = write_card(
+            tmp_path / name, run_of({"kind": kind, **model}, data if isinstance(data, list) else [data], **options)
+        ).read_text()
         return tmp_path / name, text
 
     return leave
@@ -63,18 +66,18 @@ def test_a_whole_model_of_several_runs_names_base_models_and_licences_of_all(sta
 @pytest.mark.parametrize("kind", ["gvt", "vtlmm", "setok", "setokim"])
 def test_a_run_from_the_folder_of_an_earlier_one_names_what_that_was_made_of(stage, kind):
     bases = {"vision": BASES["vision"]} if kind == "setok" else BASES
-    first, before = stage("first", kind, bases, PHOTOGRAPHS, licence="cc-by-nc-4.0")
+    first, before = stage("first", kind, bases, [PHOTOGRAPHS, OF_THE_HUB], licence="cc-by-nc-4.0")
     _, text = stage("second", kind, {"checkpoint": str(first)}, DRAWN, start=first)
     assert header_of(text)["base_model"] == header_of(before)["base_model"] != []
-    assert header_of(text)["datasets"] == ["photographs", "drawn"]
-    assert "| started from | first |" in text and "| data of earlier runs | photographs |" in text
+    assert header_of(text)["datasets"] == ["org/set"]
+    assert "| started from | first |" in text and "| data of earlier runs | photographs, set |" in text
     assert "| `first` | an earlier run | cc-by-nc-4.0 |" in text and "This model: apache-2.0." in text
     rows = [line for line in before.split("## Licences")[1].splitlines() if line.startswith(("| `", "| photographs"))]
     assert len(rows) > len(bases) and set(rows) <= set(text.split("## Licences")[1].splitlines())
 
 
 def test_the_tower_below_a_setok_in_a_folder_is_named_by_all_stages_of_a_setokim(stage):
-    setok, _ = stage("tokens", "setok", {"vision": BASES["vision"]}, PHOTOGRAPHS, licence="cc-by-nc-4.0")
+    setok, _ = stage("tokens", "setok", {"vision": BASES["vision"]}, [PHOTOGRAPHS, OF_THE_HUB], licence="cc-by-nc-4.0")
     model = {"vision": str(setok), "text": BASES["text"]}
     reading, first = stage("reading", "setokim", model, DRAWN, start=setok)
     writing, second = stage("writing", "setokim", {"checkpoint": str(reading)}, DRAWN, start=reading)
@@ -84,7 +87,7 @@ def test_the_tower_below_a_setok_in_a_folder_is_named_by_all_stages_of_a_setokim
             "facebook/dinov2-small",
             "HuggingFaceTB/SmolLM2-135M-Instruct",
         }
-        assert header_of(text)["datasets"] == ["photographs", "drawn"]
+        assert header_of(text)["datasets"] == ["org/set"]
         assert "| `tokens` | an earlier run | cc-by-nc-4.0 |" in text
     assert "| vision of tokens | `vistok:dinov2-small` |" in third
 
