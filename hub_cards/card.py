@@ -20,15 +20,15 @@ from . import (
     vtlmm_card,
 )
 from .card_evaluation import (
-    evaluation_table,
+    evaluation_tables,
     further_metrics,
-    gain_over_floors,
     model_index,
     normalised_report,
     report_title,
     type_table,
     unclear_gains,
 )
+from .card_floors import floors_in_words
 from .card_header import as_list, card_header, check_card_fields, validate_card
 from .card_lineage import data_of_all_runs, data_of_earlier_runs, licences_of_earlier_runs, models_made_of
 from .published_text import published_text
@@ -62,7 +62,6 @@ PIPELINE_TAGS = {
     setokim_card.KIND: "image-text-to-text",
     **dict.fromkeys(tower_card.KINDS, "image-feature-extraction"),
 }
-_MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
 
 
 def write_card(
@@ -276,7 +275,9 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "base_models": [
             [entry.part, f"`{entry.name}`", entry.package.description if entry.package else ""] for entry in models
         ],
-        "trainable": [(part, _MODES.get(mode, mode)) for part, mode in (recipe.get("trainable") or {}).items()],
+        "trainable": [
+            (part, card_facts.MODES.get(mode, mode)) for part, mode in (recipe.get("trainable") or {}).items()
+        ],
         "parameters": _parameters(results.get("parameters") or {}),
         "data": card_facts.data_table(sources),
         "all_data": all_data,
@@ -288,8 +289,8 @@ def card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConf
         "pictures": [(name, caption) for name, caption in PICTURES.items() if (folder / name).is_file()],
         "while_training": _while_training(results.get("metrics") or {}),
         "hyper_parameters": card_facts.hyper_parameters(recipe.get("training") or {}),
-        "evaluation": evaluation_table(reports),
-        "has_floors": any(gain_over_floors(report) for report in reports),
+        "evaluation": evaluation_tables(reports),
+        "floors": floors_in_words(reports),
         "reports": [
             {
                 "title": report_title(report),

@@ -7,14 +7,8 @@ from typing import Any
 from huggingface_hub import EvalResult
 
 from .card_facts import number
+from .card_floors import FLOORS, IN_WORDS, floor_name
 
-# What a model without eyes reaches, in the order in which it is shown.
-FLOORS = {
-    "majority": "majority answer",
-    "question_only_prior": "question only",
-    "blank_images": "blank images",
-    "shuffled_images": "shuffled images",
-}
 _RECORDED = (
     *("task", "split", "num_questions", "num_images", "accuracy", "interval", "unanswered", "per_type", "breakdowns"),
     *("floors", "gain", "gains", "measured_by", "metrics", "num_missing", "settings", "num_generated", "seconds"),
@@ -165,7 +159,7 @@ def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     rows = []
     for report in reports:
         row = {"task": str(report["task"]), "split": str(report.get("split") or ""), **_measured_cells(report, report)}
-        row |= {_floor_name(name): _floor_cell(report, floor, report) for name, floor in report["floors"].items()}
+        row |= {floor_name(name): _floor_cell(report, floor, report) for name, floor in report["floors"].items()}
         row |= _gain_cells(report)
         if gain := gain_over_floors(report):
             row[_BEST_GAIN] = f"{gain[0]:+.2f}" + ("" if gain[1] == "clear" else f" ({gain[1]})")
@@ -175,8 +169,21 @@ def evaluation_table(reports: Sequence[Mapping[str, Any]]) -> list[list[str]]:
     return _table(rows, ["task", "split"], [*map(_gain_name, FLOORS), _BEST_GAIN, "unanswered"], labels)
 
 
+def evaluation_tables(reports: Sequence[Mapping[str, Any]]) -> list[list[list[str]]]:
+    """
+    A table as [`evaluation_table`] makes it for each metric, as others have other floors.
+
+    Args:
+        reports (`Sequence[Mapping]`): normalised reports.
+    """
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for report in reports:
+        groups.setdefault(primary_metric(report)["label"], []).append(report)
+    return [evaluation_table(group) for group in groups.values()]
+
+
 def _gain_name(floor: str) -> str:
-    return f"gain over {_floor_name(floor)}"
+    return f"gain over {floor_name(floor)}"
 
 
 def _gain_cells(report: Mapping[str, Any]) -> dict[str, str]:
@@ -204,7 +211,7 @@ def type_table(report: Mapping[str, Any]) -> list[list[str]]:
         row = {"questions about": part, **_measured_cells(report, measured)}
         for name, floor in report["floors"].items():
             if of_part := _parts(floor).get(part):
-                row[_floor_name(name)] = _floor_cell(report, of_part, measured)
+                row[floor_name(name)] = _floor_cell(report, of_part, measured)
         rows.append(row)
     return _table(rows, ["questions about"], [])
 
@@ -227,7 +234,7 @@ def further_metrics(report: Mapping[str, Any]) -> list[list[str]]:
             row = {"also measured": metric["label"], "value": f"**{measured['value']:.2f}**", "95 % interval": ends}
             for name, floor in report["floors"].items():
                 of_floor = (floor.get("metrics") or {}).get(metric["name"], {}).get("value")
-                row[_floor_name(name)] = "" if of_floor is None else f"{of_floor:.2f}"
+                row[floor_name(name)] = "" if of_floor is None else f"{of_floor:.2f}"
             rows.append(row)
     return _table(rows, ["also measured", "value"], [])
 
@@ -240,10 +247,6 @@ def _measured_cells(report: Mapping[str, Any], measured: Mapping[str, Any]) -> d
         "accuracy (%)" if name == "accuracy" else label: f"**{measured[name]:.2f}**",
         "95 % interval": " – ".join(low_high),
     }
-
-
-def _floor_name(name: str) -> str:
-    return FLOORS.get(name, name.replace("_", " "))
 
 
 def _floor_cell(report: Mapping[str, Any], floor: Mapping[str, Any], measured: Mapping[str, Any]) -> str:
@@ -265,17 +268,25 @@ def _table(
 
 def unclear_gains(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     """
-    Sentences, for the limits, on evaluations that do not show that the model sees.
+    Sentences, for the limits, on evaluations that are not clearly above their best floor.
 
     Args:
         reports (`Sequence[Mapping]`): normalised reports.
     """
     return [
-        f"On {report_title(report)}, its {_name_in_words(report)} is "
-        f"{'below' if gain[1] == 'below' else 'not clearly above'} what is reached without seeing the images."
+        f"On {report_title(report)}, its {_name_in_words(report)} ({_score(report, report):.2f}) is "
+        f"{'below' if gain[1] == 'below' else 'not clearly above'} that of {_best_floor(report)}."
         for report in reports
         if (gain := gain_over_floors(report)) is not None and gain[1] != "clear"
     ]
+
+
+def _best_floor(report: Mapping[str, Any]) -> str:
+    floors = {
+        name: _score(report, floor) for name, floor in report["floors"].items() if _of_same_questions(report, floor)
+    }
+    name = max(floors, key=floors.__getitem__)
+    return f"{IN_WORDS.get(name, floor_name(name))} ({floors[name]:.2f})"
 
 
 def _name_in_words(report: Mapping[str, Any]) -> str:
@@ -366,6 +377,7 @@ def measured_while_training(
 
 __all__ = [
     "evaluation_table",
+    "evaluation_tables",
     "further_metrics",
     "gain_over_floors",
     "measured_while_training",

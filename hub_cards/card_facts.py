@@ -38,6 +38,10 @@ _NOT_LEARNING = re.compile(
 )
 
 
+MODES = {"frozen": "frozen", "full": "trained", "lora": "LoRA adapters trained"}
+"""What was done with parts of a model, in words."""
+
+
 @dataclass(frozen=True)
 class BaseModel:
     """

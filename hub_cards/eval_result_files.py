@@ -7,8 +7,9 @@ from typing import Any
 import yaml
 from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
-from .card_evaluation import FLOORS, primary_metric
+from .card_evaluation import primary_metric
 from .card_facts import is_hub_id, number
+from .card_floors import FLOORS
 
 FOLDER = ".eval_results"
 _DEFAULT_TASK = "default"

@@ -5,6 +5,8 @@ from typing import Any
 
 from transformers import PreTrainedConfig
 
+from . import card_facts
+
 KIND = "setok"
 """The trainer in the recipe of a SeTok, and the type of its config."""
 
@@ -30,16 +32,40 @@ def setok_card_values(results: Mapping[str, Any], config: PreTrainedConfig | Non
     """
     draws = config is None or getattr(config, "detokenizer_config", None) is not None
     decoders = "decoders for masks and images" if draws else "a decoder for masks"
-    training = (results.get("recipe") or {}).get("training") or {}
+    recipe = results.get("recipe") or {}
+    training = recipe.get("training") or {}
     name = training.get("phase") or "reconstruction"
     stay = name == "reconstruction" and (training.get("trainable") or {}).get("merger") == "frozen"
     phase = _TOKENS_STAY if stay else _PHASES.get(name, "stage I")
     return {
         "summary": "A SeTok: a vision tower whose patches are clustered into as many visual tokens as the image has "
         f"parts, with {decoders}. It was trained in {phase}.",
+        "architecture": [] if config is None else _architecture(config, (recipe.get("model") or {}).get("image_size")),
+        "trainable": _trainable(config, name, draws, training.get("trainable") or {}),
         "clusters": _clusters(results.get("clusters") or {}),
         "while_training": _while_training(results.get("metrics") or {}),
     }
+
+
+def _architecture(config: Any, image_size: int | None) -> list[card_facts.Row]:
+    vision, masks = config.vision_config, getattr(config, "mask_decoder_config", None)
+    images = getattr(config, "detokenizer_config", None)
+    rows = [
+        ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
+        ("vision tower", card_facts.tower_in_words(vision)),
+        ("clusters", f"{vision.method}, {vision.assignment}, {vision.min_tokens} to {vision.max_tokens} of an image"),
+        ("merger", f"{vision.merger}, {vision.merger_num_layers} layers" if vision.merger == "attention" else "mean"),
+        ("visual tokens", f"{card_facts.number(vision.output_size or vision.patch_hidden_size)} wide"),
+        ("mask decoder", "none" if masks is None else f"{masks.num_hidden_layers} layers, {masks.hidden_size} wide"),
+        ("draws images", "no: it has no detokenizer" if images is None else "with its own diffusion model"),
+    ]
+    return [(name, value) for name, value in rows if value]
+
+
+def _trainable(config: Any, phase: str, draws: bool, changed: Mapping[str, str]) -> list[card_facts.Row]:
+    is_of_phase = config is not None and (draws or phase == "boundaries")
+    modes = {**(config.phase_trainable(phase) if is_of_phase else {}), **changed}
+    return [(part, card_facts.MODES.get(mode, mode)) for part, mode in modes.items()]
 
 
 def _clusters(measured: Mapping[str, Any]) -> list[list[str]]:

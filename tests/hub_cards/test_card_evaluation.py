@@ -170,7 +170,10 @@ class TestGain:
         report = normalised_report({**PERCENT, "floors": {"majority": 94.5}})
         assert gain_over_floors(report) == (-2.0, "below")
         assert columns(evaluation_table([report]))["gain over the best floor"] == "-2.00 (below)"
-        assert "its accuracy is below what is reached" in unclear_gains([report])[0]
+        assert (
+            "its accuracy (92.50) is below that of the most frequent answer, always (94.50)."
+            in unclear_gains([report])[0]
+        )
 
     def test_a_floor_of_other_questions_is_not_compared(self):
         floors = {"majority": {"accuracy": 37.5, "num_questions": 1000}}
