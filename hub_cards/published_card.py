@@ -4,13 +4,23 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from huggingface_hub import ModelCard
+
 from .card import CARD_NAME, render_card
 from .card_check import check_complete
+from .card_facts import is_hub_id
 from .card_header import validate_card
 from .eval_result_files import eval_result_files
 from .run_results import read_results
 
 _USE = re.compile(r"^## Use\n.*?(?=^## )", re.MULTILINE | re.DOTALL)
+# What a card says of trained weights alone.
+_OF_WEIGHTS = re.compile(
+    r"^(?:Needs vistok and the base weights, once: `[^`\n]*`\.|This folder holds what was trained; [^\n]*)\n\n",
+    re.MULTILINE,
+)
+_LOADED = re.compile(r"(?:\bmodel=|from_pretrained\()\"([^\"\n]+)\"")
+_CODES = ("package", "stub", "self-contained")
 
 
 def published_card(
@@ -44,7 +54,10 @@ def published_card(
         if present is None:
             raise ValueError(f"{error} Write a card, {written}, by hand.") from error
         here = there = ""
-    text = there if present in (None, here) else _made_to_fit(present or "", here, there)
+    if present is None or present == here:
+        text = there
+    else:
+        text = made_to_fit(present, folder, there) if there else present
     text = text.replace(f'"{folder.resolve().name}"', f'"{repo_id}"')
     try:
         validate_card(text, folder)
@@ -54,10 +67,47 @@ def published_card(
     return {CARD_NAME: text, **eval_result_files(results.get("evaluation") or [], {**known, **(benchmarks or {})})}
 
 
-def _made_to_fit(text: str, here: str, there: str) -> str:
-    """A card that is not ours any more, with our section on how to use the model where it still has it."""
-    of_here, of_there = _USE.search(here), _USE.search(there)
-    return text.replace(of_here[0], of_there[0]) if of_here and of_there else text
+def made_to_fit(text: str, folder: Path, there: str) -> str:
+    """
+    A card that is not ours any more, or of another name or form, with our section on how to use the model as it has to
+    be, if that section is still as we wrote it.
+
+    Args:
+        text (`str`): the card.
+        folder (`Path`): of the model.
+        there (`str`): our card, as it is to be.
+
+    Returns:
+        `str`: the card.
+    """
+    present, wanted = _USE.search(text), _USE.search(there)
+    loaded = _LOADED.search(present[0]) if present else None
+    if present is None or wanted is None or loaded is None:
+        return text
+    results = read_results(folder)
+    ours = (render_card(folder, results, name=loaded[1], code=code, complete=True) for code in _CODES)
+    known = {section[0] for card in ours if (section := _USE.search(card))}
+    return text.replace(present[0], wanted[0]) if _OF_WEIGHTS.sub("", present[0]) in known else text
 
 
-__all__ = ["CARD_NAME", "published_card"]
+def card_notes(text: str, repo_id: str) -> list[str]:
+    """
+    What whoever publishes a card should know of it.
+
+    Args:
+        text (`str`): the card.
+        repo_id (`str`): what the model is called on the Hub.
+
+    Returns:
+        `list[str]`: sentences.
+    """
+    notes = []
+    if not ModelCard(text, ignore_metadata_errors=True).data.to_dict().get("license"):
+        notes.append("the card names no licence: write license: into its header, or card.license into the recipe")
+    for name in dict.fromkeys(_LOADED.findall(text)):
+        if not is_hub_id(name):
+            notes.append(f"the card loads {name!r}, which nobody else has: on the Hub the model is {repo_id}")
+    return notes
+
+
+__all__ = ["CARD_NAME", "card_notes", "made_to_fit", "published_card"]

@@ -1,6 +1,7 @@
 """What of a folder goes to the Hub, decided and checked before anything is sent."""
 
 import fnmatch
+import json
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +11,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Literal
 
-from huggingface_hub import ModelCard, constants
+from huggingface_hub import constants
 from huggingface_hub.utils import HFValidationError, validate_repo_id
 from safetensors import SafetensorError, safe_open
 from transformers import PreTrainedConfig
@@ -21,7 +22,7 @@ from ..modeling.lora_adapters import ordinary_model
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME, CheckpointError
 from .card_facts import is_hub_id
 from .flat_export import flat_files
-from .published_card import CARD_NAME, published_card
+from .published_card import CARD_NAME, card_notes, published_card
 from .remote_code import PROCESSOR_FILES, STUB_NAME, load_config, processor_name, stub_files
 from .secret_scan import check_no_secrets, without_machine_paths
 from .whole_folder import model_class
@@ -154,10 +155,9 @@ def planned_push(
         if with_card and config is not None:
             code = "self-contained" if self_contained else "stub" if made else "package"
             made |= published_card(folder, repo_id, code, complete=not only_trained, benchmarks=benchmarks or {})
-            if "license" not in ModelCard(made[CARD_NAME], ignore_metadata_errors=True).data:
-                notes += [
-                    "the card names no licence: write `license:` into its header, or card.license into the recipe"
-                ]
+            notes += card_notes(made[CARD_NAME], repo_id)
+        if self_contained and not any(name.endswith(".py") for name in made):
+            notes.append(f"no code goes: transformers has that of {getattr(config, 'model_type', 'this processor')}")
         if self_contained and STUB_NAME in found:
             del found[STUB_NAME]
             left_out[STUB_NAME] = "the code itself goes in its place"
@@ -268,6 +268,11 @@ def _check_weights(folder: Path, found: Mapping[str, Path], config: PreTrainedCo
             f"{folder} holds no weights as safetensors. Weights of PyTorch (.bin, .pt, .ckpt) are not published: "
             "vistok convert, or save_pretrained after loading them, makes safetensors of them."
         )
+    for name, path in found.items():
+        if name.endswith(".safetensors.index.json"):
+            named = set(json.loads(path.read_text(encoding="utf-8"))["weight_map"].values())
+            if missing := sorted(named - {other.rpartition("/")[2] for other in weights}):
+                raise CheckpointError(f"{path} names {missing[0]}, which is not in {folder}: nothing was pushed.")
     for name, path in weights.items():
         try:
             with safe_open(path, framework="pt"):

@@ -7,8 +7,9 @@ from pathlib import Path
 SUMMARY = "publish a model on the Hugging Face Hub"
 DESCRIPTION = """
 Sends a model's folder to the Hub, in one commit: weights (safetensors alone), configs, processor, a checked card,
-results that the Hub can read, and what trust_remote_code=True needs. Checkpoints, optimizer states and logs stay.
-FOLDER stays as it is. An upload that was interrupted goes on where it ended when the same is run again.
+results that the Hub can read, and what trust_remote_code=True needs. Checkpoints, optimizer states, logs of trackers
+and files of other kinds stay, and --dry-run says why. A credential in any text is refused. FOLDER stays as it is. An
+upload that was interrupted goes on where it ended when the same is run again.
 
 The code: by default two lines that load vistok's classes where vistok is installed. --self-contained publishes the
 modules themselves, flattened: the model then loads where vistok is not installed.
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--private",
         action=argparse.BooleanOptionalAction,
-        help="whether only its owner sees a repository that does not exist yet",
+        help="a new repository is seen by its owner alone; refused for one that everybody can read",
     )
     parser.add_argument("--revision", metavar="BRANCH", help="branch, made if there is none (main)")
     parser.add_argument("--message", metavar="TEXT", help="of the commit")

@@ -1,43 +1,22 @@
-"""What of a folder goes to a Hub, and what happens when something goes wrong on the way."""
+"""Folders on their way to a Hub and back, and what happens when something goes wrong."""
 
 import json
 import os
-import shutil
 
 import pytest
-import torch
-from safetensors.torch import save_file
 
 from tests.hub_client import turned_to
 from tests.hub_folders import auto_map, features_of, save_kind
 from tests.hub_server import TOKEN, running_hub
-from tests.tiny import save_base_models
-from vistok import GVTForConditionalGeneration, GVTModel, save_trained_weights
+from vistok import GVTForConditionalGeneration, GVTModel
 from vistok.cli import main
 from vistok.hub_cards.push import PushError, send
 from vistok.hub_cards.push_plan import planned_push
 from vistok.hub_cards.run_results import merge_results
 from vistok.modeling.hub_weights import DownloadError
-from vistok.modeling.trained_weights import CheckpointError
 
 REPO = "org/gvt-tiny"
 FAKE_SECRET = "hf_" + "q" * 34
-
-
-@pytest.fixture(scope="module")
-def saved(tmp_path_factory):
-    """A tiny GVT as a training leaves it, with what is to stay there."""
-    folder = tmp_path_factory.mktemp("runs") / "gvt-tiny"
-    save_kind("gvt", folder)
-    for name in ("checkpoint-3/optimizer.pt", "runs/events.1", "training_args.bin", ".cache/x", "optimizer.pt"):
-        (folder / name).parent.mkdir(exist_ok=True)
-        (folder / name).write_bytes(b"\x80\x04pickle")
-    return folder
-
-
-@pytest.fixture
-def folder(saved, tmp_path):
-    return shutil.copytree(saved, tmp_path / "gvt-tiny")
 
 
 @pytest.fixture
@@ -60,127 +39,6 @@ def blobs_of(cache) -> list[str]:
     """All files of a cache of the Hub that hold something of a model."""
     files = [path for path in cache.rglob("*") if path.is_file() and ".locks" not in path.parts]
     return sorted(path.name for path in files if "blobs" in path.parts or "snapshots" in path.parts)
-
-
-class TestPlan:
-    def test_weights_configs_card_and_code_go_and_the_rest_stays_with_a_reason(self, folder):
-        plan = plan_of(folder)
-        assert [file.path for file in plan.files] == [
-            *("README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors"),
-            *("processor_config.json", "tokenizer.json", "tokenizer_config.json", "vistok_classes.py"),
-        ]
-        assert set(plan.left_out) == {
-            *("checkpoint-3/optimizer.pt", "runs/events.1", "training_args.bin", ".cache/x", "optimizer.pt")
-        }
-        assert plan.size == sum(file.size for file in plan.files)
-
-    def test_the_folder_stays_as_it_is(self, folder):
-        before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-        plan_of(folder, self_contained=True)
-        assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
-
-    def test_the_stub_is_two_lines(self, folder):
-        stub = next(file for file in plan_of(folder).files if file.path == "vistok_classes.py")
-        lines = stub.content.decode().splitlines()
-        assert len(lines) == 2
-        assert lines[1] == "from vistok import GVTConfig, GVTForConditionalGeneration, GVTModel, GVTProcessor"
-
-    def test_a_stub_in_the_folder_does_not_go_beside_the_code_itself(self, folder):
-        (folder / "vistok_classes.py").write_text("from vistok import GVTModel\n")
-        plan = plan_of(folder, self_contained=True)
-        names = {file.path for file in plan.files}
-        assert "modeling_gvt.py" in names and "vistok_classes.py" not in names
-        assert plan.left_out["vistok_classes.py"] == "the code itself goes in its place"
-
-    def test_pickled_weights_are_refused(self, folder):
-        (folder / "model.safetensors").unlink()
-        torch.save({"x": torch.zeros(1)}, folder / "pytorch_model.bin")
-        with pytest.raises(CheckpointError, match=r"no weights as safetensors.*not published"):
-            plan_of(folder)
-
-    def test_truncated_weights_are_refused(self, folder):
-        weights = folder / "model.safetensors"
-        weights.write_bytes(weights.read_bytes()[:-100])
-        with pytest.raises(CheckpointError, match=r"model\.safetensors .* is truncated or damaged"):
-            plan_of(folder)
-
-    def test_a_missing_shard_is_named_by_numbers(self, folder):
-        (folder / "model.safetensors").unlink()
-        save_file({"x": torch.zeros(1)}, folder / "model-00001-of-00003.safetensors")
-        with pytest.raises(CheckpointError, match="1 of the 3 files"):
-            plan_of(folder)
-
-    def test_a_credential_is_refused_by_file_and_line_and_not_repeated(self, folder):
-        (folder / "notes.txt").write_text(f"one\nexport HF_TOKEN={FAKE_SECRET}\n")
-        with pytest.raises(ValueError, match=r"notes\.txt, line 2") as error:
-            plan_of(folder)
-        assert FAKE_SECRET not in str(error.value)
-
-    def test_configs_name_no_folder_of_this_machine(self, folder):
-        config = json.loads((folder / "config.json").read_text())
-        config["text_config"]["_name_or_path"] = "/srv/ada/models/tiny-llama"
-        (folder / "config.json").write_text(json.dumps(config))
-        sent = next(file for file in plan_of(folder).files if file.path == "config.json")
-        assert json.loads(sent.content)["text_config"]["_name_or_path"] == "tiny-llama"
-
-    @pytest.mark.parametrize("name", ["gvt", "a/b/c", "org/../x", "org/na me", ""])
-    def test_a_name_that_is_none_of_the_hubs_is_refused(self, folder, name):
-        with pytest.raises(ValueError, match="is no name of the Hub"), planned_push(folder, name):
-            pass
-
-    def test_a_folder_without_a_model_is_refused(self, tmp_path):
-        with pytest.raises(FileNotFoundError, match="neither a model nor a processor"):
-            plan_of(tmp_path)
-        with pytest.raises(FileNotFoundError, match="There is no folder"):
-            plan_of(tmp_path / "none")
-
-    def test_all_weights_are_no_adapter(self, folder):
-        with pytest.raises(CheckpointError, match="holds no trained weights alone"):
-            plan_of(folder, weights="adapter")
-
-    def test_an_unfilled_card_is_refused(self, folder):
-        (folder / "README.md").write_text("---\nlicense: mit\n---\n\n# GVT\n\nTrained on [More Information Needed]\n")
-        with pytest.raises(ValueError, match="nobody filled"):
-            plan_of(folder)
-
-    def test_a_card_by_hand_stays_and_loads_the_model_by_its_new_name(self, folder):
-        (folder / "README.md").write_text('---\nlicense: mit\n---\n\n# Mine\n\nLoad "gvt-tiny".\n')
-        card = next(file for file in plan_of(folder).files if file.path == "README.md")
-        assert card.content.decode().endswith(f'# Mine\n\nLoad "{REPO}".\n')
-
-
-@pytest.fixture(scope="module")
-def trained_once(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("trained")
-    model = GVTForConditionalGeneration.from_vision_text_pretrained(*save_base_models(folder), num_latents=3)
-    new = {name: weight for name, weight in model.state_dict().items() if ".resampler" in name or ".projector" in name}
-    save_trained_weights(model, folder / "gvt-tiny", new)
-    return folder / "gvt-tiny"
-
-
-class TestTrainedWeights:
-    @pytest.fixture
-    def trained(self, trained_once, tmp_path):
-        return shutil.copytree(trained_once, tmp_path / "trained")
-
-    def test_base_models_in_folders_of_this_machine_are_refused(self, trained):
-        with pytest.raises(ValueError, match=r"a folder of this machine.*--full"):
-            plan_of(trained, weights="adapter")
-
-    def test_full_adds_the_base_models(self, trained):
-        with planned_push(trained, REPO, weights="full") as plan:
-            files = {file.path: file for file in plan.files}
-            assert "model.safetensors" in files
-            assert "trained_weights.safetensors" not in files
-            assert json.loads(files["config.json"].content)["base_models"] is None
-
-    def test_names_of_vistok_do_not_go_with_self_contained_code(self, trained):
-        config = json.loads((trained / "config.json").read_text())
-        config["base_models"] = {"vision": "vistok:dinov2-small", "text": "vistok:smollm2-135m"}
-        (trained / "config.json").write_text(json.dumps(config))
-        assert "trained_weights.safetensors" in [file.path for file in plan_of(trained, weights="adapter").files]
-        with pytest.raises(ValueError, match="push all weights"):
-            plan_of(trained, self_contained=True)
 
 
 class TestRoundTrip:
@@ -222,6 +80,13 @@ class TestRoundTrip:
         assert "model.safetensors" in hub.files(REPO, "try")
         assert "model.safetensors" not in hub.files(REPO, "main")
 
+    def test_what_everybody_reads_is_not_taken_for_private(self, folder, hub):
+        push(folder)
+        before = hub.repositories[REPO].branches["main"]
+        with pytest.raises(PushError, match="exists and everybody can read it"):
+            push(folder, private=True)
+        assert hub.repositories[REPO].branches["main"] == before
+
     def test_the_command_shows_files_and_pushes_them_without_its_token(self, folder, hub, capsys):
         assert main(["push", str(folder), REPO, "--dry-run"]) == 0
         shown = capsys.readouterr().out
@@ -257,6 +122,17 @@ class TestFailures:
         with pytest.raises(PushError, match="does not know who you are") as error:
             push(folder)
         assert FAKE_SECRET not in str(error.value)
+
+    def test_a_token_that_is_none_is_told(self, folder, hub, monkeypatch):
+        monkeypatch.setenv("HF_TOKEN", "tokén-of-nobody")
+        with pytest.raises(PushError, match="characters that are none of a token"):
+            push(folder)
+
+    def test_a_password_in_the_address_is_not_told(self, folder, hub, monkeypatch):
+        monkeypatch.setenv("HF_ENDPOINT", "http://ada:pass1234@127.0.0.1:9")
+        with pytest.raises(PushError, match=r"the Hub \(http://") as error:
+            push(folder)
+        assert "pass1234" not in str(error.value)
 
     def test_a_hub_that_is_not_there_is_named(self, folder, hub, monkeypatch):
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")

@@ -100,6 +100,15 @@ def test_a_card_that_is_there_stays(hub):
     assert hub.files(REPO)["README.md"] == b"---\nlicense: mit\n---\n# Mine\n"
 
 
+def test_our_card_follows_what_is_pushed_in_another_form(hub):
+    model = tiny_gvt()
+    told = {False: "vistok has to be installed", True: "vistok need not be installed"}
+    for self_contained in (False, True, False):
+        model.push_to_hub(REPO, self_contained=self_contained)
+        card = hub.files(REPO)["README.md"].decode()
+        assert told[self_contained] in card and told[not self_contained] not in card
+
+
 def test_an_option_that_there_is_not_is_named():
     with pytest.raises(TypeError, match="takes no use_temp_dir"):
         tiny_gvt().push_to_hub(REPO, use_temp_dir=True)
