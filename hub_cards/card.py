@@ -216,7 +216,7 @@ def render_card(
     values |= {"name": name} if name else {}
     values |= {"fetch": "", "only_trained": False} if complete else {}
     if kind == vtlmm_card.KIND:
-        values |= vtlmm_card.vtlmm_card_values(folder, results, config)
+        values |= vtlmm_card.vtlmm_card_values(results, config, values["models"])
     if kind == distillation_card.KIND:
         values |= distillation_card.distillation_card_values(folder, results, config)
     if kind == setok_card.KIND:
@@ -224,7 +224,7 @@ def render_card(
     if kind == setok_llava_card.KIND:
         values |= setok_llava_card.setok_llava_card_values(folder, results, config)
     if kind == setokim_card.KIND:
-        values |= setokim_card.setokim_card_values(folder, results, config)
+        values |= setokim_card.setokim_card_values(results, config, values["models"])
     if kind in tower_card.KINDS and config is not None:
         values |= tower_card.tower_card_values(config)
     values["header"] = _header(kind, config, results, values)

@@ -133,13 +133,20 @@ def gain_over_floors(report: Mapping[str, Any]) -> tuple[float, str] | None:
         `tuple[float, str]`: percentage points, and where the interval lies: `"clear"` (all of it above the floor),
         `"not clear"` or `"below"` (all of it); `None` without such floors.
     """
-    floors = [_score(report, floor) for floor in report["floors"].values() if _of_same_questions(report, floor)]
-    if not floors:
+    best = _best_floor(report)
+    if best is None:
         return None
     score = _score(report, report)
     low, high = report.get("interval") or (score, math.inf)
-    best = max(floors)
-    return score - best, "clear" if low > best else "below" if high < best else "not clear"
+    return score - best[1], "clear" if low > best[1] else "below" if high < best[1] else "not clear"
+
+
+def _best_floor(report: Mapping[str, Any]) -> tuple[str, float] | None:
+    """Of those that were measured on the same questions."""
+    floors = {
+        name: _score(report, floor) for name, floor in report["floors"].items() if _of_same_questions(report, floor)
+    }
+    return max(floors.items(), key=lambda floor: floor[1]) if floors else None
 
 
 def _of_same_questions(report: Mapping[str, Any], floor: Mapping[str, Any]) -> bool:
@@ -273,20 +280,17 @@ def unclear_gains(reports: Sequence[Mapping[str, Any]]) -> list[str]:
     Args:
         reports (`Sequence[Mapping]`): normalised reports.
     """
-    return [
-        f"On {report_title(report)}, its {_name_in_words(report)} ({_score(report, report):.2f}) is "
-        f"{'below' if gain[1] == 'below' else 'not clearly above'} that of {_best_floor(report)}."
-        for report in reports
-        if (gain := gain_over_floors(report)) is not None and gain[1] != "clear"
-    ]
-
-
-def _best_floor(report: Mapping[str, Any]) -> str:
-    floors = {
-        name: _score(report, floor) for name, floor in report["floors"].items() if _of_same_questions(report, floor)
-    }
-    name = max(floors, key=floors.__getitem__)
-    return f"{IN_WORDS.get(name, floor_name(name))} ({floors[name]:.2f})"
+    sentences = []
+    for report in reports:
+        gain, best = gain_over_floors(report), _best_floor(report)
+        if gain is not None and best is not None and gain[1] != "clear":
+            name, score = best
+            sentences.append(
+                f"On {report_title(report)}, its {_name_in_words(report)} ({_score(report, report):.2f}) is "
+                f"{'below' if gain[1] == 'below' else 'not clearly above'} that of "
+                f"{IN_WORDS.get(name, floor_name(name))} ({score:.2f})."
+            )
+    return sentences
 
 
 def _name_in_words(report: Mapping[str, Any]) -> str:

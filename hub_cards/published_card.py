@@ -57,7 +57,7 @@ def published_card(
     if present is None or present == here:
         text = there
     else:
-        text = made_to_fit(present, folder, there) if there else present
+        text = _made_to_fit(present, folder, there) if there else present
     text = text.replace(f'"{folder.resolve().name}"', f'"{repo_id}"')
     try:
         validate_card(text, folder)
@@ -67,18 +67,29 @@ def published_card(
     return {CARD_NAME: text, **eval_result_files(results.get("evaluation") or [], {**known, **(benchmarks or {})})}
 
 
-def made_to_fit(text: str, folder: Path, there: str) -> str:
+def refitted_card(text: str, folder: Path, repo_id: str, code: str) -> dict[str, str]:
     """
-    A card that is not ours any more, or of another name or form, with our section on how to use the model as it has to
-    be, if that section is still as we wrote it.
+    The card that a repository has, with how the model is used from now on.
 
     Args:
         text (`str`): the card.
-        folder (`Path`): of the model.
-        there (`str`): our card, as it is to be.
+        folder, repo_id, code: as in [`published_card`].
 
     Returns:
-        `str`: the card.
+        `dict[str, str]`: text by the path of its file; empty if nothing changes, or the card is none of ours.
+    """
+    try:
+        there = render_card(folder, read_results(folder), name=repo_id, code=code)
+    except ValueError:  # of a kind for which there is no card of ours
+        return {}
+    fitted = _made_to_fit(text, folder, there)
+    return {} if fitted == text else {CARD_NAME: fitted}
+
+
+def _made_to_fit(text: str, folder: Path, there: str) -> str:
+    """
+    A card that is not ours any more, or of another name or form, with our section on how to use the model as it has to
+    be, if that section is still as we wrote it.
     """
     present, wanted = _USE.search(text), _USE.search(there)
     loaded = _LOADED.search(present[0]) if present else None
@@ -110,4 +121,4 @@ def card_notes(text: str, repo_id: str) -> list[str]:
     return notes
 
 
-__all__ = ["CARD_NAME", "card_notes", "made_to_fit", "published_card"]
+__all__ = ["CARD_NAME", "card_notes", "published_card", "refitted_card"]

@@ -76,9 +76,9 @@ def send(
 
     Raises:
         PushError: if the Hub cannot be reached or refuses, or the upload is cut: no commit was made.
-        ValueError: if the token stands in a file, or a credential in the message.
+        ValueError: if a credential stands in the message.
     """
-    check_no_secrets(plan.files, message, token)
+    check_no_secrets([], message, token)
     api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None, token=token)
     branch = revision or constants.DEFAULT_REVISION
     with told_push_errors(plan.repo_id, token):
@@ -151,8 +151,6 @@ def told_push_errors(repo_id: str, token: str | bool | None = None) -> Iterator[
             f"{repo_id} cannot be pushed: the token has characters that are none of a token. Log in with `hf auth "
             "login`, or set HF_TOKEN."
         ) from None
-    except PushError:
-        raise
     except Exception as error:
         cause = _cause(error)
         if cause is None:

@@ -11,13 +11,9 @@ from transformers import PreTrainedModel
 from transformers.utils import logging
 
 from ..modeling.trained_weights import save_trained_weights
-from .card import CARD_NAME, render_card
-from .flat_export import MANIFEST_NAME
-from .published_card import made_to_fit
+from .card import CARD_NAME
 from .push import send, told_push_errors
-from .push_plan import PushedFile, PushPlan, Weights, check_repo_id, planned_push
-from .remote_code import STUB_NAME
-from .run_results import read_results
+from .push_plan import Weights, check_repo_id, planned_push
 
 logger = logging.get_logger(__name__)
 
@@ -76,9 +72,9 @@ def push_object(
             published.save_pretrained(folder, **(of_saving or {}))
         card = _card_of(repo_id, revision, token) if is_model else None
         weights: Weights = "adapter" if adapter_only else "as they are"
-        with planned_push(folder, repo_id, weights, self_contained, with_card=is_model and card is None) as plan:
-            if card is not None:
-                plan.files.extend(_refitted(card, folder, plan))
+        with planned_push(
+            folder, repo_id, weights, self_contained, with_card=is_model, card_there=card, token=token
+        ) as plan:
             for note in plan.notes:
                 logger.warning(f"{repo_id}: {note}.")
             kind = "model" if is_model else "processor"
@@ -101,18 +97,6 @@ def _card_of(repo_id: str, revision: str | None, token: str | bool | None) -> st
         if not api.file_exists(repo_id, CARD_NAME, revision=revision):
             return None
         return Path(api.hf_hub_download(repo_id, CARD_NAME, revision=revision, local_dir=temporary)).read_text("utf-8")
-
-
-def _refitted(card: str, folder: Path, plan: PushPlan) -> list[PushedFile]:
-    """The card that is there with how the model is used from now on, if that changes anything."""
-    code = {STUB_NAME: "stub", MANIFEST_NAME: "self-contained"}
-    of_files = [code[file.path] for file in plan.files if file.path in code]
-    try:
-        there = render_card(folder, read_results(folder), name=plan.repo_id, code=(of_files or ["package"])[0])
-    except ValueError:  # of a kind for which there is no card of ours
-        return []
-    text = made_to_fit(card, folder, there)
-    return [] if text == card else [PushedFile(CARD_NAME, text.encode("utf-8"))]
 
 
 __all__ = ["push_object"]

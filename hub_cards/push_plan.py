@@ -22,7 +22,7 @@ from ..modeling.lora_adapters import ordinary_model
 from ..modeling.trained_weights import TRAINED_WEIGHTS_NAME, CheckpointError
 from .card_facts import is_hub_id
 from .flat_export import flat_files
-from .published_card import CARD_NAME, card_notes, published_card
+from .published_card import CARD_NAME, card_notes, published_card, refitted_card
 from .remote_code import PROCESSOR_FILES, STUB_NAME, load_config, processor_name, stub_files
 from .secret_scan import check_no_secrets, without_machine_paths
 from .whole_folder import model_class
@@ -113,6 +113,8 @@ def planned_push(
     self_contained: bool = False,
     benchmarks: Mapping[str, str] | None = None,
     with_card: bool = True,
+    card_there: str | None = None,
+    token: str | bool | None = None,
 ) -> Iterator[PushPlan]:
     """
     Decides on what goes to the Hub, and checks it. The folder stays as it is.
@@ -127,6 +129,8 @@ def planned_push(
         benchmarks (`Mapping[str, str]`, *optional*): data sets of the Hub, `owner/name` or `owner/name:task`, by the
             tasks of evaluations: for their results on the Hub.
         with_card (`bool`, *optional*, defaults to `True`): with the card of the model.
+        card_there (`str`, *optional*): the card that the repository has, which stays but for how the model is used.
+        token (`str` or `bool`, *optional*): that it is sent with; no file may hold it.
 
     Yields:
         [`PushPlan`]: usable as long as the context is open.
@@ -154,8 +158,11 @@ def planned_push(
         made = {**make_code(source, config, processor_name(folder))}
         if with_card and config is not None:
             code = "self-contained" if self_contained else "stub" if made else "package"
-            made |= published_card(folder, repo_id, code, complete=not only_trained, benchmarks=benchmarks or {})
-            notes += card_notes(made[CARD_NAME], repo_id)
+            if card_there is not None:
+                made |= refitted_card(card_there, folder, repo_id, code)
+            else:
+                made |= published_card(folder, repo_id, code, complete=not only_trained, benchmarks=benchmarks or {})
+                notes += card_notes(made[CARD_NAME], repo_id)
         if self_contained and not any(name.endswith(".py") for name in made):
             notes.append(f"no code goes: transformers has that of {getattr(config, 'model_type', 'this processor')}")
         if self_contained and STUB_NAME in found:
@@ -165,7 +172,7 @@ def planned_push(
         files |= {name: PushedFile(name, text.encode("utf-8")) for name, text in made.items()}
         files = {name: without_machine_paths(file) for name, file in files.items()}
         plan = PushPlan(repo_id, [files[name] for name in sorted(files)], left_out, notes)
-        check_no_secrets(plan.files)
+        check_no_secrets(plan.files, token=token)
         yield plan
 
 

@@ -49,17 +49,27 @@ def setok_card_values(results: Mapping[str, Any], config: PreTrainedConfig | Non
 
 def _architecture(config: Any, image_size: int | None) -> list[card_facts.Row]:
     vision, masks = config.vision_config, getattr(config, "mask_decoder_config", None)
-    images = getattr(config, "detokenizer_config", None)
     rows = [
         ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
         ("vision tower", card_facts.tower_in_words(vision)),
-        ("clusters", f"{vision.method}, {vision.assignment}, {vision.min_tokens} to {vision.max_tokens} of an image"),
+        ("clusters", clusters_in_words(vision)),
         ("merger", f"{vision.merger}, {vision.merger_num_layers} layers" if vision.merger == "attention" else "mean"),
         ("visual tokens", f"{card_facts.number(vision.output_size or vision.patch_hidden_size)} wide"),
         ("mask decoder", "none" if masks is None else f"{masks.num_hidden_layers} layers, {masks.hidden_size} wide"),
-        ("draws images", "no: it has no detokenizer" if images is None else "with its own diffusion model"),
+        ("draws images", drawing_in_words(config)),
     ]
     return [(name, value) for name, value in rows if value]
+
+
+def clusters_in_words(config: Any) -> str:
+    """How patches become tokens, of the config of a SeTok's vision model or tokenizer."""
+    return f"{config.method}, {config.assignment}, {config.min_tokens} to {config.max_tokens} of an image"
+
+
+def drawing_in_words(config: Any) -> str:
+    """What a SeTok draws images with."""
+    has_detokenizer = getattr(config, "detokenizer_config", None) is not None
+    return "with its own diffusion model" if has_detokenizer else "no: it has no detokenizer"
 
 
 def _trainable(config: Any, phase: str, draws: bool, changed: Mapping[str, str]) -> list[card_facts.Row]:
@@ -94,4 +104,4 @@ def _while_training(metrics: Mapping[str, Any]) -> list[list[str]]:
     return [["measure", "value"], *rows] if rows else []
 
 
-__all__ = ["KIND", "setok_card_values"]
+__all__ = ["KIND", "clusters_in_words", "drawing_in_words", "setok_card_values"]

@@ -1,14 +1,13 @@
 """What the card of a Setokim says, gathered from its config and from what its training recorded."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from . import card_facts
 from .card_evaluation import measured_while_training
-from .card_lineage import models_made_of
+from .setok_card import clusters_in_words, drawing_in_words
 
 KIND = "setokim"
 """The trainer in the recipe of a Setokim, and the type of its config."""
@@ -28,21 +27,22 @@ _MEASURED = {
 }
 
 
-def setokim_card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConfig | None) -> dict[str, Any]:
+def setokim_card_values(
+    results: Mapping[str, Any], config: PreTrainedConfig | None, models: Sequence[card_facts.BaseModel]
+) -> dict[str, Any]:
     """
     What the template of a Setokim shows, beside what all cards show.
 
     Args:
-        folder (`Path`): of the model.
         results (`Mapping`): as they stand in `results.json`.
         config (`PreTrainedConfig`, *optional*): the model's.
+        models (`list[BaseModel]`): what it was made of.
 
     Returns:
         `dict`: values of the template.
     """
     recipe = results.get("recipe") or {}
     training = recipe.get("training") or {}
-    models = models_made_of(config, results, folder)
     detokenizer = getattr(getattr(config, "setok_config", None), "detokenizer_config", None)
     return {
         "summary": _summary(models),
@@ -63,19 +63,18 @@ def _summary(models: Sequence[card_facts.BaseModel]) -> str:
 
 
 def _architecture(config: Any, image_size: int | None) -> list[card_facts.Row]:
-    vision, text, setok = config.tokenizer_config, config.text_config, config.setok_config
+    vision, text = config.tokenizer_config, config.text_config
     token_size = vision.output_size or vision.patch_hidden_size
-    detokenizer = getattr(setok, "detokenizer_config", None)
     bank = getattr(config, "token_bank_size", 0)
     rows = [
         ("images", f"{image_size} × {image_size} pixels" if image_size else ""),
         ("vision tower", card_facts.tower_in_words(config)),
-        ("clusters", f"{vision.method}, {vision.assignment}, {vision.min_tokens} to {vision.max_tokens} of an image"),
+        ("clusters", clusters_in_words(vision)),
         ("visual tokens", f"{card_facts.number(token_size)} wide"),
         ("projections", f"{token_size} → {text.hidden_size} and back"),
         ("language model", card_facts.language_model_in_words(config)),
         ("written tokens", f"chosen among {card_facts.number(bank)} real ones" if bank else ""),
-        ("draws images", "no: it has no detokenizer" if detokenizer is None else "with its own diffusion model"),
+        ("draws images", drawing_in_words(config.setok_config)),
         ("LoRA", card_facts.lora_in_words(config)),
     ]
     return [(name, value) for name, value in rows if value]

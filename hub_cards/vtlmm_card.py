@@ -1,14 +1,12 @@
 """What the card of a VT-LMM says, gathered from its config and from what its training recorded."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedConfig
 
 from . import card_facts
 from .card_evaluation import measured_while_training
-from .card_lineage import models_made_of
 
 KIND = "vtlmm"
 """The type of such a model."""
@@ -35,21 +33,22 @@ _MEASURED = {
 }
 
 
-def vtlmm_card_values(folder: Path, results: Mapping[str, Any], config: PreTrainedConfig | None) -> dict[str, Any]:
+def vtlmm_card_values(
+    results: Mapping[str, Any], config: PreTrainedConfig | None, models: Sequence[card_facts.BaseModel]
+) -> dict[str, Any]:
     """
     What the template of a VT-LMM shows, beside what all cards show.
 
     Args:
-        folder (`Path`): of the model.
         results (`Mapping`): as they stand in `results.json`.
         config (`PreTrainedConfig`, *optional*): the model's.
+        models (`list[BaseModel]`): what it was made of.
 
     Returns:
         `dict`: values of the template.
     """
     recipe = results.get("recipe") or {}
     model, training = recipe.get("model") or {}, recipe.get("training") or {}
-    models = models_made_of(config, results, folder)
     return {
         "summary": _summary(config, models),
         "architecture": [] if config is None else _architecture(config, model.get("image_size")),

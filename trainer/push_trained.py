@@ -89,13 +89,14 @@ def push_trained(
     if not _keeps_results(folder, trainer):
         merge_results(folder, _results(trainer))
     write_card(folder)
-    with planned_push(folder, repo_id, self_contained=self_contained) as plan:
+    token = token or args.hub_token or None
+    with planned_push(folder, repo_id, self_contained=self_contained, token=token) as plan:
         return send(
             plan,
             private=args.hub_private_repo if private is None else private,
             revision=revision or args.hub_revision,
             message=commit_message or "End of training",
-            token=token or args.hub_token or None,
+            token=token,
         )
 
 
